@@ -1,0 +1,1 @@
+"""Masked vision-language pre-training (MaskVLM, ICLR 2023) in JAX and Flax."""

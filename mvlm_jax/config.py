@@ -1,0 +1,228 @@
+"""Every setting of a run, declared once with its unit and its reason.
+
+A recipe in `configs/` starts from `default()` and changes the fields that differ. The tree is locked: a field
+that is not declared here is refused, and so is a value of another type.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mvlm_jax.errors import UserError
+
+# Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
+CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every", "eval.")
+
+
+def default() -> ConfigDict:
+    """The paper's values wherever the paper gives one (arXiv 2208.02131, section 4 and appendix)."""
+    config = ConfigDict()
+
+    config.seed = 0  # everything random derives from (seed, stream, step)
+    config.task = "pretrain"
+    config.steps = 1000  # optimizer updates in the whole run
+    config.batch_size = 512  # pairs in a step over all devices; a multiple of matching.group
+    config.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), float32, bfloat16
+    config.log_every = 20  # steps between two lines of metrics.jsonl
+
+    config.image = ConfigDict()
+    config.image.size = 224  # pixels a side; a multiple of two patches, the side of a mask cell
+    config.image.patch = 16  # pixels a side
+    config.image.mean = (0.5, 0.5, 0.5)  # of RGB in [0, 1]; what the published ViT weights were trained with
+    config.image.std = (0.5, 0.5, 0.5)
+
+    config.text = ConfigDict()
+    config.text.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
+    config.text.tokenizer = ""  # tokenizer.json or vocab.txt; empty: one is trained on the training captions
+    config.text.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many entries
+    config.text.max_length = 40  # tokens a caption, start and end included; longer captions are cut
+    config.text.positions = 512  # rows of the position table, as in the published encoders
+
+    config.model = model_size("base")
+
+    config.mask = ConfigDict()
+    config.mask.image_ratio = 0.6  # of the cells; exactly ceil(ratio * cells) are masked
+    config.mask.image_cell = 2  # patches a side (32 pixels at 16-pixel patches, as SimMIM)
+    config.mask.text_ratio = 0.3  # of a caption's ordinary tokens; exactly max(1, round(ratio * n))
+    config.mask.condition_on = "unmasked"  # what the other modality shows a reconstruction: unmasked, masked, none
+
+    config.loss = ConfigDict()  # weights; 0 switches an objective off
+    config.loss.mim = 1.0
+    config.loss.mlm = 1.0
+    config.loss.itc = 1.0
+    config.loss.itm = 1.0
+
+    config.matching = ConfigDict()
+    config.matching.group = 32  # consecutive pairs among which hard negatives are sought (the paper's batch per GPU)
+
+    config.optimizer = ConfigDict()
+    config.optimizer.warmup_steps = 100
+    config.optimizer.peak = 3e-4  # learning rate after the warm-up
+    config.optimizer.final = 3e-5  # learning rate at the last step (cosine in between)
+    config.optimizer.encoder_peak = 1e-5  # of the two uni-modal encoders, which start from published weights
+    config.optimizer.encoder_final = 1e-5
+    config.optimizer.weight_decay = 0.05  # not on biases, norms, positions and single tokens
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
+
+    config.data = ConfigDict()
+    config.data.train = "tfds:shapes:train"  # the source that a run is trained on
+    config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
+    config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.workers = 0  # processes that decode and augment; 0: threads of this process
+    config.data.prefetch = 2  # batches kept ready
+    config.data.max_image_pixels = 89_478_485  # larger images are refused before they are decoded (Pillow's own limit)
+    config.data.augment = ConfigDict()
+    config.data.augment.min_scale = 0.2  # smallest area of the random crop, as a part of the image
+    config.data.augment.flip = True  # never for a caption that says left or right
+    config.data.augment.operations = 2  # RandAugment operations an image, none of them on colour; 0: none
+    config.data.augment.magnitude = 7  # of each, 0 to 10
+
+    config.mesh = ConfigDict()  # devices on each axis; -1 on one axis: all that are left
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 500  # steps
+    config.checkpoint.keep_last = 3
+    config.checkpoint.keep_every = 0  # also keeps each step that is a multiple; 0: none
+
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps between two evaluations; 0: after the last step only
+    config.eval.batch_size = 64  # does not change any metric
+    config.eval.rerank = 32  # candidates per query that the matching head sorts anew; 0: none
+    config.eval.bootstrap = 2000  # resamples behind a 95% interval
+
+    return config.lock()
+
+
+def model_size(name: str) -> ConfigDict:
+    """Widths and depths of a size; `base` is the paper's.
+
+    Raises:
+      UserError: no such size.
+    """
+    sizes = {
+        "tiny": {"width": 128, "heads": 4, "layers": 4},
+        "small": {"width": 384, "heads": 6, "layers": 12},
+        "base": {"width": 768, "heads": 12, "layers": 12},
+        "large": {"width": 1024, "heads": 16, "layers": 24},
+    }
+    if name not in sizes:
+        raise UserError(f"model size {name!r} is not one of {', '.join(sizes)}")
+    model = ConfigDict(sizes[name])  # layers: of each of the two encoders
+    model.mlp_ratio = 4  # width of an MLP's hidden layer, in widths
+    model.cross_layers = 3  # of each cross encoder
+    model.decoder_layers = 3  # of the image decoder
+    model.projection = 256  # width of the space in which images and texts are compared
+    model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
+    model.remat = "none"  # what the backward pass of the encoders computes anew: none, dots, full
+    return model
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses values that cannot work together.
+
+    Raises:
+      UserError: the field, the value received and what would be right.
+    """
+    choices = {
+        "task": ("pretrain",),
+        "dtype": ("auto", "float32", "bfloat16"),
+        "text.kind": ("roberta", "bert"),
+        "mask.condition_on": ("unmasked", "masked", "none"),
+        "model.token_head": ("dense", "tied"),
+        "model.remat": ("none", "dots", "full"),
+    }
+    fields = dict(flatten(config))
+    for name, legal in choices.items():
+        if fields[name] not in legal:
+            raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
+    at_least_one = ("steps", "batch_size", "log_every", "image.size", "image.patch", "text.vocab_size",
+                    "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
+                    "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
+                    "data.prefetch", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",
+                    "eval.bootstrap")  # fmt: skip
+    for name in at_least_one:
+        if fields[name] < 1:
+            raise UserError(f"config.{name}={fields[name]} must be at least 1")
+    for name in ("mask.image_ratio", "mask.text_ratio"):
+        if not 0 < fields[name] < 1:
+            raise UserError(f"config.{name}={fields[name]} must lie between 0 and 1")
+    for name in ("optimizer.peak", "optimizer.encoder_peak", "optimizer.weight_decay", "optimizer.warmup_steps",
+                 "loss.mim", "loss.mlm", "loss.itc", "loss.itm"):  # fmt: skip
+        if fields[name] < 0:
+            raise UserError(f"config.{name}={fields[name]} must not be negative")
+    if not 3 <= config.text.max_length <= config.text.positions:
+        raise UserError(
+            f"config.text.max_length={config.text.max_length} must lie between 3 (start, one token, end) "
+            f"and config.text.positions={config.text.positions}"
+        )
+    if config.model.width % config.model.heads:
+        raise UserError(
+            f"config.model.width={config.model.width} must be a multiple of config.model.heads={config.model.heads}"
+        )
+    cell = config.image.patch * config.mask.image_cell
+    if config.image.size % cell:
+        raise UserError(
+            f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
+            f"{config.mask.image_cell} patches of {config.image.patch}"
+        )
+    if config.batch_size % config.matching.group:
+        raise UserError(
+            f"config.batch_size={config.batch_size} must be a multiple of "
+            f"config.matching.group={config.matching.group}"
+        )
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field, in order; tuples as lists, as JSON has them."""
+    for name, value in sorted(config.items()):
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole config as indented JSON, fields sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Inverse of `to_json`.
+
+    Raises:
+      UserError: a field is missing, unknown or of another type than `default()` declares.
+    """
+    config = default()
+    try:
+        config.update(_as_declared(json.loads(text), config))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"config.json does not fit this version: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _as_declared(values: Mapping[str, Any], declared: ConfigDict) -> dict[str, Any]:
+    if set(values) != set(declared.keys()):
+        raise KeyError(f"fields {sorted(set(values) ^ set(declared.keys()))} are missing or unknown")
+    return {
+        name: _as_declared(value, declared[name]) if isinstance(value, dict)
+        else tuple(value) if isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }  # fmt: skip
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Names of the fields that differ and that a continued run must not change."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return [
+        name
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name) and not name.startswith(CHANGEABLE_ON_RESUME)
+    ]

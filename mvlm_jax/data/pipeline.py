@@ -1,0 +1,259 @@
+"""Examples to batches: the batch of step t is a function of (source, seed, t) alone."""
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+from absl import logging
+from jaxtyping import Int32, Shaped, UInt8
+
+from mvlm_jax.data.images import UndecodableImage, augment, decode_image, evaluate_transform
+from mvlm_jax.data.sources import Example, Source
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
+
+Batch = dict[str, Shaped[np.ndarray, "B ..."]]
+
+LONGEST_GAP = 1000  # unusable records in a row before the source is taken to be broken
+CACHE_BYTES = 2**30  # decoded pixels of an evaluation split that are kept in memory
+
+
+def train_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    image_size: int,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    max_image_pixels: int,
+    min_scale: float,
+    flip: bool,
+    operations: int,
+    magnitude: int,
+) -> Iterator[Batch]:
+    """Endless batches from `start_step` on; `close()` ends its threads or worker processes.
+
+    A batch is `image` uint8 [b, size, size, 3], `text` int32 [b, L], `image_id` int32 [b] (a hash) and `skipped`
+    int32 [b], the unusable records stepped over for that slot. Of the `batch_size` pairs of a step, process p of
+    `process_count` gets b consecutive ones. Epochs run on through the borders of batches.
+
+    Raises:
+      UserError: an empty source, or a batch size that the processes cannot share evenly.
+    """
+    if len(source) == 0:
+        raise UserError("the training source holds no example; a run needs at least one")
+    if batch_size % process_count:
+        raise UserError(f"config.batch_size={batch_size} must be a multiple of the {process_count} processes")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"config.seed={seed} must lie between 0 and {2**32 - 1}")
+    load = _Load(
+        source=source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        max_length=max_length,
+        max_image_pixels=max_image_pixels,
+        min_scale=min_scale,
+        flip=flip,
+        operations=operations,
+        magnitude=magnitude,
+    )
+    records = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
+    # Batches of one process's size, dealt out in turn: batch t * process_count + p is the p-th part of step t.
+    batches = records.batch(batch_size // process_count)[start_step * process_count + process_index :: process_count]
+    threads = min(prefetch, os.cpu_count() or 1)
+    if not workers:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    ready = max(1, math.ceil(prefetch / workers))
+    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
+    in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
+    return iter(in_turn.mp_prefetch(options))
+
+
+def training_captions(source: Source) -> Iterator[str]:
+    """Every caption of every record, for training a tokenizer."""
+    for index in range(len(source)):
+        yield from source[index]["captions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSplit:
+    """A whole split in order: all captions as tokens, images on demand.
+
+    Images that cannot be decoded or have no caption are left out and counted in `left_out` by reason.
+    """
+
+    captions: Int32[np.ndarray, "M L"]
+    caption_image: Int32[np.ndarray, " M"]  # index of the image that a caption belongs to
+    image_ids: list[str]
+    left_out: dict[str, int]
+    source: Source
+    records: list[int]  # of the source, one for each image
+    image_size: int  # pixels a side
+    max_image_pixels: int
+    pixels: UInt8[np.ndarray, "I S S 3"] | None  # None: too many to keep, decoded again at each pass
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_batches(self, batch_size: int) -> Iterator[tuple[UInt8[np.ndarray, "B S S 3"], Int32[np.ndarray, " B"]]]:
+        """(images, their indices) in order; the last batch is shorter."""
+        for start in range(0, len(self), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(self)), dtype=np.int32)
+            yield self._images(indices), indices
+
+    def _images(self, indices: Int32[np.ndarray, " B"]) -> UInt8[np.ndarray, "B S S 3"]:
+        if self.pixels is not None:
+            return self.pixels[indices]
+        return np.stack(
+            [
+                _evaluated(
+                    self.source[self.records[i]]["image"],
+                    image_size=self.image_size,
+                    max_image_pixels=self.max_image_pixels,
+                )
+                for i in indices
+            ]
+        )
+
+
+def eval_split(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    max_image_pixels: int,
+    image_size: int,
+) -> EvalSplit:
+    """Reads and checks a whole split.
+
+    Raises:
+      UserError: no image of it can be used.
+    """
+    captions: list[str] = []
+    caption_image: list[int] = []
+    image_ids: list[str] = []
+    records: list[int] = []
+    pixels: list[np.ndarray] = []
+    left_out: Counter[str] = Counter()
+    keep_pixels = len(source) * image_size * image_size * 3 <= CACHE_BYTES
+
+    def check(index: int) -> tuple[Example, np.ndarray | str]:
+        example = source[index]
+        if not example["captions"]:
+            return example, "no_captions"
+        try:
+            return example, _evaluated(example["image"], image_size=image_size, max_image_pixels=max_image_pixels)
+        except UndecodableImage as error:
+            return example, error.reason
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # In chunks: `map` would otherwise hold every image of a large split at once.
+        for start in range(0, len(source), 256):
+            chunk = range(start, min(start + 256, len(source)))
+            for index, (example, image) in zip(chunk, pool.map(check, chunk), strict=True):
+                if isinstance(image, str):
+                    left_out[image] += 1
+                    continue
+                captions.extend(example["captions"])
+                caption_image.extend([len(image_ids)] * len(example["captions"]))
+                image_ids.append(example["image_id"])
+                records.append(index)
+                if keep_pixels:
+                    pixels.append(image)
+    if not image_ids:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(left_out.items()))
+        raise UserError(f"none of the {len(source)} images of the evaluation source can be used ({reasons or 'empty'})")
+    if left_out:
+        logging.warning("%d images are left out of the evaluation: %s", left_out.total(), dict(left_out))
+    return EvalSplit(
+        captions=tokenizer.encode(captions, max_length=max_length),
+        caption_image=np.array(caption_image, np.int32),
+        image_ids=image_ids,
+        left_out=dict(left_out),
+        source=source,
+        records=records,
+        image_size=image_size,
+        max_image_pixels=max_image_pixels,
+        pixels=np.stack(pixels) if keep_pixels else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """(record index, random generator) -> one row of a batch; pickled into worker processes."""
+
+    source: Source
+    tokenizer: Tokenizer
+    image_size: int
+    max_length: int
+    max_image_pixels: int
+    min_scale: float
+    flip: bool
+    operations: int
+    magnitude: int
+    reported: set[int] = dataclasses.field(default_factory=set)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        example, image, skipped = self._usable(int(index))
+        caption = example["captions"][rng.integers(len(example["captions"]))]
+        augmented = augment(
+            image,
+            rng=rng,
+            caption=caption,
+            size=self.image_size,
+            min_scale=self.min_scale,
+            flip=self.flip,
+            operations=self.operations,
+            magnitude=self.magnitude,
+        )
+        return {
+            "image": augmented,
+            "text": self.tokenizer.encode([caption], max_length=self.max_length)[0],
+            "image_id": np.array(stable_hash(example["image_id"]), np.int32),
+            "skipped": np.array(skipped, np.int32),
+        }
+
+    def _usable(self, index: int) -> tuple[Example, np.ndarray, int]:
+        """The first usable record from `index` on, its pixels, and how many were stepped over."""
+        reason = ""
+        # The smallest crop still has the pixels that its resized copy needs.
+        size_hint = math.ceil(self.image_size / math.sqrt(self.min_scale))
+        gap = min(len(self.source), LONGEST_GAP)
+        for skipped in range(gap):
+            record = (index + skipped) % len(self.source)
+            example = self.source[record]
+            if not example["captions"]:
+                reason = "no_captions"
+            else:
+                try:
+                    pixels = decode_image(example["image"], max_pixels=self.max_image_pixels, size_hint=size_hint)
+                    return example, pixels, skipped
+                except UndecodableImage as error:
+                    reason = str(error)
+            if record not in self.reported:
+                self.reported.add(record)
+                logging.warning("record %d (%s) is stepped over: %s", record, example["image_id"], reason)
+        raise UserError(f"{gap} records in a row cannot be used, from record {index} on; the last one: {reason}")
+
+
+def stable_hash(identity: str) -> int:
+    """A signed 32-bit hash that is the same in every process and version of Python."""
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=4).digest(), signed=True)
+
+
+def _evaluated(data: bytes, *, image_size: int, max_image_pixels: int) -> UInt8[np.ndarray, "S S 3"]:
+    pixels = decode_image(data, max_pixels=max_image_pixels, size_hint=image_size)
+    return evaluate_transform(pixels, size=image_size)

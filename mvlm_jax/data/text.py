@@ -1,0 +1,197 @@
+"""Captions to token ids and back."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Set before the library starts its threads: Grain's workers would each start one per core.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int, Int32
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from mvlm_jax.errors import UserError
+
+SPECIAL = {  # start, padding, end, unknown, mask
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
+}
+# What a caption can hold in one token is far below this; the rest of an endless caption is not even looked at.
+CHARACTERS_PER_TOKEN = 256
+
+
+class TokenIds(NamedTuple):
+    """Ids of the special tokens."""
+
+    pad: int
+    start: int
+    end: int
+    mask: int
+    unknown: int
+
+
+class Tokenizer:
+    """A trained `tokenizers.Tokenizer` that knows its special tokens and writes fixed-length arrays.
+
+    Raises:
+      UserError: `tokenizer` lacks a special token of `kind`.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, kind: str) -> None:
+        self.kind = kind
+        self._tokenizer = tokenizer
+        self._set_up()
+        ids = {token: tokenizer.token_to_id(token) for token in _special(kind)}
+        missing = [token for token, number in ids.items() if number is None]
+        if missing:
+            raise UserError(f"the tokenizer has no {', '.join(missing)}; text.kind={kind!r} needs {' '.join(ids)}")
+        start, pad, end, unknown, mask = ids.values()
+        self.ids = TokenIds(pad=pad, start=start, end=end, mask=mask, unknown=unknown)
+        # Ids need not be dense: the rows that the embedding table must have.
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, captions: Sequence[str], *, max_length: int) -> Int32[np.ndarray, "B L"]:
+        """start, tokens, end, padding up to `max_length`; a longer caption is cut and keeps its end token."""
+        cleaned = [_clean(caption, limit=CHARACTERS_PER_TOKEN * max_length) for caption in captions]
+        ids = np.full((len(captions), max_length), self.ids.pad, np.int32)
+        for row, encoding in zip(ids, self._tokenizer.encode_batch(cleaned, add_special_tokens=False), strict=True):
+            tokens = encoding.ids[: max_length - 2]
+            row[: len(tokens) + 2] = [self.ids.start, *tokens, self.ids.end]
+        return ids
+
+    def decode(self, ids: Int[np.ndarray, " L"] | Sequence[int]) -> str:
+        """The caption without its special tokens."""
+        return self._tokenizer.decode([int(number) for number in ids if number not in self.ids]).strip()
+
+    def save(self, path: str | Path) -> None:
+        """Writes a `tokenizer.json` that `load` reads back unchanged."""
+        target = Path(path)
+        partial = target.with_name(f"{target.name}.partial")
+        partial.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | Path, *, kind: str) -> "Tokenizer":
+        """Reads a `tokenizer.json`, or BERT's `vocab.txt` (one token a line).
+
+        Raises:
+          UserError: the file is missing, is neither of the two, or does not fit `kind`.
+        """
+        _special(kind)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
+                            ) from error  # fmt: skip
+        if Path(path).suffix == ".txt":
+            tokenizer = _from_vocabulary(text, path=path, kind=kind)
+        else:
+            try:
+                tokenizer = tokenizers.Tokenizer.from_str(text)
+            except Exception as error:  # the library raises nothing narrower
+                raise UserError(f"text.tokenizer={str(path)!r} is not a tokenizer.json: {error}") from error
+        try:
+            return cls(tokenizer, kind=kind)
+        except UserError as error:
+            raise UserError(f"text.tokenizer={str(path)!r}: {error}") from error
+
+    def _set_up(self) -> None:
+        # Neither the library's JSON nor its pickles keep these; published files come with settings of their own.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A caption that spells "<mask>" or "[SEP]" is text like any other.
+        self._tokenizer.encode_special_tokens = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tokenizer": self._tokenizer.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _tokenizer=tokenizers.Tokenizer.from_str(state["_tokenizer"]))
+        self._set_up()
+
+
+def train_tokenizer(captions: Iterable[str], *, kind: str, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE (roberta) or WordPiece (bert) with at most `vocab_size` entries; the same for the same captions.
+
+    Raises:
+      UserError: no caption to train on, an unknown `kind`, or a `vocab_size` below the alphabet's.
+    """
+    _special(kind)
+    texts = [text for text in (_clean(caption, limit=10_000) for caption in captions) if text]
+    if not texts:
+        raise UserError("no caption to train a tokenizer on; name a tokenizer.json or vocab.txt in text.tokenizer")
+    tokenizer = _byte_pairs(texts, vocab_size) if kind == "roberta" else _word_pieces(texts, vocab_size)
+    trained = Tokenizer(tokenizer, kind=kind)
+    if trained.vocab_size > vocab_size:
+        raise UserError(f"text.vocab_size={vocab_size} must be at least {trained.vocab_size}, the alphabet's size")
+    return trained
+
+
+def _byte_pairs(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL["roberta"]),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
+    tokenizer = _word_piece_model({})
+    words = {
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    }
+    # The trainer numbers continuing characters in the order of a hash table, which differs from run to run;
+    # named beforehand, they keep the order they are given in.
+    continuing = sorted({f"##{character}" for word in words for character in word[1:]})
+    start, pad, end, unknown, mask = SPECIAL["bert"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[pad, unknown, start, end, mask, *continuing], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _with_vocabulary(tokenizer.get_vocab())
+
+
+def _special(kind: str) -> tuple[str, ...]:
+    if kind not in SPECIAL:
+        raise UserError(f"text.kind={kind!r} is not one of {', '.join(SPECIAL)}")
+    return SPECIAL[kind]
+
+
+def _clean(caption: str, *, limit: int) -> str:
+    # Lone surrogates cannot be passed on to the library.
+    return caption[:limit].encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def _word_piece_model(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _from_vocabulary(text: str, *, path: str | Path, kind: str) -> tokenizers.Tokenizer:
+    if kind != "bert":
+        raise UserError(f"text.tokenizer={str(path)!r} is a vocabulary of text.kind='bert', not of {kind!r}")
+    tokens = text.removesuffix("\n").split("\n")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise UserError(f"text.tokenizer={str(path)!r} lists a token twice; a vocab.txt has one token a line")
+    return _with_vocabulary(vocabulary)
+
+
+def _with_vocabulary(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    tokenizer = _word_piece_model(vocabulary)
+    tokenizer.add_special_tokens([token for token in SPECIAL["bert"] if token in vocabulary])
+    return tokenizer

@@ -1,0 +1,113 @@
+"""What every door shares: flags of its own, `--help` with an example, one line and status 2 for the user's mistakes."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from logging import WARNING, LogRecord
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mvlm_jax import config as config_lib
+from mvlm_jax.errors import UserError
+
+DOORS = ("train", "evaluate", "prepare")
+
+
+def run(
+    *,
+    name: str,
+    doc: str,
+    define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
+    main: Callable[[flags.FlagValues], None],
+    argv: Sequence[str],
+) -> int:
+    """Parses `argv` (without the program's name), calls `main`, returns the exit status."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_urgent)
+    values = flags.FlagValues()
+    argv = [f"mvlm {name}", *argv]
+    try:
+        define_flags(values, argv)
+        if {"--help", "-h", "-help"} & set(argv):
+            print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
+            return 0
+        unexpected = values(argv)[1:]
+        if unexpected:
+            raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
+        # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
+        flags.FLAGS.mark_as_parsed()
+        main(values)
+    except (UserError, flags.Error) as error:
+        return _refuse(name, error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # A config override raises these from inside ConfigDict; from anywhere else they are our bug, not the user's.
+        if not _raised_while_parsing(error):
+            raise
+        return _refuse(name, error)
+    return 0
+
+
+def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """`--config=FILE[:argument]` with `--config.field=value` overrides."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Recipe, for example configs/demo.py; single fields are changed with --config.field=value.",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+    flags.mark_flag_as_required("config", flag_values=values)
+
+
+def define_workdir(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Directory of the run; made where it is missing.", flag_values=values)
+    flags.mark_flag_as_required("workdir", flag_values=values)
+
+
+def checked_config(values: flags.FlagValues) -> ConfigDict:
+    """The config that the flags describe.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+    config_lib.validate(values.config)
+    return values.config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `mvlm`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    usage = f"usage: mvlm {{{','.join(DOORS)}}} --flag=value …  (mvlm <door> --help shows an example)"
+    if argv[:1] in (["--help"], ["-h"]):
+        print(usage)
+        return 0
+    if not argv or argv[0] not in DOORS:
+        received = f"{argv[0]!r} is not a door; " if argv else ""
+        print(f"mvlm: {received}{usage}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"mvlm_jax.{argv[0]}").door(argv[1:])
+
+
+def _is_ours_or_urgent(record: LogRecord) -> bool:
+    # The libraries report every file they touch, which would bury the progress lines.
+    return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname
+
+
+def _refuse(name: str, error: Exception) -> int:
+    message = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    print(f"mvlm {name}: {message}", file=sys.stderr)
+    return 2
+
+
+def _raised_while_parsing(error: BaseException) -> bool:
+    traceback, files = error.__traceback__, []
+    while traceback is not None:
+        files.append(traceback.tb_frame.f_code.co_filename)
+        traceback = traceback.tb_next
+    return any("config_flags" in name for name in files)
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    return "\n".join(f"  --{name}: {' '.join(values[name].help.split())}" for name in sorted(values))

@@ -1,0 +1,49 @@
+"""The small layers that turn features into embeddings, words, pixels and verdicts."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mvlm_jax.models.layers import weight_init
+
+INITIAL_TEMPERATURE = 0.07
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class Projection(nn.Module):
+    """To the space in which images and texts are compared; float32, of unit norm."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        z = nn.Dense(self.features, dtype=self.dtype, kernel_init=weight_init, name="dense")(x).astype(jnp.float32)
+        # rsqrt of a sum that cannot be 0: the gradient of a norm at 0 is not a number.
+        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+
+class TiedTokenHead(nn.Module):
+    """BERT's head: dense, GELU, norm, then the token embeddings as the output layer; float32 logits."""
+
+    vocab_size: int
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B K D"], token_scores: Callable[[Float[Array, "B K D"]], Float[Array, "B K V"]]
+    ) -> Float[Array, "B K V"]:
+        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
+        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(nn.gelu(x, approximate=False))
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        return token_scores(x).astype(jnp.float32) + bias
+
+
+def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
+    """The temperature in its legal range; the gradient passes, so that a value outside can come back."""
+    return temperature + jax.lax.stop_gradient(jnp.clip(temperature, *TEMPERATURE_RANGE) - temperature)

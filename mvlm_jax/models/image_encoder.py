@@ -1,0 +1,58 @@
+"""The Vision Transformer that sees images, whole or with masked patches."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from mvlm_jax.models.layers import PreNormBlock, scanned_layers, weight_init
+
+
+def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B N pixels"]:
+    """Square patches in row-major order, each flattened as (row, column, channel)."""
+    batch, height, width, channels = pixels.shape
+    grid = pixels.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+class ImageEncoder(nn.Module):
+    """ViT with a class token and learned positions (Dosovitskiy et al., 2021), final norm included.
+
+    Where a patch mask is true the patch's embedding is replaced by one learned token before positions are added, as in
+    SimMIM. Each image is embedded once, however many masks it is seen through.
+    """
+
+    patches: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: int
+    remat: str
+    dtype: DTypeLike
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
+    ) -> Float[Array, "B views N+1 D"]:
+        batch, views, count = patch_masks.shape
+        embedded = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="patch_embedding")(patches)
+        mask_token = self.param("mask_token", weight_init, (1, 1, self.width))
+        cls_token = self.param("cls_token", weight_init, (1, 1, self.width))
+        positions = self.param("position_embedding", weight_init, (1, self.patches + 1, self.width))
+        seen = jnp.where(patch_masks[..., None], mask_token.astype(self.dtype), embedded[:, None])
+        first = jnp.broadcast_to(cls_token.astype(self.dtype), (batch, views, 1, self.width))
+        x = jnp.concatenate([first, seen], axis=2) + positions.astype(self.dtype)
+        # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
+        x = x.reshape(batch * views, count + 1, self.width)
+        x, _ = scanned_layers(
+            PreNormBlock,
+            layers=self.layers,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )(x, None)
+        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="final_norm")(x)
+        return x.reshape(batch, views, count + 1, self.width)

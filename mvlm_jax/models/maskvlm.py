@@ -1,0 +1,148 @@
+"""MaskVLM: two encoders, two cross encoders, an image decoder and the heads, each callable by itself."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mvlm_jax.models.cross_encoder import CrossEncoder
+from mvlm_jax.models.heads import INITIAL_TEMPERATURE, Projection, TiedTokenHead, clip_temperature
+from mvlm_jax.models.image_encoder import ImageEncoder, patchify
+from mvlm_jax.models.layers import Rows, weight_init
+from mvlm_jax.models.text_encoder import TextEncoder
+
+
+class MaskVLM(nn.Module):
+    """The model of arXiv 2208.02131, figure 2. Its methods are the parts; tasks compose them.
+
+    Features are in `dtype`; embeddings, logits and pixels leave the model in float32.
+    """
+
+    image_size: int
+    patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    text_kind: str
+    vocab_size: int
+    positions: int
+    pad_id: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: int
+    cross_layers: int
+    decoder_layers: int
+    projection: int
+    token_head: str
+    remat: str
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        encoder = {
+            "width": self.width,
+            "heads": self.heads,
+            "layers": self.layers,
+            "mlp_ratio": self.mlp_ratio,
+            "remat": self.remat,
+            "dtype": self.dtype,
+        }
+        cross = functools.partial(CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
+        self.image_encoder = ImageEncoder(patches=(self.image_size // self.patch) ** 2, **encoder)
+        self.text_encoder = TextEncoder(
+            kind=self.text_kind, vocab_size=self.vocab_size, positions=self.positions, **encoder
+        )
+        self.image_cross_encoder = cross(layers=self.cross_layers)
+        self.text_cross_encoder = cross(layers=self.cross_layers)
+        self.image_decoder = cross(layers=self.decoder_layers)
+        self.pixel_head = dense(self.patch * self.patch * 3)
+        if self.token_head == "tied":
+            self.token_classifier = TiedTokenHead(self.vocab_size, self.width, self.dtype)
+        else:
+            self.token_classifier = dense(self.vocab_size)
+        self.image_projection = Projection(self.projection, self.dtype)
+        self.text_projection = Projection(self.projection, self.dtype)
+        self.matching_head = dense(2)
+        self.temperature_ = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
+
+    def __call__(self, image: UInt8[Array, "B H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B 2"]:
+        """Passes through every part once, so that `init` makes every parameter."""
+        patches = self.patches(image)
+        text_mask = self.text_mask(text)
+        v = self.encode_image(patches, jnp.zeros((image.shape[0], 1, patches.shape[1]), bool))[:, 0]
+        w = self.encode_text(text)
+        self.project_image(v), self.project_text(w), self.temperature()
+        fused_v = self.fuse_image(v, w, text_mask)
+        fused_w = self.fuse_text(w, text_mask, v)
+        self.decode_image(fused_v, w, text_mask, jnp.zeros((image.shape[0], 1), jnp.int32))
+        self.classify_tokens(fused_w)
+        return self.match(fused_v[:, 0], fused_w[:, 0])
+
+    def text_mask(self, text: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """True where a token is, false where padding is."""
+        return text != self.pad_id
+
+    def patches(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B N pixels"]:
+        """Normalised RGB in patches: what the encoder reads and what MIM rebuilds; float32."""
+        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        return patchify((image.astype(jnp.float32) / 255 - mean) / std, patch=self.patch)
+
+    def encode_image(
+        self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
+    ) -> Float[Array, "B views N+1 D"]:
+        """Each image seen through each of its masks."""
+        return self.image_encoder(patches, patch_masks)
+
+    def encode_text(self, text: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return self.text_encoder(text, self.text_mask(text))
+
+    def fuse_image(
+        self,
+        v: Float[Array, "B S D"],
+        w: Float[Array, "B L D"] | None,
+        text_mask: Bool[Array, "B L"],
+        rows: Rows | None = None,
+    ) -> Float[Array, "B R D"]:
+        """Image tokens that have looked at the text (`w=None`: that were shown none)."""
+        return self.image_cross_encoder(v, None, w, text_mask, rows)
+
+    def fuse_text(
+        self,
+        w: Float[Array, "B L D"],
+        text_mask: Bool[Array, "B L"],
+        v: Float[Array, "B S D"] | None,
+        rows: Rows | None = None,
+    ) -> Float[Array, "B R D"]:
+        """Text tokens that have looked at the image (`v=None`: that were shown none)."""
+        return self.text_cross_encoder(w, text_mask, v, None, rows)
+
+    def decode_image(
+        self,
+        fused: Float[Array, "B S D"],
+        w: Float[Array, "B L D"] | None,
+        text_mask: Bool[Array, "B L"],
+        patch_slots: Int[Array, "B M"],
+    ) -> Float[Array, "B M pixels"]:
+        """Normalised RGB of the patches in `patch_slots`."""
+        decoded = self.image_decoder(fused, None, w, text_mask, patch_slots + 1)
+        return self.pixel_head(decoded).astype(jnp.float32)
+
+    def classify_tokens(self, fused: Float[Array, "B K D"]) -> Float[Array, "B K V"]:
+        if self.token_head == "tied":
+            return self.token_classifier(fused, self.text_encoder.token_scores)
+        return self.token_classifier(fused).astype(jnp.float32)
+
+    def project_image(self, v: Float[Array, "B S D"]) -> Float[Array, "B E"]:
+        return self.image_projection(v[:, 0])
+
+    def project_text(self, w: Float[Array, "B L D"]) -> Float[Array, "B E"]:
+        return self.text_projection(w[:, 0])
+
+    def temperature(self) -> Float[Array, ""]:
+        return clip_temperature(self.temperature_)
+
+    def match(self, fused_image: Float[Array, "B D"], fused_text: Float[Array, "B D"]) -> Float[Array, "B 2"]:
+        """Logits of (no match, match)."""
+        return self.matching_head(fused_image * fused_text).astype(jnp.float32)

@@ -1,0 +1,45 @@
+"""Ordered (regex, value) rules over the model's parameter paths; the first full match decides.
+
+Layer stacks of the encoders carry a leading axis, the cross blocks do not, hence two rules for each matrix.
+"""
+
+from jax.sharding import PartitionSpec as P
+
+_STACK = r".*_encoder/layers/block"
+_BLOCK = r".*/block_\d+"
+
+SHARDING_RULES = (
+    (rf"{_STACK}/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor", None)),
+    (rf"{_STACK}/attention/out/kernel", P(None, "tensor", None, "fsdp")),
+    (rf"{_STACK}/mlp/up/kernel", P(None, "fsdp", "tensor")),
+    (rf"{_STACK}/mlp/down/kernel", P(None, "tensor", "fsdp")),
+    (rf"{_BLOCK}/(self|cross)_attention/(query|key|value)/kernel", P("fsdp", "tensor", None)),
+    (rf"{_BLOCK}/(self|cross)_attention/out/kernel", P("tensor", None, "fsdp")),
+    (rf"{_BLOCK}/mlp/up/kernel", P("fsdp", "tensor")),
+    (rf"{_BLOCK}/mlp/down/kernel", P("tensor", "fsdp")),
+    # The published vocabularies are odd numbers: only the width of an embedding can be split.
+    (r"text_encoder/(token|position)_embedding/embedding", P(None, "fsdp")),
+    (r"token_classifier/(dense/)?kernel", P("fsdp", None)),
+    (r"(.*/)?(bias|scale)", P()),
+    (r"text_encoder/type_embedding/embedding", P()),
+    (r"image_encoder/(cls_token|mask_token|position_embedding)", P()),
+    (r"image_encoder/patch_embedding/kernel", P()),
+    (r"(image|text)_projection/dense/kernel", P()),
+    (r"(pixel|matching)_head/kernel", P()),
+    (r"temperature", P()),
+)
+
+OPTIMIZER_RULES = (
+    # Published encoders come without a mask token; it starts from nothing, as the cross encoders do.
+    (r"image_encoder/mask_token", "rest"),
+    (r"(image|text)_encoder/.*", "encoder"),
+    (r".*", "rest"),
+)
+
+DECAY_RULES = (
+    (r"(.*/)?(bias|scale)", False),
+    (r"image_encoder/(cls_token|mask_token|position_embedding)", False),
+    (r"text_encoder/(position|type)_embedding/embedding", False),
+    (r"temperature", False),
+    (r".*/(kernel|embedding)", True),
+)

@@ -1,0 +1,61 @@
+"""The RoBERTa or BERT encoder that sees captions."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from mvlm_jax.models.layers import PostNormBlock, scanned_layers, weight_init
+
+# RoBERTa numbers positions from pad_id + 1 and never uses the rows before (fairseq's convention, kept in its weights).
+FIRST_POSITION = {"roberta": 2, "bert": 0}
+TOKEN_TYPES = {"roberta": 1, "bert": 2}
+EPSILON = {"roberta": 1e-5, "bert": 1e-12}
+
+
+class TextEncoder(nn.Module):
+    """Post-norm Transformer over token, position and type embeddings; padding is never attended to."""
+
+    kind: str
+    vocab_size: int
+    positions: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: int
+    remat: str
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        first = FIRST_POSITION[self.kind]
+        epsilon = EPSILON[self.kind]
+        self.token_embedding = nn.Embed(
+            self.vocab_size, self.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02)
+        )
+        self.position_embedding = nn.Embed(
+            self.positions + first, self.width, dtype=self.dtype, embedding_init=weight_init
+        )
+        self.type_embedding = nn.Embed(
+            TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=weight_init
+        )
+        self.embedding_norm = nn.LayerNorm(epsilon, dtype=self.dtype)
+        self.layers_ = scanned_layers(
+            PostNormBlock,
+            layers=self.layers,
+            remat=self.remat,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            epsilon=epsilon,
+            dtype=self.dtype,
+        )
+
+    def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        positions = jnp.arange(text.shape[1]) + FIRST_POSITION[self.kind]
+        types = jnp.zeros_like(text)
+        embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
+        x, _ = self.layers_(self.embedding_norm(embedded), text_mask)
+        return x
+
+    def token_scores(self, x: Float[Array, "B K D"]) -> Float[Array, "B K V"]:
+        """Products with every token's embedding: the output layer of a tied language-model head."""
+        return self.token_embedding.attend(x)

@@ -1,0 +1,80 @@
+"""The task that a config describes, with its data opened."""
+
+import functools
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.pipeline import eval_split, train_batches, training_captions
+from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.tasks.pretrain import TOKENIZER_FILE, Pretrain
+from mvlm_jax.training.task import Task
+
+
+def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
+    """
+    Raises:
+      UserError: a source or a tokenizer that is not there, or does not fit the config.
+    """
+    tokenizer = open_tokenizer(config, workdir=workdir)
+    return Pretrain(
+        config=config,
+        tokenizer=tokenizer,
+        batches=functools.partial(_batches, config, tokenizer),
+        eval_split=functools.partial(_eval_split, config, tokenizer),
+        eval_name=config.data.eval.rpartition(":")[2],
+    )
+
+
+def open_tokenizer(config: ConfigDict, *, workdir: str | Path) -> Tokenizer:
+    """The run's own tokenizer where it has one, else the configured file, else one trained on the training captions.
+
+    Raises:
+      UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows.
+    """
+    text, own = config.text, Path(workdir) / TOKENIZER_FILE
+    if own.is_file():
+        tokenizer = Tokenizer.load(own, kind=text.kind)
+    elif text.tokenizer:
+        tokenizer = Tokenizer.load(text.tokenizer, kind=text.kind)
+    else:
+        source = open_source(config.data.train, data_dir=config.data.data_dir)
+        tokenizer = train_tokenizer(training_captions(source), kind=text.kind, vocab_size=text.vocab_size)
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text.vocab_size={text.vocab_size}; "
+            "the embedding table needs a row for each"
+        )
+    return tokenizer
+
+
+def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
+    data = config.data
+    return train_batches(
+        open_source(data.train, data_dir=data.data_dir),
+        tokenizer,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        prefetch=data.prefetch,
+        max_image_pixels=data.max_image_pixels,
+        **data.augment,
+    )
+
+
+def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
+    return eval_split(
+        open_source(config.data.eval, data_dir=config.data.data_dir),
+        tokenizer,
+        max_length=config.text.max_length,
+        max_image_pixels=config.data.max_image_pixels,
+        image_size=config.image.size,
+    )

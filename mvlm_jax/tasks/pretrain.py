@@ -1,0 +1,125 @@
+"""Masked vision-language pre-training (paper, section 3)."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.pipeline import EvalSplit
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
+from mvlm_jax.evaluation.retrieval import evaluate_retrieval
+from mvlm_jax.models.flops import pretraining_step_flops
+from mvlm_jax.models.from_config import maskvlm
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.objectives import masking
+from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+from mvlm_jax.training.streams import Streams
+from mvlm_jax.training.task import Batch, Params, SumAndCount
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """MIM, MLM, ITC and ITM over pairs; reports retrieval and the reconstruction gain."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    batches: Callable[[int], Iterator[Batch]]  # from a step on
+    eval_split: Callable[[], EvalSplit]  # opened when it is first needed
+    eval_name: str  # names the files of the results
+
+    sharding_rules = SHARDING_RULES
+    optimizer_rules = OPTIMIZER_RULES
+    decay_rules = DECAY_RULES
+
+    @cached_property
+    def model(self):
+        return maskvlm(self.config, pad_id=self.tokenizer.ids.pad)
+
+    @cached_property
+    def split(self) -> EvalSplit:
+        return self.eval_split()
+
+    @property
+    def flops_per_step(self) -> float:
+        mask, length = self.config.mask, self.config.text.max_length
+        grid = self.config.image.size // self.config.image.patch
+        cells = (grid // mask.image_cell) ** 2
+        return pretraining_step_flops(
+            self.model,
+            batch_size=self.config.batch_size,
+            max_length=length,
+            masked_patches=masking.masked_cells(cells=cells, ratio=mask.image_ratio) * mask.image_cell**2,
+            text_slots=masking.text_slots(max_length=length, ratio=mask.text_ratio),
+        )
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        size = self.config.image.size
+        image = jnp.zeros((1, size, size, 3), jnp.uint8)
+        return self.model.init(key, image, jnp.zeros((1, self.config.text.max_length), jnp.int32))["params"]
+
+    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
+        config, ids = self.config, self.tokenizer.ids
+        draws = draw(
+            streams.key("mask"),
+            streams.key("negatives"),
+            batch["text"],
+            grid=config.image.size // config.image.patch,
+            cell=config.mask.image_cell,
+            image_ratio=config.mask.image_ratio,
+            text_ratio=config.mask.text_ratio,
+            special_ids=tuple(ids),
+            mask_id=ids.mask,
+        )
+        loss, metrics = pretraining_losses(
+            self.model,
+            params,
+            batch["image"],
+            batch["text"],
+            batch["image_id"],
+            draws,
+            condition_on=config.mask.condition_on,
+            group=config.matching.group,
+            weights=config.loss,
+        )
+        return loss, {**metrics, "skipped_images": (batch["skipped"].sum(), jnp.int32(1))}
+
+    def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
+        return self.batches(start_step)
+
+    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
+        options = self.config.eval
+        retrieval = evaluate_retrieval(
+            self.model, params, self.split, batch_size=options.batch_size, rerank=options.rerank
+        )
+        rebuilt = evaluate_reconstruction(
+            self.model,
+            params,
+            self.split,
+            batch_size=options.batch_size,
+            cell=self.config.mask.image_cell,
+            image_ratio=self.config.mask.image_ratio,
+            text_ratio=self.config.mask.text_ratio,
+            special_ids=tuple(self.tokenizer.ids),
+            mask_id=self.tokenizer.ids.mask,
+            seed=self.config.seed,
+            bootstrap=options.bootstrap,
+        )
+        jax.block_until_ready(params)
+        left_out = {"left_out": self.split.left_out}
+        return {
+            f"retrieval-{self.eval_name}": retrieval | left_out,
+            f"reconstruction-{self.eval_name}": rebuilt | left_out,
+        }
+
+    def save_assets(self, workdir: Path) -> None:
+        self.tokenizer.save(workdir / TOKENIZER_FILE)
+
+
+TOKENIZER_FILE = "tokenizer.json"

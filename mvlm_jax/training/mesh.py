@@ -1,0 +1,107 @@
+"""The devices of a run as a mesh, and where arrays lie on it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.training.rules import match_rules, path_of
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices on each axis; -1 on at most one of them stands for all that are left.
+
+    Raises:
+      UserError: the axes do not use every device exactly once.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _fill(sizes={"data": data, "fsdp": fsdp, "tensor": tensor}, devices=devices)
+    # Rows of the batch follow this order, and each process feeds consecutive rows: its devices must be neighbours.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    grid = np.array(ordered).reshape([sizes[axis] for axis in AXES])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _fill(*, sizes: dict[str, int], devices: Sequence[Any]) -> dict[str, int]:
+    received = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+    there_are = f"there are {len(devices)} devices ({devices[0].device_kind})"
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"{received}: sizes must be positive, -1 on at most one axis for all that are left")
+    taken = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes and len(devices) % taken == 0:
+        return sizes | {open_axes[0]: len(devices) // taken}
+    if taken != len(devices):
+        need = f"a multiple of {taken}" if open_axes else str(taken)
+        raise UserError(f"{received} need {need} devices; {there_are}")
+    return sizes
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that cannot be cut into equal parts.
+
+    Raises:
+      UserError: the devices on the axes data and fsdp do not divide it.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % parts:
+        raise UserError(
+            f"config.batch_size={batch_size} must be a multiple of {parts}, "
+            f"the devices on the mesh axes data ({mesh.shape['data']}) and fsdp ({mesh.shape['fsdp']})"
+        )
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Global arrays from the rows that this process holds."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def param_shardings(params: PyTree, *, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> PyTree:
+    """The tree of shardings that the rules give to parameters (or to their shapes).
+
+    Raises:
+      ValueError: no rule covers a parameter, or its rule has more entries than the parameter has dimensions.
+      UserError: the mesh does not divide a dimension that the rule shards.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda key_path, leaf, spec: _checked(path=path_of(key_path), shape=leaf.shape, spec=spec, mesh=mesh),
+        params,
+        match_rules(rules, params),
+    )
+
+
+def _checked(*, path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> NamedSharding:
+    if len(spec) > len(shape):
+        raise ValueError(f"the sharding rule of {path}, {spec}, has more entries than its shape {shape}")
+    for dimension, entry in enumerate(spec):
+        axes = _axes(entry)
+        unknown = [axis for axis in axes if axis not in mesh.shape]
+        if unknown:
+            raise ValueError(f"the sharding rule of {path}, {spec}, names {unknown[0]!r}; the mesh has {AXES}")
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if shape[dimension] % parts:
+            sizes = ", ".join(f"config.mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+            raise UserError(f"{sizes} must divide dimension {dimension} of the parameter {path}, of shape {shape}")
+    return NamedSharding(mesh, spec)
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,0 +1,77 @@
+"""The metrics of a run, as JSON lines and as TensorBoard events."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+from mvlm_jax.training.workdir import METRICS, plain, write_text
+
+
+class MetricsLog:
+    """`metrics.jsonl` reads as if the run had never been interrupted, but for what a line holds under `timing`."""
+
+    def __init__(self, directory: Path, *, resumed_step: int, writes: bool = True):
+        """Drops what an earlier start of this run logged after the step that it now resumes from.
+
+        Every process of a run opens the log, one of them `writes`.
+        """
+        path = directory / METRICS
+        lines = [line for line in read_metrics(path) if line["step"] <= resumed_step]
+        self._evaluated = {line["step"] for line in lines if _is_evaluation(line)}
+        self._file = self._events = None
+        if writes:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            self._file = path.open("a")
+            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resumed_step + 1)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file:
+            self._file.close()
+            self._events.close()
+
+    def has_evaluation(self, step: int) -> bool:
+        return step in self._evaluated
+
+    def write(self, step: int, metrics: dict[str, float], *, timing: dict[str, float] | None = None) -> None:
+        if not self._file:
+            return
+        line = {"step": step, **plain(metrics)} | ({"timing": plain(timing)} if timing else {})
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+        for name, value in (timing or {}).items():
+            self._events.add_scalar(f"timing/{name}", value, step)
+
+    def write_evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+        """The numbers among the metrics of each file stem, as `eval/<stem>/<name>`."""
+        self.write(
+            step,
+            {
+                f"eval/{stem}/{name}": value
+                for stem, metrics in results.items()
+                for name, value in plain(metrics).items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            },
+        )
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, none where there is no file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def _is_evaluation(line: dict[str, Any]) -> bool:
+    return any(name.startswith("eval/") for name in line)

@@ -1,0 +1,70 @@
+"""AdamW with a learning rate for each group of parameters."""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.training.rules import match_rules
+
+
+def learning_rates(
+    *, steps: int, warmup_steps: int, peak: float, final: float, encoder_peak: float, encoder_final: float
+) -> dict[str, optax.Schedule]:
+    """Each group's learning rate as a function of the update, counted from 1; the last update is `steps`.
+
+    Raises:
+      UserError: the warm-up leaves no step to the cosine.
+    """
+    if warmup_steps >= steps:
+        raise UserError(f"config.optimizer.warmup_steps={warmup_steps} must be less than config.steps={steps}")
+    return {
+        "encoder": warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=encoder_peak, final=encoder_final),
+        "rest": warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=peak, final=final),
+    }
+
+
+def warmup_cosine(*, steps: int, warmup_steps: int, peak: float, final: float) -> optax.Schedule:
+    """From 0 at update 0 straight to `peak` at `warmup_steps`, then along a cosine to `final` at `steps`."""
+
+    def schedule(update):
+        # Not Optax's own: that one scales by final / peak, which a peak of 0 (a frozen group) makes a nan.
+        update = jnp.asarray(update, jnp.float32)
+        progress = jnp.clip((update - warmup_steps) / (steps - warmup_steps), 0.0, 1.0)
+        cosine = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(update < warmup_steps, peak * update / max(warmup_steps, 1), cosine)
+
+    return schedule
+
+
+def make_optimizer(
+    params: PyTree,
+    *,
+    schedules: Mapping[str, optax.Schedule],
+    rules: Sequence[tuple[str, str]],
+    decay_rules: Sequence[tuple[str, bool]],
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """AdamW over parameters (or their shapes), the decay scaled by the group's learning rate.
+
+    Raises:
+      ValueError: a rule list leaves a parameter uncovered, or names a group that has no schedule.
+    """
+    unknown = sorted({group for _, group in rules} - set(schedules))
+    if unknown:
+        raise ValueError(f"the optimizer rules name the group {unknown[0]!r}; there are {sorted(schedules)}")
+    # Optax counts updates from 0, which would spend the first one on a learning rate of 0.
+    steps_down = {
+        group: optax.scale_by_schedule(lambda count, rate=rate: -rate(count + 1)) for group, rate in schedules.items()
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(weight_decay, mask=match_rules(decay_rules, params)),
+        optax.partition(steps_down, match_rules(rules, params)),
+    )

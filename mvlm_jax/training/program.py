@@ -1,0 +1,66 @@
+"""Everything that is compiled for a run, described before any array exists."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from mvlm_jax.training.mesh import batch_sharding, check_batch_size
+from mvlm_jax.training.optimizer import learning_rates, make_optimizer
+from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step, state_shardings
+from mvlm_jax.training.streams import Streams
+from mvlm_jax.training.task import Task
+
+
+class Program(NamedTuple):
+    state: TrainState  # shapes with shardings
+    batch_sharding: NamedSharding
+    init: Callable[[], TrainState]
+    step: Callable  # (state, batch) -> (state, metrics); jitted, so `step.lower(...)` compiles it ahead of time
+
+
+def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
+    """
+    Raises:
+      UserError: the batch, a parameter or the warm-up does not fit the mesh or the run.
+      ValueError: the task's rules leave a parameter uncovered.
+    """
+    check_batch_size(config.batch_size, mesh)
+    options = config.optimizer
+    schedules = learning_rates(
+        steps=config.steps,
+        warmup_steps=options.warmup_steps,
+        peak=options.peak,
+        final=options.final,
+        encoder_peak=options.encoder_peak,
+        encoder_final=options.encoder_final,
+    )
+    params = jax.eval_shape(lambda: task.init(Streams(seed=config.seed, step=jnp.int32(0)).key("init")))
+    optimizer = make_optimizer(
+        params,
+        schedules=schedules,
+        rules=task.optimizer_rules,
+        decay_rules=task.decay_rules,
+        weight_decay=options.weight_decay,
+        b1=options.b1,
+        b2=options.b2,
+        clip_norm=options.clip_norm,
+    )
+    state = abstract_state(params=params, optimizer=optimizer, mesh=mesh, sharding_rules=task.sharding_rules)
+    shardings = state_shardings(state)
+    return Program(
+        state=state,
+        batch_sharding=batch_sharding(mesh),
+        init=lambda: init_state(init=task.init, optimizer=optimizer, seed=config.seed, shardings=shardings),
+        step=make_train_step(
+            loss=task.loss,
+            optimizer=optimizer,
+            schedules=schedules,
+            seed=config.seed,
+            shardings=shardings,
+            mesh=mesh,
+        ),
+    )

@@ -1,0 +1,105 @@
+"""What a run carries from one step to the next, and the step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
+from mvlm_jax.training.streams import Streams
+from mvlm_jax.training.task import Batch, Params, SumAndCount
+
+LossFn = Callable[[Params, Batch, Streams], tuple[Float[Array, ""], dict[str, SumAndCount]]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Arrays, or in their places the shapes or shardings that describe them."""
+
+    step: Any  # updates made so far, an int32 scalar
+    params: PyTree
+    opt_state: PyTree
+
+
+def abstract_state(
+    *,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    sharding_rules: Sequence[tuple[str, PartitionSpec]],
+) -> TrainState:
+    """Shape, type and sharding of every array; `params` may be shapes. Optimizer moments lie as their parameters do.
+
+    Raises:
+      ValueError, UserError: as `param_shardings`.
+    """
+    of_params = param_shardings(params, mesh=mesh, rules=sharding_rules)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    of_opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        opt_state,
+        of_params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    shapes = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state)
+    shardings = TrainState(step=replicated(mesh), params=of_params, opt_state=of_opt_state)
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def state_shardings(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda array: array.sharding, state)
+
+
+def init_state(
+    *,
+    init: Callable[[jax.Array], Params],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    shardings: TrainState,
+) -> TrainState:
+    """A new state, of which no device ever holds more than its own part."""
+
+    def build() -> TrainState:
+        step = jnp.zeros((), jnp.int32)
+        params = init(Streams(seed=seed, step=step).key("init"))
+        return TrainState(step=step, params=params, opt_state=optimizer.init(params))
+
+    return jax.jit(build, out_shardings=shardings)()
+
+
+def make_train_step(
+    *,
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedules: Mapping[str, optax.Schedule],
+    seed: int,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The jitted (state, batch) -> (state, metrics); the state given to it is consumed."""
+
+    def step(state, batch):
+        streams = Streams(seed=seed, step=state.step)
+        (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, streams)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        update = state.step + 1
+        metrics = {name: numerator / count for name, (numerator, count) in sums.items()}
+        metrics |= {f"learning_rate/{group}": rate(update) for group, rate in schedules.items()}
+        metrics |= {"loss": total, "grad_norm": optax.tree.norm(gradients)}
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=update, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )

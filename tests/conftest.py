@@ -1,0 +1,12 @@
+"""Shapes in signatures are checked in every test: the hook must be in place before the package is imported."""
+
+import os
+
+# Eight devices on one CPU, so that sharded runs are tested where there is no accelerator.
+# Compiling is most of what these tiny programs cost; optimising them would not pay.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("mvlm_jax", "beartype.beartype").__enter__()

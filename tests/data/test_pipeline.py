@@ -1,0 +1,199 @@
+import itertools
+
+import numpy as np
+import pytest
+from examples import ListSource, pair_source
+
+from mvlm_jax.data import pipeline
+from mvlm_jax.data.images import decode_image, evaluate_transform
+from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches, training_captions
+from mvlm_jax.data.sources import open_source
+from mvlm_jax.errors import UserError
+
+OPTIONS = {
+    "image_size": 16,
+    "max_length": 16,
+    "batch_size": 8,
+    "seed": 5,
+    "max_image_pixels": 10_000,
+    "min_scale": 0.2,
+    "flip": True,
+    "operations": 2,
+    "magnitude": 7,
+}
+PLAIN = {**OPTIONS, "min_scale": 1.0, "flip": False, "operations": 0}
+
+
+def take(count, source, tokenizer, **options):
+    batches = train_batches(source, tokenizer, **{**OPTIONS, **options})
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def source(shapes_dir):
+    return open_source("tfds:shapes:train", data_dir=shapes_dir)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source, tokenizer):
+    return take(12, source, tokenizer)
+
+
+def test_batch_has_the_promised_shapes(uninterrupted):
+    described = {name: (value.shape, value.dtype.name) for name, value in uninterrupted[0].items()}
+    assert described == {
+        "image": ((8, 16, 16, 3), "uint8"),
+        "text": ((8, 16), "int32"),
+        "image_id": ((8,), "int32"),
+        "skipped": ((8,), "int32"),
+    }
+
+
+@pytest.mark.parametrize("start_step", [0, 3, 7])
+def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(start_step, source, tokenizer, uninterrupted):
+    assert_equal(take(3, source, tokenizer, start_step=start_step), uninterrupted[start_step : start_step + 3])
+
+
+def test_worker_processes_change_nothing(source, tokenizer, uninterrupted):
+    assert_equal(take(4, source, tokenizer, start_step=2, workers=2), uninterrupted[2:6])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_rows_of_one_global_batch(process_count, source, tokenizer, uninterrupted):
+    parts = [
+        take(3, source, tokenizer, start_step=4, process_index=index, process_count=process_count)
+        for index in range(process_count)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, uninterrupted[4:7])
+
+
+def test_seed_decides(source, tokenizer, uninterrupted):
+    assert_equal(take(1, source, tokenizer), uninterrupted[:1])
+    other = take(1, source, tokenizer, seed=6)[0]
+    assert (other["image_id"] != uninterrupted[0]["image_id"]).any()
+
+
+def test_far_step_costs_nothing(source, tokenizer):
+    assert len(take(1, source, tokenizer, start_step=10**9)) == 1
+
+
+def test_every_record_comes_exactly_once_per_epoch_in_another_order(tokenizer):
+    ids = np.concatenate([b["image_id"] for b in take(15, pair_source(20), tokenizer)]).reshape(6, 20)
+    expected = sorted(stable_hash(f"image-{i}") for i in range(20))
+    assert [sorted(epoch.tolist()) for epoch in ids] == [expected] * 6
+    assert len({tuple(epoch) for epoch in ids.tolist()}) == 6
+
+
+def test_source_smaller_than_a_batch_runs_through_its_borders(tokenizer):
+    ids = np.concatenate([b["image_id"] for b in take(3, pair_source(3), tokenizer)])
+    assert all(len(set(ids[i : i + 3].tolist())) == 3 for i in range(0, 24, 3))
+
+
+def test_epochs_differ_in_augmentation_and_caption(tokenizer):
+    batches = take(6, pair_source(1, captions=["two dogs run", "a small green star"]), tokenizer)
+    images = np.concatenate([b["image"] for b in batches])
+    assert len(np.unique(images, axis=0)) == 48
+    assert len(np.unique(np.concatenate([b["text"] for b in batches]), axis=0)) == 2
+
+
+def test_unaugmented_row_is_the_image_of_its_id(tokenizer):
+    source = pair_source(5)
+    by_id = {stable_hash(e["image_id"]): e["image"] for e in source.examples}
+    batch = take(1, source, tokenizer, **PLAIN)[0]
+    crops = []
+    for image, identity in zip(batch["image"], batch["image_id"], strict=True):
+        whole = evaluate_transform(decode_image(by_id[int(identity)], max_pixels=10_000), size=16)
+        crops.append(np.abs(image.astype(int) - whole).mean())
+    assert max(crops) < 45  # a crop of the whole area still has a ratio of its own
+
+
+def test_unusable_record_is_replaced_by_the_next_and_counted(tokenizer):
+    batches = take(5, pair_source(8, broken=(2, 3, 7)), tokenizer)
+    for batch in batches:
+        found = sorted(zip(batch["image_id"].tolist(), batch["skipped"].tolist(), strict=True))
+        # 2 becomes 4 after two steps, 3 becomes 4 after one, and 7 becomes 0 around the end.
+        expected = [(0, 0), (0, 1), (1, 0), (4, 0), (4, 1), (4, 2), (5, 0), (6, 0)]
+        assert found == sorted((stable_hash(f"image-{i}"), skipped) for i, skipped in expected)
+
+
+def test_record_without_captions_is_replaced(tokenizer):
+    source = pair_source(2)
+    source.examples[0]["captions"] = []
+    batch = take(1, source, tokenizer)[0]
+    assert set(batch["image_id"].tolist()) == {stable_hash("image-1")}
+    assert sorted(batch["skipped"].tolist()) == [0] * 4 + [1] * 4
+
+
+def test_source_without_a_usable_record_is_refused(tokenizer):
+    with pytest.raises(UserError, match="3 records in a row cannot be used"):
+        take(1, pair_source(3, broken=(0, 1, 2)), tokenizer)
+
+
+def test_endless_run_of_broken_records_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(pipeline, "LONGEST_GAP", 4)
+    with pytest.raises(UserError, match="4 records in a row"):
+        take(3, pair_source(20, broken=tuple(range(19))), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (ListSource([]), {}, "no example"),
+        (pair_source(1), {"batch_size": 6, "process_count": 4}, "batch_size=6 must be a multiple of the 4"),
+        (pair_source(1), {"seed": -1}, "seed=-1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_first_batch(source, options, message, tokenizer):
+    with pytest.raises(UserError, match=message):
+        train_batches(source, tokenizer, **{**OPTIONS, **options})
+
+
+def test_identity_hash_is_stable():
+    assert stable_hash("image-0") == 18461596
+    assert -(2**31) <= min(stable_hash(str(i)) for i in range(100)) < 0
+
+
+def evaluated(source, tokenizer):
+    return eval_split(source, tokenizer, max_length=16, max_image_pixels=10_000, image_size=16)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_evaluation_leaves_out_and_counts_what_it_cannot_use(cache_bytes, tokenizer, monkeypatch):
+    monkeypatch.setattr(pipeline, "CACHE_BYTES", cache_bytes)
+    source = pair_source(7, captions=["two dogs run", "a star"], broken=(1, 4))
+    source.examples[5]["captions"] = []
+    split = evaluated(source, tokenizer)
+    assert split.image_ids == ["image-0", "image-2", "image-3", "image-6"]
+    assert split.left_out == {"unrecognized": 2, "no_captions": 1}
+    assert split.caption_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    np.testing.assert_array_equal(split.captions[:2], tokenizer.encode(["two dogs run", "a star"], max_length=16))
+
+    batches = list(split.image_batches(3))
+    assert [indices.tolist() for _, indices in batches] == [[0, 1, 2], [3]]
+    images = np.concatenate([images for images, _ in batches])
+    for image, record in zip(images, (0, 2, 3, 6), strict=True):
+        pixels = decode_image(source[record]["image"], max_pixels=10_000)
+        np.testing.assert_array_equal(image, evaluate_transform(pixels, size=16))
+
+
+def test_evaluation_of_nothing_is_refused(tokenizer):
+    with pytest.raises(UserError, match=r"none of the 2 images .*unrecognized: 2"):
+        evaluated(pair_source(2, broken=(0, 1)), tokenizer)
+
+
+def test_training_captions_are_all_captions(source):
+    assert len(list(training_captions(source))) == 40
+    assert list(training_captions(pair_source(2, captions=["x", "y"]))) == ["x", "y", "x", "y"]

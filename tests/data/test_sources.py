@@ -1,0 +1,75 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from mvlm_jax.data.images import decode_image
+from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.errors import UserError
+
+
+def refusal(uri: str, data_dir: str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(uri, data_dir=data_dir)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_examples_are_encoded_image_captions_and_id(shapes_dir):
+    source = open_source("tfds:shapes:val", data_dir=shapes_dir)
+    assert isinstance(source, Source) and len(source) == 12
+    assert [source[i]["image_id"] for i in range(12)] == [f"shapes-val-{i:06d}" for i in range(12)]
+    example = source[3]
+    assert set(example) == {"image", "captions", "image_id"}
+    assert all(isinstance(caption, str) for caption in example["captions"])
+    assert decode_image(example["image"], max_pixels=10_000).shape == (64, 64, 3)
+
+
+def test_source_survives_pickling(shapes_dir):
+    source = open_source("tfds:shapes:train", data_dir=shapes_dir)
+    source[0]
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 40 and copy[7] == source[7]
+
+
+def test_split_may_be_a_slice(shapes_dir):
+    assert len(open_source("tfds:shapes:train[:10%]", data_dir=shapes_dir)) == 4
+
+
+def test_empty_data_dir_means_the_environment_variable(shapes_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", shapes_dir)
+    assert len(open_source("tfds:shapes:test", data_dir="")) == 12
+
+
+@pytest.mark.parametrize("uri", ["json:/a.json", "shapes", "tfds:shapes", "tfds::train", ""])
+def test_other_schemes_are_refused_with_the_legal_ones(uri, tmp_path):
+    assert "tfds:<name>:<split>" in refusal(uri, str(tmp_path))
+
+
+def test_unprepared_dataset_is_refused_with_the_command_that_makes_it(tmp_path):
+    command = f"mvlm prepare --dataset=flickr8k --source=DIR --data_dir={tmp_path}"
+    assert refusal("tfds:flickr8k:train", str(tmp_path)).endswith(command)
+    assert f"mvlm prepare --dataset=shapes --data_dir={tmp_path}" in refusal("tfds:shapes:val", str(tmp_path))
+
+
+def test_wrong_split_is_refused_with_the_legal_ones(shapes_dir):
+    assert "'dev'" in refusal("tfds:shapes:dev", shapes_dir)
+    assert "test, train, val" in refusal("tfds:shapes:dev", shapes_dir)
+
+
+def test_unfinished_dataset_is_not_taken_for_a_finished_one(tmp_path):
+    (tmp_path / "shapes" / "incomplete.ABC_1.0.0").mkdir(parents=True)
+    (tmp_path / "shapes" / "incomplete.ABC_1.0.0" / "dataset_info.json").write_text("{}")
+    (tmp_path / "shapes" / "1.0.0").mkdir()
+    assert "is not prepared" in refusal("tfds:shapes:train", str(tmp_path))
+
+
+def test_tensorflow_is_never_imported(shapes_dir):
+    program = (
+        "import sys; from mvlm_jax import prepare; from mvlm_jax.data import pipeline, sources; "
+        f"sources.open_source('tfds:shapes:val', data_dir={shapes_dir!r})[0]; "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

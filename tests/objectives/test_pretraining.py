@@ -1,0 +1,278 @@
+"""The work-saving losses against the plain ones, and what may not reach them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.objectives import matching, reconstruction
+from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+
+PAD, MASK = 1, 4
+SPECIAL = (0, 1, 2, 3, 4)
+WEIGHTS = {"mim": 1.0, "mlm": 0.5, "itc": 2.0, "itm": 1.5}
+BATCH, LENGTH, GROUP = 8, 12, 4
+
+
+def make_model(**changes):
+    fields = {
+        "image_size": 32, "patch": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "text_kind": "roberta",
+        "vocab_size": 50, "positions": 16, "pad_id": PAD, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
+        "cross_layers": 1, "decoder_layers": 1, "projection": 16, "token_head": "dense", "remat": "none",
+        "dtype": jnp.float32,
+    }  # fmt: skip
+    return MaskVLM(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    text = rng.integers(5, 50, (BATCH, LENGTH)).astype(np.int32)
+    text[:, 0] = 0
+    for row, length in enumerate(rng.integers(4, LENGTH + 1, BATCH)):
+        text[row, length - 1 :] = PAD
+        text[row, length - 1] = 2
+    image = rng.integers(0, 256, (BATCH, 32, 32, 3)).astype(np.uint8)
+    image_id = np.array([10, 11, 10, 13, 14, 15, 16, 16], np.int32)
+    return {"image": jnp.asarray(image), "text": jnp.asarray(text), "image_id": jnp.asarray(image_id)}
+
+
+@pytest.fixture(scope="module")
+def draws(batch):
+    keys = jax.random.split(jax.random.key(7))
+    return draw(
+        *keys, batch["text"], grid=4, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK
+    )
+
+
+@pytest.fixture(scope="module")
+def params(model, batch):
+    return make_params(model, batch)
+
+
+def make_params(model, batch):
+    params = jax.jit(model.init)(jax.random.key(0), batch["image"], batch["text"])["params"]
+    # Larger than the initial values, so that no part of the losses is too small to be compared.
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    noisy = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+    return {**noisy, "temperature": params["temperature"]}
+
+
+def saving_form(model, params, batch, draws, **changes):
+    options = {"condition_on": "unmasked", "group": GROUP, "weights": WEIGHTS} | changes
+    return pretraining_losses(model, params, batch["image"], batch["text"], batch["image_id"], draws, **options)
+
+
+def plain_form(model, params, batch, draws, *, condition_on):
+    """DESIGN's definitions read aloud: one call of each part for each use, every token computed, then picked."""
+
+    def run(*args, method):
+        return model.apply({"params": params}, *args, method=method)
+
+    def encode_image(patches, patch_mask):
+        return run(patches, patch_mask[:, None], method="encode_image")[:, 0]
+
+    text, image_id = batch["text"], batch["image_id"]
+    text_mask = text != PAD
+    patches = run(batch["image"], method="patches")
+    v = encode_image(patches, jnp.zeros_like(draws.image.patch_mask))
+    v_masked = encode_image(patches, draws.image.patch_mask)
+    w = run(text, method="encode_text")
+    w_masked = run(draws.text.text, method="encode_text")
+    shown_w = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]
+    shown_v = {"unmasked": v, "masked": v_masked, "none": None}[condition_on]
+
+    every_patch = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
+    fused = run(v_masked, shown_w, text_mask, method="fuse_image")
+    pixels = run(fused, shown_w, text_mask, every_patch, method="decode_image")
+    hidden = draws.image.patch_mask[..., None]
+    mim = (jnp.abs(pixels - patches) * hidden).sum() / (hidden.sum() * patches.shape[-1])
+
+    logits = run(run(w_masked, text_mask, shown_v, method="fuse_text"), method="classify_tokens")
+    masked = draws.text.text != text
+    mlm = (-jax.nn.log_softmax(logits)[jnp.arange(BATCH)[:, None], jnp.arange(LENGTH), text] * masked).sum()
+    mlm = mlm / masked.sum()
+
+    z_image, z_text = run(v, method="project_image"), run(w, method="project_text")
+    temperature = run(method="temperature")
+    similarity = z_image @ z_text.T / temperature
+    share = (image_id[:, None] == image_id) / (image_id[:, None] == image_id).sum(1, keepdims=True)
+    itc = -(share * jax.nn.log_softmax(similarity)).sum(1) - (share * jax.nn.log_softmax(similarity.T)).sum(1)
+    itc = itc.mean() / 2
+
+    negatives = matching.hard_negatives(draws.negatives, z_image, z_text, image_id, temperature, group=GROUP)
+    base = (jnp.arange(BATCH) // GROUP) * GROUP
+    wrong_text, wrong_image = base + negatives.text.reshape(-1), base + negatives.image.reshape(-1)
+
+    def verdict(v, w, text_mask):
+        a = run(v, w, text_mask, method="fuse_image")[:, 0]
+        b = run(w, text_mask, v, method="fuse_text")[:, 0]
+        return jax.nn.log_softmax(run(a, b, method="match"))
+
+    itm = -verdict(v, w, text_mask)[:, 1].sum()
+    itm -= verdict(v, w[wrong_text], text_mask[wrong_text])[:, 0].sum()
+    itm -= verdict(v[wrong_image], w, text_mask)[:, 0].sum()
+    losses = {"mim": mim, "mlm": mlm, "itc": itc, "itm": itm / (3 * BATCH)}
+    return sum(WEIGHTS[name] * loss for name, loss in losses.items()), losses
+
+
+@pytest.mark.parametrize(
+    "condition_on, token_head", [("unmasked", "dense"), ("masked", "tied"), ("none", "dense")]
+)
+def test_saving_work_changes_neither_losses_nor_gradients(batch, draws, condition_on, token_head):
+    model = make_model(cross_layers=2, decoder_layers=2, token_head=token_head)
+    params = make_params(model, batch)
+    fast = jax.jit(jax.value_and_grad(
+        lambda p: saving_form(model, p, batch, draws, condition_on=condition_on), has_aux=True
+    ))  # fmt: skip
+    plain = jax.jit(jax.value_and_grad(
+        lambda p: plain_form(model, p, batch, draws, condition_on=condition_on), has_aux=True
+    ))  # fmt: skip
+    (total, metrics), gradient = fast(params)
+    (reference_total, reference), reference_gradient = plain(params)
+    np.testing.assert_allclose(total, reference_total, rtol=1e-5)
+    for name, value in reference.items():
+        np.testing.assert_allclose(metrics[name][0] / metrics[name][1], value, rtol=1e-5, err_msg=name)
+    for path, value in jax.tree_util.tree_leaves_with_path(gradient):
+        expected = np.asarray(reference_gradient)[()] if not path else _at(reference_gradient, path)
+        scale = np.linalg.norm(expected)
+        difference = np.linalg.norm(np.asarray(value) - expected)
+        # Rounding leaves dust where a gradient is exactly zero in theory (a key's bias shifts every score alike).
+        assert difference <= 1e-5 * scale + 1e-6, (jax.tree_util.keystr(path), difference, scale)
+
+
+def _at(tree, path):
+    for entry in path:
+        tree = tree[entry.key]
+    return np.asarray(tree)
+
+
+def test_masked_pixels_get_no_gradient_from_mim(model, params, batch, draws):
+    """MIM must not read what it is to rebuild: its prediction depends on no masked pixel."""
+
+    def predicted(run, v, w, text_mask):
+        fused = run(v, w, text_mask, method="fuse_image")
+        return run(fused, w, text_mask, draws.image.slots, method="decode_image")
+
+    _assert_only_shown_pixels_matter(model, params, batch, draws, predicted)
+
+
+def test_masked_pixels_get_no_gradient_from_mlm(model, params, batch, draws):
+    """Shown the masked image, the words are guessed from what is left of it."""
+
+    def predicted(run, v, w, text_mask):
+        return run(run(w, text_mask, v, draws.text.slots, method="fuse_text"), method="classify_tokens")
+
+    _assert_only_shown_pixels_matter(model, params, batch, draws, predicted)
+
+
+def _assert_only_shown_pixels_matter(model, params, batch, draws, predicted):
+    def run(*args, method):
+        return model.apply({"params": params}, *args, method=method)
+
+    def total(patches):
+        v = run(patches, draws.image.patch_mask[:, None], method="encode_image")[:, 0]
+        w = run(batch["text"], method="encode_text")
+        return (predicted(run, v, w, batch["text"] != PAD) ** 2).sum()
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(run(batch["image"], method="patches")))
+    hidden = np.asarray(draws.image.patch_mask)
+    assert np.all(gradient[hidden] == 0)
+    assert np.all(np.abs(gradient[~hidden]).max(axis=-1) > 0)
+
+
+def test_no_gradient_reaches_predictions_of_unmasked_pixels(batch, draws):
+    """The L1 is taken over masked patches only: a prediction elsewhere could be anything."""
+    target = jnp.ones((BATCH, 16, 192))
+
+    def loss(pixels):
+        at_slots = jnp.take_along_axis(pixels, draws.image.slots[:, :, None], axis=1)
+        wanted = jnp.take_along_axis(target, draws.image.slots[:, :, None], axis=1)
+        total, count = reconstruction.masked_image_loss(at_slots, wanted)
+        return total.sum() / count.sum()
+
+    gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, 16, 192))))
+    hidden = np.asarray(draws.image.patch_mask)
+    assert np.all(gradient[~hidden] == 0)
+    np.testing.assert_allclose(gradient[hidden], -1 / (hidden.sum() * 192), rtol=1e-6)
+
+
+def test_no_gradient_reaches_predictions_of_unmasked_tokens(batch, draws):
+    def loss(logits):
+        at_slots = jnp.take_along_axis(logits, draws.text.slots[:, :, None], axis=1)
+        total, count = reconstruction.masked_text_loss(at_slots, draws.text.targets, draws.text.weights)
+        return total.sum() / count.sum()
+
+    gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, LENGTH, 50))))
+    hidden = np.asarray(draws.text.text != batch["text"])
+    assert np.all(gradient[~hidden] == 0)
+    assert np.all(np.abs(gradient[hidden]).max(axis=-1) > 0)
+
+
+def test_with_no_condition_mim_gives_the_text_side_no_gradient(model, params, batch, draws):
+    gradient = _gradient(model, params, batch, draws, condition_on="none", weights=_only("mim"))
+    assert _largest(gradient["text_encoder"]) == 0
+    assert _largest(gradient["text_cross_encoder"]) == 0
+    assert _largest(gradient["image_cross_encoder"]["block_0"]["cross_attention"]) == 0
+    assert _largest(gradient["image_encoder"]) > 0
+
+
+def test_with_no_condition_mlm_gives_the_image_side_no_gradient(model, params, batch, draws):
+    gradient = _gradient(model, params, batch, draws, condition_on="none", weights=_only("mlm"))
+    assert _largest(gradient["image_encoder"]) == 0
+    assert _largest(gradient["image_cross_encoder"]) == 0
+    assert _largest(gradient["text_encoder"]) > 0
+
+
+@pytest.mark.parametrize("loss, other", [("mim", "text_encoder"), ("mlm", "image_encoder")])
+def test_by_default_each_reconstruction_trains_the_other_modality(model, params, batch, draws, loss, other):
+    gradient = _gradient(model, params, batch, draws, condition_on="unmasked", weights=_only(loss))
+    assert _largest(gradient[other]) > 0
+
+
+def test_padding_changes_no_loss(model, params, batch, draws):
+    def losses(batch, draws):
+        _, metrics = jax.jit(lambda p: saving_form(model, p, batch, draws))(params)
+        return {name: float(total / count) for name, (total, count) in metrics.items()}
+
+    def padded(text):
+        return jnp.concatenate([text, jnp.full((BATCH, 3), PAD, text.dtype)], axis=1)
+
+    longer = draws._replace(text=draws.text._replace(text=padded(draws.text.text)))
+    before, after = losses(batch, draws), losses({**batch, "text": padded(batch["text"])}, longer)
+    assert before == pytest.approx(after, rel=1e-5)
+
+
+def test_a_loss_of_weight_zero_is_not_computed(model, params, batch, draws):
+    _, metrics = jax.eval_shape(lambda p: saving_form(model, p, batch, draws, weights=_only("mim")), params)
+    assert set(metrics) == {"mim"}
+
+
+def test_groups_keep_negatives_at_home(model, params, batch, draws):
+    """The similarity across groups cannot matter: swapping two whole groups swaps the negatives with them."""
+    z = jax.random.normal(jax.random.key(3), (BATCH, 16))
+    z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+    ids = batch["image_id"]
+    found = matching.hard_negatives(jax.random.key(5), z, z, ids, jnp.float32(0.1), group=GROUP)
+    changed = z.at[GROUP:].set(-z[GROUP:])
+    again = matching.hard_negatives(jax.random.key(5), changed, changed, ids, jnp.float32(0.1), group=GROUP)
+    np.testing.assert_array_equal(found.text[0], again.text[0])
+    np.testing.assert_array_equal(found.image[0], again.image[0])
+
+
+def _only(name):
+    return {"mim": 0.0, "mlm": 0.0, "itc": 0.0, "itm": 0.0, name: 1.0}
+
+
+def _gradient(model, params, batch, draws, **changes):
+    return jax.jit(jax.grad(lambda p: saving_form(model, p, batch, draws, **changes)[0]))(params)
+
+
+def _largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,164 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from toy import ToyTask, metrics_lines, toy_config
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.loop import train
+from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.program import make_program
+
+ROOT = Path(__file__).parents[2]
+
+
+def toy_process(workdir, *arguments, **fields):
+    return subprocess.run(
+        [sys.executable, Path(__file__).with_name("toy.py"), workdir, json.dumps(fields), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    train(ToyTask(), config=toy_config(**{"eval.every": 3}), workdir=workdir)
+    return workdir
+
+
+def test_a_run_learns(tmp_path):
+    rates = {"optimizer.peak": 0.1, "optimizer.encoder_peak": 0.1, "checkpoint.every": 100}
+    train(ToyTask(batch_size=64), config=toy_config(steps=100, batch_size=64, **rates), workdir=tmp_path)
+    losses = [line["loss"] for line in metrics_lines(tmp_path) if "loss" in line]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_a_run_logs_every_step(uninterrupted):
+    lines = [line for line in metrics_lines(uninterrupted) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert all(line["loss"] == pytest.approx(line["squared_error"], rel=1e-6) for line in lines)
+
+
+def test_a_run_leaves_config_assets_events_checkpoints_and_evaluations(uninterrupted):
+    assert {path.name for path in uninterrupted.iterdir() if "tfevents" not in path.name} == {
+        "asset.txt",
+        "checkpoints",
+        "config.json",
+        "eval",
+        "metrics.jsonl",
+    }
+    assert len(list(uninterrupted.glob("*tfevents*"))) == 1
+    evaluation = json.loads((uninterrupted / "eval" / "toy-val.json").read_text())
+    assert evaluation["step"] == 9
+    logged = [line for line in metrics_lines(uninterrupted) if "eval/toy-val/norm" in line]
+    assert [line["step"] for line in logged] == [3, 6, 9]
+    assert logged[-1] == {"step": 9, "eval/toy-val/norm": evaluation["norm"]}
+
+
+def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
+    killed = toy_process(tmp_path, "--kill-before-step", "8", **{"eval.every": 3})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    logged = [line["step"] for line in metrics_lines(tmp_path)]
+    assert 6 < logged[-1] < 9  # some of it after the last checkpoint
+    train(ToyTask(), config=toy_config(**{"eval.every": 3}), workdir=tmp_path)
+    assert metrics_lines(tmp_path) == metrics_lines(uninterrupted)
+
+
+def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(uninterrupted, tmp_path):
+    killed = toy_process(tmp_path, "--kill-while-saving", "6", **{"eval.every": 3})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    half_written = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith("6.")]
+    assert half_written
+    with Checkpoints.for_reading(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [3]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith("6.")] == half_written
+    train(ToyTask(), config=toy_config(**{"eval.every": 3}), workdir=tmp_path)
+    assert metrics_lines(tmp_path) == metrics_lines(uninterrupted)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["6", "9"]
+
+
+def test_an_evaluation_that_was_lost_is_made_up_for(uninterrupted, tmp_path):
+    config = toy_config(**{"eval.every": 3})
+
+    class Preempted(ToyTask):
+        def evaluate(self, params):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Preempted(), config=config, workdir=tmp_path)
+    train(ToyTask(), config=config, workdir=tmp_path)
+    assert metrics_lines(tmp_path) == metrics_lines(uninterrupted)
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path):
+    results = train(ToyTask(), config=toy_config(), workdir=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    task = ToyTask()
+    assert train(task, config=toy_config(), workdir=tmp_path) == results
+    assert task.evaluations == 0
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_is_seen(tmp_path, caplog):
+    class Diverging(ToyTask):
+        def loss(self, params, batch, streams):
+            loss, metrics = super().loss(params, batch, streams)
+            return loss / 0.0, metrics
+
+    train(Diverging(), config=toy_config(steps=3), workdir=tmp_path)
+    assert [line["loss"] for line in metrics_lines(tmp_path) if "loss" in line] == [None] * 3
+    assert "the loss is inf" in caplog.text
+
+
+def test_a_config_that_does_not_fit_leaves_no_workdir(tmp_path):
+    with pytest.raises(UserError, match="config.mesh.data=3"):
+        train(ToyTask(), config=toy_config(**{"mesh.data": 3}), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_holds_the_state_of_its_step_though_training_goes_on(uninterrupted, tmp_path):
+    config = toy_config(**{"checkpoint.every": 1, "checkpoint.keep_last": 9})
+    train(ToyTask(), config=config, workdir=tmp_path)
+    program = make_program(task=ToyTask(), config=config, mesh=make_mesh(data=-1, fsdp=1, tensor=1))
+    state = program.init()
+    batches = ToyTask().train_batches(0)
+    with Checkpoints.for_reading(tmp_path / "checkpoints") as checkpoints:
+        for step in range(1, 10):
+            state, _ = program.step(state, next(batches))
+            saved = checkpoints.restore(step, program.state)
+            jax.tree.map(np.testing.assert_array_equal, saved, state)
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                checkpoints.restore_params(step, program.state.params),
+                state.params,
+            )
+
+
+def test_a_missing_step_is_refused_with_the_steps_there_are(uninterrupted):
+    with Checkpoints.for_reading(uninterrupted / "checkpoints") as checkpoints:
+        with pytest.raises(UserError, match=r"no checkpoint of step 7 in .*; there are 6, 9$"):
+            checkpoints.restore_params(7, {})
+
+
+def test_a_directory_without_checkpoints_has_no_step_and_is_not_made(tmp_path):
+    with Checkpoints.for_reading(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(UserError, match="there is none yet"):
+            checkpoints.restore_params(3, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_checkpoints_and_the_multiples_are_kept(tmp_path):
+    config = toy_config(**{"checkpoint.every": 1, "checkpoint.keep_last": 2, "checkpoint.keep_every": 4})
+    train(ToyTask(), config=config, workdir=tmp_path)
+    with Checkpoints.for_reading(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [4, 8, 9]

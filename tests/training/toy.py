@@ -1,0 +1,120 @@
+"""A task small enough to train in a test: a linear model of data made from (seed, step).
+
+As a script it trains in a process of its own, which a test can kill:
+    python toy.py WORKDIR '{"steps": 9}' [--kill-before-step N | --kill-while-saving N]
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from mvlm_jax import config as config_lib
+
+FEATURES, WIDTH = 16, 8
+
+
+class ToyTask:
+    sharding_rules = (
+        (r"encoder/kernel", PartitionSpec("fsdp", "tensor")),
+        (r".*", PartitionSpec()),
+    )
+    optimizer_rules = ((r"encoder/.*", "encoder"), (r".*", "rest"))
+    decay_rules = ((r".*/bias", False), (r".*", True))
+    flops_per_step = 1e6
+
+    def __init__(self, *, batch_size=16, seed=0, before_batch=lambda step: None):
+        self.batch_size = batch_size
+        self.seed = seed
+        self.before_batch = before_batch
+        self.evaluations = 0
+
+    def init(self, key):
+        encoder, head = jax.random.split(key)
+        return {
+            "encoder": {"kernel": jax.random.normal(encoder, (FEATURES, WIDTH)) / 4, "bias": jnp.zeros(WIDTH)},
+            "head": {"kernel": jax.random.normal(head, (WIDTH, 1)) / 4, "bias": jnp.zeros(1)},
+        }
+
+    def loss(self, params, batch, streams):
+        keep = jax.random.bernoulli(streams.key("dropout"), 0.8, batch["x"].shape)
+        hidden = jnp.tanh((batch["x"] * keep) @ params["encoder"]["kernel"] + params["encoder"]["bias"])
+        prediction = (hidden @ params["head"]["kernel"] + params["head"]["bias"])[:, 0]
+        error = jnp.square(prediction - batch["y"])
+        return error.mean(), {"squared_error": (error.sum(), jnp.float32(error.size))}
+
+    def train_batches(self, start_step):
+        step = start_step
+        while True:
+            self.before_batch(step)
+            random = np.random.default_rng((self.seed, step))
+            x = random.normal(size=(self.batch_size, FEATURES)).astype(np.float32)
+            yield {"x": x, "y": x[:, 0] - x[:, 1]}
+            step += 1
+
+    def evaluate(self, params):
+        self.evaluations += 1
+        return {"toy-val": {"norm": float(jnp.linalg.norm(params["head"]["kernel"])), "note": "not a number"}}
+
+    def save_assets(self, workdir):
+        (workdir / "asset.txt").write_text("asset")
+
+
+def toy_config(**fields):
+    config = config_lib.default()
+    config.update_from_flattened_dict(
+        {
+            "steps": 9,
+            "batch_size": 16,
+            "log_every": 1,
+            "optimizer.warmup_steps": 2,
+            "optimizer.encoder_peak": 1e-2,
+            "optimizer.peak": 1e-2,
+            "checkpoint.every": 3,
+            "checkpoint.keep_last": 2,
+            **fields,
+        }
+    )
+    return config
+
+
+def metrics_lines(workdir):
+    """What the log holds, without what depends on the clock."""
+    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "timing"} for line in lines]
+
+
+def _kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_when_published(step):
+    """Dies when the step is written but not yet moved to its place."""
+    rename = os.rename
+
+    def guarded(source, target, *args, **kwargs):
+        if Path(target).name == str(step):
+            _kill()
+        return rename(source, target, *args, **kwargs)
+
+    os.rename = os.replace = guarded
+
+
+if __name__ == "__main__":
+    from mvlm_jax.training.loop import train
+
+    directory, fields, *kill = sys.argv[1:]
+    fatal_step = int(kill[1]) if kill[:1] == ["--kill-before-step"] else None
+    if kill[:1] == ["--kill-while-saving"]:
+        _kill_when_published(int(kill[1]))
+    train(
+        ToyTask(before_batch=lambda step: _kill() if step == fatal_step else None),
+        config=toy_config(**json.loads(fields)),
+        workdir=directory,
+    )
