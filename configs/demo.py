@@ -11,25 +11,23 @@ from mvlm_jax import config as config_lib
 
 def get_config() -> ConfigDict:
     config = config_lib.default()
-    config.steps = 1500
+    config.steps = 600
     config.batch_size = 64
 
-    config.image.size = 64
+    config.image.size = 48
     config.image.patch = 8
     config.text.vocab_size = 400
-    config.text.max_length = 32
+    config.text.max_length = 28
     config.text.positions = 64
     config.model = config_lib.model_size("tiny")
-    config.model.cross_layers = 2
-    config.model.decoder_layers = 1
 
     # Nothing is pre-trained here, so the encoders learn as fast as the rest.
-    config.optimizer.peak = config.optimizer.encoder_peak = 1e-3
+    config.optimizer.peak = config.optimizer.encoder_peak = 2e-3
     config.optimizer.final = config.optimizer.encoder_final = 1e-5
     config.optimizer.warmup_steps = 100
 
     # A crop could cut off a shape and a rotation could make "above" a lie.
-    config.data.augment.min_scale = 1.0
+    config.data.augment.min_scale = 0.9
     config.data.augment.flip = False
     config.data.augment.operations = 0
 

@@ -14,6 +14,8 @@ from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
 CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every", "eval.")
+# Fields that an evaluation may set otherwise than the training it evaluates.
+CHANGEABLE_IN_EVALUATION = (*CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size")
 
 
 def default() -> ConfigDict:
@@ -107,17 +109,16 @@ def model_size(name: str) -> ConfigDict:
       UserError: no such size.
     """
     sizes = {
-        "tiny": {"width": 128, "heads": 4, "layers": 4},
-        "small": {"width": 384, "heads": 6, "layers": 12},
-        "base": {"width": 768, "heads": 12, "layers": 12},
-        "large": {"width": 1024, "heads": 16, "layers": 24},
+        "tiny": {"width": 64, "heads": 2, "layers": 2, "cross_layers": 2, "decoder_layers": 1},
+        "small": {"width": 384, "heads": 6, "layers": 12, "cross_layers": 3, "decoder_layers": 3},
+        "base": {"width": 768, "heads": 12, "layers": 12, "cross_layers": 3, "decoder_layers": 3},
+        "large": {"width": 1024, "heads": 16, "layers": 24, "cross_layers": 3, "decoder_layers": 3},
     }
     if name not in sizes:
         raise UserError(f"model size {name!r} is not one of {', '.join(sizes)}")
-    model = ConfigDict(sizes[name])  # layers: of each of the two encoders
+    # layers: of each of the two encoders; cross_layers: of each cross encoder; decoder_layers: of the image decoder
+    model = ConfigDict(sizes[name])
     model.mlp_ratio = 4  # width of an MLP's hidden layer, in widths
-    model.cross_layers = 3  # of each cross encoder
-    model.decoder_layers = 3  # of the image decoder
     model.projection = 256  # width of the space in which images and texts are compared
     model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
     model.remat = "none"  # what the backward pass of the encoders computes anew: none, dots, full
@@ -153,8 +154,10 @@ def validate(config: ConfigDict) -> None:
     for name in ("mask.image_ratio", "mask.text_ratio"):
         if not 0 < fields[name] < 1:
             raise UserError(f"config.{name}={fields[name]} must lie between 0 and 1")
-    for name in ("optimizer.peak", "optimizer.encoder_peak", "optimizer.weight_decay", "optimizer.warmup_steps",
-                 "loss.mim", "loss.mlm", "loss.itc", "loss.itm"):  # fmt: skip
+    for name in ("optimizer.peak", "optimizer.final", "optimizer.encoder_peak", "optimizer.encoder_final",
+                 "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.clip_norm", "loss.mim", "loss.mlm",
+                 "loss.itc", "loss.itm", "data.workers", "data.augment.operations", "checkpoint.keep_every",
+                 "eval.every", "eval.rerank"):  # fmt: skip
         if fields[name] < 0:
             raise UserError(f"config.{name}={fields[name]} must not be negative")
     if not 3 <= config.text.max_length <= config.text.positions:
@@ -172,6 +175,16 @@ def validate(config: ConfigDict) -> None:
             f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
             f"{config.mask.image_cell} patches of {config.image.patch}"
         )
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
+    augment = config.data.augment
+    if not 0 < augment.min_scale <= 1:
+        raise UserError(f"config.data.augment.min_scale={augment.min_scale} must lie above 0 and at most at 1")
+    if not 0 <= augment.magnitude <= 10:
+        raise UserError(f"config.data.augment.magnitude={augment.magnitude} must lie between 0 and 10")
+    for name in ("mean", "std"):
+        if len(config.image[name]) != 3:
+            raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
     if config.batch_size % config.matching.group:
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of "
@@ -218,11 +231,13 @@ def _as_declared(values: Mapping[str, Any], declared: ConfigDict) -> dict[str, A
     }  # fmt: skip
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Names of the fields that differ and that a continued run must not change."""
+def differences(old: ConfigDict, new: ConfigDict, *, changeable: tuple[str, ...]) -> str:
+    """The first few fields that differ, with both values; empty where only fields that may change do."""
     before, after = dict(flatten(old)), dict(flatten(new))
-    return [
+    names = [
         name
         for name in sorted(before | after)
-        if before.get(name) != after.get(name) and not name.startswith(CHANGEABLE_ON_RESUME)
+        if before.get(name) != after.get(name) and not name.startswith(changeable)
     ]
+    shown = [f"config.{name} is {before.get(name)!r} there and {after.get(name)!r} here" for name in names[:3]]
+    return "; ".join(shown) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")

@@ -5,7 +5,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from mvlm_jax.models.layers import PreNormBlock, scanned_layers, weight_init
+from mvlm_jax.models.layers import PreNormBlock, scanned_layers, token_init, weight_init
 
 
 def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B N pixels"]:
@@ -37,9 +37,9 @@ class ImageEncoder(nn.Module):
     ) -> Float[Array, "B views N+1 D"]:
         batch, views, count = patch_masks.shape
         embedded = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="patch_embedding")(patches)
-        mask_token = self.param("mask_token", weight_init, (1, 1, self.width))
-        cls_token = self.param("cls_token", weight_init, (1, 1, self.width))
-        positions = self.param("position_embedding", weight_init, (1, self.patches + 1, self.width))
+        mask_token = self.param("mask_token", token_init, (1, 1, self.width))
+        cls_token = self.param("cls_token", token_init, (1, 1, self.width))
+        positions = self.param("position_embedding", token_init, (1, self.patches + 1, self.width))
         seen = jnp.where(patch_masks[..., None], mask_token.astype(self.dtype), embedded[:, None])
         first = jnp.broadcast_to(cls_token.astype(self.dtype), (batch, views, 1, self.width))
         x = jnp.concatenate([first, seen], axis=2) + positions.astype(self.dtype)

@@ -11,7 +11,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-weight_init = nn.initializers.truncated_normal(0.02)
+# Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
+weight_init = nn.initializers.xavier_uniform()
+token_init = nn.initializers.truncated_normal(0.02)
 
 Rows = slice | Int[Array, "B R"]
 

@@ -5,7 +5,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mvlm_jax.models.layers import PostNormBlock, scanned_layers, weight_init
+from mvlm_jax.models.layers import PostNormBlock, scanned_layers, token_init
 
 # RoBERTa numbers positions from pad_id + 1 and never uses the rows before (fairseq's convention, kept in its weights).
 FIRST_POSITION = {"roberta": 2, "bert": 0}
@@ -30,13 +30,13 @@ class TextEncoder(nn.Module):
         first = FIRST_POSITION[self.kind]
         epsilon = EPSILON[self.kind]
         self.token_embedding = nn.Embed(
-            self.vocab_size, self.width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02)
+            self.vocab_size, self.width, dtype=self.dtype, embedding_init=token_init
         )
         self.position_embedding = nn.Embed(
-            self.positions + first, self.width, dtype=self.dtype, embedding_init=weight_init
+            self.positions + first, self.width, dtype=self.dtype, embedding_init=token_init
         )
         self.type_embedding = nn.Embed(
-            TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=weight_init
+            TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=token_init
         )
         self.embedding_norm = nn.LayerNorm(epsilon, dtype=self.dtype)
         self.layers_ = scanned_layers(

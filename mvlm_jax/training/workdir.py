@@ -18,8 +18,6 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
 
-_NAMED_AT_MOST = 3
-
 
 def open_workdir(path: str | Path, *, config: ConfigDict, write: bool = True) -> Path:
     """Makes the directory with its `config.json`, or checks that the one there is of the same run.
@@ -81,16 +79,10 @@ def _check_writable(directory: Path) -> None:
 
 
 def _check_same_run(path: Path, config: ConfigDict) -> None:
-    old = read_config(path.parent)
-    names = config_lib.differences(old, config)
-    if names:
-        there, here = dict(config_lib.flatten(old)), dict(config_lib.flatten(config))
-        shown = "; ".join(
-            f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:_NAMED_AT_MOST]
-        )
-        more = f" (and {len(names) - _NAMED_AT_MOST} more)" if len(names) > _NAMED_AT_MOST else ""
+    changed = config_lib.differences(read_config(path.parent), config, changeable=config_lib.CHANGEABLE_ON_RESUME)
+    if changed:
         raise UserError(
-            f"workdir {path.parent} is the workdir of another config: {shown}{more}; "
+            f"workdir {path.parent} is the workdir of another config: {changed}; "
             "give the same values to continue it, or another workdir"
         )
 
