@@ -1,0 +1,107 @@
+"""Each loss against numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mvlm_jax.objectives.contrastive import contrastive_loss
+from mvlm_jax.objectives.matching import hard_negatives, matching_correct, matching_loss, take_from_groups
+from mvlm_jax.objectives.reconstruction import masked_image_loss, masked_text_correct, masked_text_loss
+
+
+def test_masked_image_loss_is_the_l1_over_the_given_values():
+    predicted = jnp.array([[[1.0, 2.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    target = jnp.array([[[0.0, 4.0], [0.0, -1.0]], [[1.0, 1.0], [1.0, 0.5]]])
+    total, count = masked_image_loss(predicted, target)
+    np.testing.assert_allclose(total, [4.0, 0.5])
+    np.testing.assert_allclose(count, [4, 4])
+
+
+def test_masked_text_loss_counts_masked_slots_only():
+    # Softmax of (0, ln 3) is (1/4, 3/4).
+    logits = jnp.array([[[0.0, np.log(3.0)], [5.0, -5.0], [0.0, np.log(3.0)]]])
+    total, count = masked_text_loss(logits, jnp.array([[1, 1, 0]]), jnp.array([[1.0, 0.0, 1.0]]))
+    np.testing.assert_allclose(total, [-np.log(0.75) - np.log(0.25)], rtol=1e-6)
+    np.testing.assert_allclose(count, [2])
+
+
+def test_first_guesses_are_counted_in_masked_slots_only():
+    logits = jnp.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]])
+    np.testing.assert_allclose(masked_text_correct(logits, jnp.array([[1, 0, 0]]), jnp.array([[1.0, 0.0, 1.0]])), [2])
+    np.testing.assert_allclose(masked_text_correct(logits, jnp.array([[0, 0, 0]]), jnp.array([[1.0, 0.0, 1.0]])), [1])
+
+
+def test_contrast_of_two_orthogonal_pairs():
+    z = jnp.eye(2)
+    total, count = contrastive_loss(z, z, jnp.array([1, 2]), jnp.float32(0.5))
+    # Logits (2, 0): -log(e^2 / (e^2 + 1)) for each pair and direction.
+    np.testing.assert_allclose(total / count, np.log(1 + np.exp(-2)), rtol=1e-6)
+
+
+def test_pairs_of_one_image_are_positives_of_each_other():
+    z_image = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    z_text = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    total, count = contrastive_loss(z_image, z_text, jnp.array([5, 5, 6]), jnp.float32(1.0))
+    e = np.e
+    a = np.log(e / (e + 2)), np.log(1 / (e + 2))  # rows of the first two images: logits (1, 0, 0)
+    b = np.log(1 / (1 + 2 * e)), np.log(e / (1 + 2 * e))  # of the third: (0, 1, 1)
+    to_text = -2 * (a[0] + a[1]) / 2 - b[1]
+    c = np.log(e / (2 * e + 1))  # first text: logits (1, 1, 0); both images of its own are positives
+    d = np.log(1 / (2 + e)), np.log(e / (2 + e))  # second and third text: (0, 0, 1)
+    to_image = -c - d[0] - d[1]
+    np.testing.assert_allclose(total, (to_text + to_image) / 2, rtol=1e-6)
+    assert float(count) == 3
+
+
+def test_matching_loss_takes_own_as_match_and_the_other_two_as_none():
+    logits = jnp.zeros((2, 3, 2)).at[0, 0, 1].set(np.log(3.0))
+    total, count = matching_loss(logits, jnp.array([True, True]))
+    np.testing.assert_allclose(total, -np.log(0.75) + 5 * np.log(2), rtol=1e-6)
+    assert float(count) == 6
+    assert float(matching_correct(logits, jnp.array([True, True]))) == 5
+
+
+def test_a_pair_without_a_legal_negative_counts_once():
+    total, count = matching_loss(jnp.zeros((2, 3, 2)), jnp.array([True, False]))
+    np.testing.assert_allclose(total, 4 * np.log(2), rtol=1e-6)
+    assert float(count) == 4
+
+
+def unit(key, batch, width=8):
+    z = jax.random.normal(key, (batch, width))
+    return z / jnp.linalg.norm(z, axis=1, keepdims=True)
+
+
+def test_negatives_never_share_the_image_and_never_leave_the_group():
+    ids = jnp.array([1, 1, 2, 3, 4, 5, 4, 4])
+    for seed in range(30):
+        keys = jax.random.split(jax.random.key(seed), 3)
+        found = hard_negatives(keys[0], unit(keys[1], 8), unit(keys[2], 8), ids, jnp.float32(0.07), group=4)
+        for places in (found.text, found.image):
+            chosen = take_from_groups(ids, places)
+            assert np.all(np.asarray(chosen) != np.asarray(ids))
+            assert np.all((np.asarray(places) >= 0) & (np.asarray(places) < 4))
+
+
+def test_a_group_of_one_image_has_no_valid_negative():
+    ids = jnp.array([7, 7, 1, 2])
+    z = unit(jax.random.key(0), 4)
+    found = hard_negatives(jax.random.key(1), z, z, ids, jnp.float32(0.1), group=2)
+    np.testing.assert_array_equal(found.valid, [[False, False], [True, True]])
+
+
+def test_negatives_are_drawn_by_the_softmax_of_similarity():
+    # Image 0 sees texts 1 and 2 at similarity 1 and 0: at temperature 1 drawn as e : 1.
+    z_image = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    z_text = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    draw = lambda key: hard_negatives(key, z_image, z_text, jnp.arange(3), jnp.float32(1.0), group=3).text[0, 0]
+    chosen = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(2), 4000)))
+    assert set(chosen) == {1, 2}
+    assert np.mean(chosen == 1) == pytest.approx(np.e / (np.e + 1), abs=0.03)
+
+
+def test_take_from_groups_by_hand():
+    x = jnp.arange(12.0).reshape(6, 2)
+    taken = take_from_groups(x, jnp.array([[2, 0, 0], [1, 1, 2]]))
+    np.testing.assert_array_equal(taken[:, 0], [4, 0, 0, 8, 8, 10])
