@@ -1,7 +1,7 @@
 """A model that learns drawn scenes of coloured shapes in a few minutes on a laptop, from nothing.
 
-  mvlm prepare --dataset=shapes --data_dir=runs/data
-  mvlm train --config=configs/demo.py --workdir=runs/demo --config.data.data_dir=runs/data
+mvlm prepare --dataset=shapes --data_dir=runs/data
+mvlm train --config=configs/demo.py --workdir=runs/demo --config.data.data_dir=runs/data
 """
 
 from ml_collections import ConfigDict

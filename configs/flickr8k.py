@@ -1,7 +1,7 @@
 """Flickr8k from scratch: `flickr8k.py` in under an hour on a laptop, `flickr8k.py:small` on one GPU.
 
-  mvlm prepare --dataset=flickr8k --source=FLICKR8K --data_dir=runs/data
-  mvlm train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.data_dir=runs/data
+mvlm prepare --dataset=flickr8k --source=FLICKR8K --data_dir=runs/data
+mvlm train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.data_dir=runs/data
 """
 
 from ml_collections import ConfigDict

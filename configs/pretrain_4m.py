@@ -1,6 +1,6 @@
 """The paper's pre-training: 4M images of CC3M, SBU, Visual Genome and COCO, base model, 50 epochs.
 
-  mvlm train --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=DATA
+mvlm train --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=DATA
 """
 
 from ml_collections import ConfigDict

@@ -187,8 +187,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
     if config.batch_size % config.matching.group:
         raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of "
-            f"config.matching.group={config.matching.group}"
+            f"config.batch_size={config.batch_size} must be a multiple of config.matching.group={config.matching.group}"
         )
 
 

@@ -1,6 +1,7 @@
 """What every door shares: flags of its own, `--help` with an example, one line and status 2 for the user's mistakes."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
@@ -41,10 +42,13 @@ def run(
         main(values)
     except (UserError, flags.Error) as error:
         return _refuse(name, error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # A config override raises these from inside ConfigDict; from anywhere else they are our bug, not the user's.
+    except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # The config file, or an override of it, raises these; from anywhere else they are our bug, not the user's.
         if not _raised_while_parsing(error):
             raise
+        if isinstance(error, OSError):
+            path = next((word for word in argv if word.startswith("--config=")), "--config")
+            error = UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py")
         return _refuse(name, error)
     return 0
 
@@ -96,7 +100,16 @@ def _is_ours_or_urgent(record: LogRecord) -> bool:
 
 
 def _refuse(name: str, error: Exception) -> int:
-    message = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    message = str(error)
+    if isinstance(error, AttributeError | KeyError):
+        # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
+        field, *suggested = re.findall(r"\w+", message.replace("\\n", " "))
+        hint = f"; did you mean {suggested[3]!r}?" if len(suggested) > 3 else ""
+        message = f"the config has no field {field!r}{hint}"
+    if "Traceback" in message:
+        # The config file failed: of its traceback only the last line says why.
+        message = f"{message.partition('Traceback')[0]}{message.strip().splitlines()[-1]}"
+    message = " ".join(message.split())
     print(f"mvlm {name}: {message}", file=sys.stderr)
     return 2
 

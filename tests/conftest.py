@@ -7,6 +7,6 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 jaxtyping.install_import_hook("mvlm_jax", "beartype.beartype").__enter__()

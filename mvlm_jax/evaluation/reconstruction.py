@@ -74,14 +74,12 @@ def evaluate_reconstruction(
             mask_id=mask_id,
             seed=seed,
         )
-        sums.append(jax.tree.map(lambda x, kept=len(captions): np.asarray(x)[:kept], result))
-    per_pair = jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.float64), *sums)
-    per_image = jax.tree.map(
-        lambda x: np.bincount(split.caption_image, weights=x, minlength=len(split)), per_pair
-    )
-    return {"images": len(split), "captions": len(split.captions)} | _summary(
-        per_image, resamples=bootstrap, seed=seed
-    )
+        sums.append(jax.tree.map(np.asarray, result))
+    # What the last batch was padded with comes last.
+    pairs = len(split.captions)
+    per_pair = jax.tree.map(lambda *parts: np.concatenate(parts)[:pairs].astype(np.float64), *sums)
+    per_image = jax.tree.map(lambda x: np.bincount(split.caption_image, weights=x, minlength=len(split)), per_pair)
+    return {"images": len(split), "captions": len(split.captions)} | _summary(per_image, resamples=bootstrap, seed=seed)
 
 
 def wrong_partners(caption_image: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:

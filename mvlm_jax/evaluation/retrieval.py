@@ -30,9 +30,7 @@ def evaluate_retrieval(
     if rerank:
         texts = top_candidates(scores, k=rerank)
         images = top_candidates(scores.T, k=rerank)
-        matching = match_pairs(
-            model, params, v, w, split.captions, _pairs(texts, images), batch_size=batch_size
-        )
+        matching = match_pairs(model, params, v, w, split.captions, _pairs(texts, images), batch_size=batch_size)
         to_text = reranked(scores, texts, _look_up(matching, np.arange(len(texts))[:, None], texts))
         to_image = reranked(scores.T, images, _look_up(matching, images, np.arange(len(images))[:, None])).T
         by_text, by_image = recalls(to_text, split.caption_image), recalls(to_image, split.caption_image)

@@ -46,4 +46,5 @@ class TiedTokenHead(nn.Module):
 
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
     """The temperature in its legal range; the gradient passes, so that a value outside can come back."""
-    return temperature + jax.lax.stop_gradient(jnp.clip(temperature, *TEMPERATURE_RANGE) - temperature)
+    clipped = jax.lax.stop_gradient(jnp.clip(temperature, *TEMPERATURE_RANGE))
+    return clipped + (temperature - jax.lax.stop_gradient(temperature))

@@ -29,15 +29,11 @@ class TextEncoder(nn.Module):
     def setup(self) -> None:
         first = FIRST_POSITION[self.kind]
         epsilon = EPSILON[self.kind]
-        self.token_embedding = nn.Embed(
-            self.vocab_size, self.width, dtype=self.dtype, embedding_init=token_init
-        )
+        self.token_embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=token_init)
         self.position_embedding = nn.Embed(
             self.positions + first, self.width, dtype=self.dtype, embedding_init=token_init
         )
-        self.type_embedding = nn.Embed(
-            TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=token_init
-        )
+        self.type_embedding = nn.Embed(TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=token_init)
         self.embedding_norm = nn.LayerNorm(epsilon, dtype=self.dtype)
         self.layers_ = scanned_layers(
             PostNormBlock,

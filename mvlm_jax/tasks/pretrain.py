@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
@@ -86,7 +85,7 @@ class Pretrain:
             draws,
             condition_on=config.mask.condition_on,
             group=config.matching.group,
-            weights=config.loss,
+            weights=config.loss.to_dict(),
         )
         return loss, {**metrics, "skipped_images": (batch["skipped"].sum(), jnp.int32(1))}
 
@@ -111,7 +110,7 @@ class Pretrain:
             seed=self.config.seed,
             bootstrap=options.bootstrap,
         )
-        jax.block_until_ready(params)
+
         left_out = {"left_out": self.split.left_out}
         return {
             f"retrieval-{self.eval_name}": retrieval | left_out,

@@ -38,7 +38,7 @@ class MetricsLog:
     def has_evaluation(self, step: int) -> bool:
         return step in self._evaluated
 
-    def write(self, step: int, metrics: dict[str, float], *, timing: dict[str, float] | None = None) -> None:
+    def write(self, step: int, metrics: dict[str, float | int], *, timing: dict[str, float] | None = None) -> None:
         if not self._file:
             return
         line = {"step": step, **plain(metrics)} | ({"timing": plain(timing)} if timing else {})

@@ -9,7 +9,9 @@ START, PAD, END, UNKNOWN, MASK = 0, 1, 2, 3, 4
 SPECIAL = (START, PAD, END, UNKNOWN, MASK)
 
 
-@pytest.mark.parametrize("cells, ratio, expected", [(49, 0.6, 30), (9, 0.6, 6), (4, 0.6, 3), (100, 0.55, 55), (5, 0.6, 3)])
+@pytest.mark.parametrize(
+    "cells, ratio, expected", [(49, 0.6, 30), (9, 0.6, 6), (4, 0.6, 3), (100, 0.55, 55), (5, 0.6, 3)]
+)
 def test_cells_are_rounded_up_but_not_by_floating_point_dust(cells, ratio, expected):
     assert masked_cells(cells=cells, ratio=ratio) == expected
 
@@ -63,7 +65,9 @@ def captions():
 
 
 def drawn(seed, text=None):
-    return text_mask(jax.random.key(seed), captions() if text is None else text, special_ids=SPECIAL, mask_id=MASK, ratio=0.3)
+    return text_mask(
+        jax.random.key(seed), captions() if text is None else text, special_ids=SPECIAL, mask_id=MASK, ratio=0.3
+    )
 
 
 def test_the_right_number_of_words_is_hidden_in_each_caption():
@@ -81,7 +85,9 @@ def test_special_and_padding_tokens_are_never_hidden():
 
 def test_slots_hold_what_stood_in_the_masked_places():
     text, mask = np.asarray(captions()), drawn(3)
-    for row, masked, slots, targets, weights in zip(text, *map(np.asarray, (mask.text, mask.slots, mask.targets, mask.weights))):
+    for row, masked, slots, targets, weights in zip(
+        text, *map(np.asarray, (mask.text, mask.slots, mask.targets, mask.weights))
+    ):
         hidden = set(np.flatnonzero(masked == MASK))
         assert hidden == set(slots[weights == 1])
         assert [row[slot] for slot in slots[weights == 1]] == list(targets[weights == 1])

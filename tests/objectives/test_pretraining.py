@@ -124,9 +124,7 @@ def plain_form(model, params, batch, draws, *, condition_on):
     return sum(WEIGHTS[name] * loss for name, loss in losses.items()), losses
 
 
-@pytest.mark.parametrize(
-    "condition_on, token_head", [("unmasked", "dense"), ("masked", "tied"), ("none", "dense")]
-)
+@pytest.mark.parametrize("condition_on, token_head", [("unmasked", "dense"), ("masked", "tied"), ("none", "dense")])
 def test_saving_work_changes_neither_losses_nor_gradients(batch, draws, condition_on, token_head):
     model = make_model(cross_layers=2, decoder_layers=1, token_head=token_head)
     params = make_params(model, batch)

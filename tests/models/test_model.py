@@ -1,0 +1,118 @@
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mvlm_jax.models.flops import pretraining_step_flops
+from mvlm_jax.models.heads import clip_temperature
+from mvlm_jax.models.image_encoder import patchify
+from mvlm_jax.models.layers import CrossBlock, select_rows
+from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.models.text_encoder import TextEncoder
+from mvlm_jax.training.rules import match_rules
+
+
+def make_model(**changes):
+    fields = {
+        "image_size": 32, "patch": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "text_kind": "bert",
+        "vocab_size": 40, "positions": 16, "pad_id": 0, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
+        "cross_layers": 1, "decoder_layers": 1, "projection": 8, "token_head": "dense", "remat": "none",
+        "dtype": jnp.float32,
+    }  # fmt: skip
+    return MaskVLM(**{**fields, **changes})
+
+
+def shapes(model):
+    image, text = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
+
+
+def test_patches_are_row_major_and_flattened_by_row_column_channel():
+    pixels = jnp.arange(4 * 4 * 3, dtype=jnp.float32).reshape(1, 4, 4, 3)
+    patches = np.asarray(patchify(pixels, patch=2))
+    assert patches.shape == (1, 4, 12)
+    np.testing.assert_array_equal(patches[0, 1], np.asarray(pixels)[0, :2, 2:].reshape(-1))
+    np.testing.assert_array_equal(patches[0, 2], np.asarray(pixels)[0, 2:, :2].reshape(-1))
+
+
+def test_pixels_are_normalised_as_the_config_says():
+    model = make_model(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    image = jnp.full((1, 32, 32, 3), 255, jnp.uint8)
+    patches = model.apply({"params": {"temperature": jnp.float32(0.07)}}, image, method="patches")
+    np.testing.assert_allclose(patches[0, 0, :3], [1, 3, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("token_head", ["dense", "tied"])
+@pytest.mark.parametrize("rules", [SHARDING_RULES, OPTIMIZER_RULES, DECAY_RULES])
+def test_every_parameter_is_covered_by_the_rules(kind, token_head, rules):
+    match_rules(rules, shapes(make_model(text_kind=kind, token_head=token_head)))
+
+
+def test_biases_norms_positions_and_single_tokens_do_not_decay():
+    decays = flax.traverse_util.flatten_dict(match_rules(DECAY_RULES, shapes(make_model())), sep="/")
+    kept = {path for path, decay in decays.items() if not decay}
+    assert {path for path in decays if path.endswith(("bias", "scale"))} <= kept
+    assert {"temperature", "image_encoder/mask_token", "image_encoder/cls_token"} <= kept
+    assert {"image_encoder/position_embedding", "text_encoder/position_embedding/embedding"} <= kept
+    assert decays["text_encoder/token_embedding/embedding"] and decays["pixel_head/kernel"]
+
+
+def test_the_two_encoders_and_nothing_else_learn_at_the_encoder_rate():
+    groups = flax.traverse_util.flatten_dict(match_rules(OPTIMIZER_RULES, shapes(make_model())), sep="/")
+    encoder = {path.split("/")[0] for path, group in groups.items() if group == "encoder"}
+    assert encoder == {"image_encoder", "text_encoder"}
+    assert groups["image_encoder/mask_token"] == "rest"
+
+
+def test_roberta_numbers_positions_from_two_and_bert_from_zero():
+    for kind, rows in (("roberta", 18), ("bert", 16)):
+        assert shapes(make_model(text_kind=kind))["text_encoder"]["position_embedding"]["embedding"].shape[0] == rows
+    encoder = TextEncoder("roberta", 40, 16, width=8, heads=2, layers=1, mlp_ratio=2, remat="none", dtype=jnp.float32)
+    text, mask = jnp.array([[0, 5, 6, 2]]), jnp.ones((1, 4), bool)
+    variables = encoder.init(jax.random.key(0), text, mask)
+    before = encoder.apply(variables, text, mask)
+    table = variables["params"]["position_embedding"]["embedding"]
+    variables["params"]["position_embedding"]["embedding"] = table.at[:2].set(99.0)
+    np.testing.assert_array_equal(encoder.apply(variables, text, mask), before)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat):
+    text = jnp.array([[1, 5, 6, 2, 0, 0]])
+
+    def gradient(policy):
+        fields = {"width": 8, "heads": 2, "layers": 2, "mlp_ratio": 2, "remat": policy, "dtype": jnp.float32}
+        encoder = TextEncoder("bert", 40, 16, **fields)
+        variables = encoder.init(jax.random.key(0), text, text != 0)
+        return jax.jit(jax.grad(lambda v: (encoder.apply(v, text, text != 0) ** 3).sum()))(variables)
+
+    for plain, saved in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat))):
+        np.testing.assert_allclose(saved, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), jnp.array([[3, 1], [0, 4]])])
+def test_rows_of_a_block_are_those_of_the_whole_block(rows):
+    block = CrossBlock(heads=2, mlp_ratio=2, epsilon=1e-6, dtype=jnp.float32)
+    x, context = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 3, 8))
+    mask, context_mask = jnp.array([[True] * 5, [True] * 4 + [False]]), jnp.array([[True] * 3, [True, True, False]])
+    variables = block.init(jax.random.key(2), x, mask, context, context_mask)
+    whole = block.apply(variables, x, mask, context, context_mask)
+    some = block.apply(variables, x, mask, context, context_mask, rows)
+    np.testing.assert_allclose(some, select_rows(whole, rows), rtol=1e-5, atol=1e-6)
+
+
+def test_temperature_is_clipped_and_can_come_back():
+    for raw, expected in ((0.07, 0.07), (5.0, 0.5), (-1.0, 0.001)):
+        value, gradient = jax.value_and_grad(clip_temperature)(jnp.float32(raw))
+        assert float(value) == pytest.approx(expected) and float(gradient) == 1
+
+
+def test_flops_grow_as_the_layers_do():
+    """One encoder layer more costs 2 x 3 x B x (12 + 2 S/D) S D^2 multiply-adds at ratio 4, for S tokens, two views."""
+    options = {"batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
+    one, two = (pretraining_step_flops(make_model(mlp_ratio=4, layers=n), **options) for n in (1, 2))
+    layer = sum(2 * (12 * s * 16 * 16 + 2 * s * s * 16) for s in (17, 8))
+    assert two - one == pytest.approx(3 * 4 * 2 * layer)

@@ -1,0 +1,68 @@
+"""The task as the trainer sees it, on pairs held in memory."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import SMALLER, recipe
+
+from mvlm_jax.data.text import train_tokenizer
+from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.training.mesh import make_mesh, shard_batch
+from mvlm_jax.training.program import make_program
+from mvlm_jax.training.task import Task
+
+COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "brown"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = recipe("demo")
+    config.update_from_flattened_dict(SMALLER | {"steps": 120, "optimizer.warmup_steps": 10, "optimizer.peak": 3e-3})
+    config.optimizer.encoder_peak, config.model.width = 3e-3, 32
+    return config
+
+
+@pytest.fixture(scope="module")
+def batch(config):
+    captions = [f"a {one} shape beside a {other} one" for one, other in zip(COLOURS, COLOURS[3:] + COLOURS[:3])]
+    tokenizer = train_tokenizer(captions, kind="roberta", vocab_size=400)
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.repeat(rng.integers(0, 256, (8, 4, 4, 3)), 8, axis=1), 8, axis=2).astype(np.uint8)
+    return tokenizer, {
+        "image": image,
+        "text": tokenizer.encode(captions, max_length=config.text.max_length),
+        "image_id": np.arange(8, dtype=np.int32),
+        "skipped": np.zeros(8, np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def history(config, batch):
+    tokenizer, rows = batch
+    task = Pretrain(config=config, tokenizer=tokenizer, batches=None, eval_split=None, eval_name="none")
+    assert isinstance(task, Task)
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    program = make_program(task=task, config=config, mesh=mesh)
+    state, lines = program.init(), []
+    for _ in range(config.steps):
+        state, metrics = program.step(state, shard_batch(rows, program.batch_sharding))
+        lines.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+    return lines
+
+
+def test_a_tiny_model_overfits_one_batch(history):
+    last = history[-10:]
+    assert np.mean([line["mlm_accuracy"] for line in last]) > 0.9
+    assert np.mean([line["itc"] for line in last]) < 0.1
+    assert np.mean([line["itm_accuracy"] for line in last]) > 0.95
+    assert np.mean([line["mim"] for line in last]) < 0.75 * history[0]["mim"]
+
+
+def test_masks_differ_between_steps(history):
+    """One batch at almost one set of weights: only other masks can make the reconstruction losses jump."""
+    early = [line["mim"] for line in history[:3]]
+    assert len(set(early)) == 3
+
+
+def test_nothing_is_ever_not_a_number(history):
+    assert all(np.isfinite(value) for line in history for value in line.values())

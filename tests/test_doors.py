@@ -1,0 +1,147 @@
+"""The doors as a user meets them: the shipped demo recipe, made smaller, from prepared data to evaluated checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import ROOT, demo_flags, prepare_shapes
+
+from mvlm_jax import doors, evaluate, train
+from mvlm_jax.tasks.pretrain import Pretrain
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    prepare_shapes(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run of six steps that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.door(demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)) == 0
+    return workdir
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "timing"} for line in lines]
+
+
+def read_eval(workdir, stem):
+    return json.loads((workdir / "eval" / f"{stem}.json").read_text())
+
+
+def test_a_run_leaves_everything_behind(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "checkpoints", "metrics.jsonl", "eval", "tokenizer.json"} <= names
+    assert any("tfevents" in name for name in names)
+    steps = [line for line in metrics(finished) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    for line in steps:
+        assert line["loss"] == pytest.approx(sum(line[name] for name in ("mim", "mlm", "itc", "itm")), rel=1e-5)
+
+
+def test_evaluation_counts_every_example_and_reports_both_rankings(finished):
+    retrieval = read_eval(finished, "retrieval-val")
+    assert (retrieval["images"], retrieval["captions"], retrieval["step"]) == (12, 12, 6)
+    for way in ("tr", "ir"):
+        for k in (1, 5, 10):
+            for suffix in ("", "_rerank"):
+                assert 0 <= retrieval[f"{way}_r{k}{suffix}"] <= 100
+    rebuilt = read_eval(finished, "reconstruction-val")
+    for name in ("mlm_gain", "mim_gain", "mlm_gain_over_none", "mim_gain_over_none"):
+        value, low, high = rebuilt[name]
+        assert low <= value <= high
+    own, wrong = rebuilt["mim_l1_own"][0], rebuilt["mim_l1_wrong"][0]
+    assert rebuilt["mim_gain"][0] == pytest.approx(wrong - own, abs=1e-6)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(finished, data_dir):
+    before = [read_eval(finished, stem) for stem in ("retrieval-val", "reconstruction-val")]
+    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2, eval__batch_size=5)
+    assert evaluate.door(flags) == 0
+    after = [read_eval(finished, stem) for stem in ("retrieval-val", "reconstruction-val")]
+    for old, new in zip(before, after):
+        assert set(old) == set(new)
+        for name in set(old) - {"left_out"}:
+            np.testing.assert_allclose(new[name], old[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "interrupted"
+    flags = demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)
+    whole = Pretrain.train_batches
+
+    def cut_short(self, start_step):
+        for count, batch in enumerate(whole(self, start_step)):
+            if count == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Pretrain, "train_batches", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        train.door(flags)
+    monkeypatch.undo()
+    assert train.door(flags) == 0
+    assert metrics(workdir) == metrics(finished)
+
+
+def test_a_workdir_of_another_config_is_refused_and_stays_as_it_is(finished, data_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in sorted(finished.rglob("*"))}
+    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2, optimizer__peak=0.5)
+    assert train.door(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert "config.optimizer.peak is 0.002 there and 0.5 here" in error
+    assert {path: path.stat().st_mtime_ns for path in sorted(finished.rglob("*"))} == before
+
+
+def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data_dir, capsys):
+    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2)
+    assert evaluate.door([*flags, "--step=5"]) == 2
+    assert "there are 2, 4, 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--config=DEMO", "--workdir=W", "--config.stepz=7"], "no field 'stepz'; did you mean 'steps'?"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.zzz=7"], "no field 'zzz'"),
+        (["--config=DEMO", "--workdir=W", "--config.steps=many"], "--config.steps=many"),
+        (["--config=DEMO", "--workdir=W", "--config.steps=1.5"], "--config.steps=1.5"),
+        (["--config=DEMO", "--workdir=W", "--config.batch_size=63"], "multiple of config.matching.group=32"),
+        (["--config=DEMO", "--workdir=W", "--config.image.size=50"], "multiple of 16 pixels"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.condition_on=all"], "not one of unmasked, masked, none"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.image_ratio=1.5"], "between 0 and 1"),
+        (["--config=DEMO", "--workdir=W", "--config.data.data_dir=W/none"], "mvlm prepare --dataset=shapes"),
+        (["--config=DEMO", "--workdir=W", "--config.text.tokenizer=W/none.json"], "cannot be read"),
+        (["--config=configs/none.py", "--workdir=W"], "recipe such as configs/demo.py"),
+        (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small"),
+        (["--config=DEMO"], "--workdir"),
+        (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
+        (["--config=DEMO", "--workdir=W", "--werkdir=X"], "werkdir"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_path, capsys):
+    places = {"DEMO": ROOT / "configs" / "demo.py", "FLICKR": ROOT / "configs" / "flickr8k.py", "W": tmp_path / "w"}
+    for short, path in places.items():
+        flags = [flag.replace(f"={short}", f"={path}") for flag in flags]
+    assert train.door(flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mvlm train: ") and said in error
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("door", doors.DOORS)
+def test_help_shows_an_example(door, capsys):
+    assert doors.main([door, "--help"]) == 0
+    assert f"mvlm {door} --" in capsys.readouterr().out
+
+
+def test_an_unknown_door_is_refused(capsys):
+    assert doors.main(["trian"]) == 2
+    assert "'trian'" in capsys.readouterr().err

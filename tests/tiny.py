@@ -1,0 +1,44 @@
+"""A run small enough to be made in a test: the shipped recipe over a small set of drawn scenes."""
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+
+from mvlm_jax.data.builders.shapes import Shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLER = {
+    "batch_size": 8,
+    "matching.group": 4,
+    "image.size": 32,
+    "model.width": 16,
+    "model.heads": 2,
+    "model.layers": 1,
+    "model.cross_layers": 1,
+    "optimizer.warmup_steps": 2,
+    "mesh.data": 8,
+    "eval.batch_size": 16,
+    "eval.rerank": 3,
+    "eval.bootstrap": 50,
+    "log_every": 1,
+}
+
+
+def prepare_shapes(data_dir: Path) -> None:
+    builder = Shapes(train=64, val=12, test=12, data_dir=data_dir)
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def recipe(name: str, *arguments):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arguments)
+
+
+def demo_flags(*, data_dir: Path, workdir: Path, **changes) -> list[str]:
+    fields = SMALLER | {"data.data_dir": data_dir} | {name.replace("__", "."): v for name, v in changes.items()}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={workdir}", *flags]
