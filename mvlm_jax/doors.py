@@ -76,8 +76,11 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
     Raises:
       UserError: a value is out of its range.
     """
-    config_lib.validate(values.config)
-    return values.config
+    config = values.config
+    # A file that could not be read is reported at the first look at a field, not while flags are parsed.
+    _ = config.seed
+    config_lib.validate(config)
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "brown"]
 @pytest.fixture(scope="module")
 def config():
     config = recipe("demo")
-    config.update_from_flattened_dict(SMALLER | {"steps": 120, "optimizer.warmup_steps": 10, "optimizer.peak": 3e-3})
+    config.update_from_flattened_dict(SMALLER | {"steps": 200, "optimizer.warmup_steps": 10, "optimizer.peak": 3e-3})
     config.optimizer.encoder_peak, config.model.width = 3e-3, 32
     return config
 
@@ -39,7 +39,7 @@ def batch(config):
 @pytest.fixture(scope="module")
 def history(config, batch):
     tokenizer, rows = batch
-    task = Pretrain(config=config, tokenizer=tokenizer, batches=None, eval_split=None, eval_name="none")
+    task = Pretrain(config=config, tokenizer=tokenizer, batches=iter, eval_split=list, eval_name="none")
     assert isinstance(task, Task)
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     program = make_program(task=task, config=config, mesh=mesh)
