@@ -1,1 +1,22 @@
 """Masked vision-language pre-training (MaskVLM, ICLR 2023) in JAX and Flax."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mvlm_jax.inference import Inference
+
+
+def load(folder: str | Path, *, batch_size: int = 32) -> "Inference":
+    """The model that `mvlm weights export` wrote to a folder, ready for Pillow images and strings.
+
+    Args:
+      batch_size: images or texts computed at once.
+
+    Raises:
+      mvlm_jax.errors.UserError: not such a folder, or one that is damaged.
+    """
+    # JAX takes seconds to import; whoever only asks for the package's version should not wait.
+    from mvlm_jax import inference
+
+    return inference.load(folder, batch_size=batch_size)

@@ -15,7 +15,9 @@ from mvlm_jax.errors import UserError
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
 CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every", "eval.")
 # Fields that an evaluation may set otherwise than the training it evaluates.
-CHANGEABLE_IN_EVALUATION = (*CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size")
+CHANGEABLE_IN_EVALUATION = (
+    *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
+)  # fmt: skip
 
 
 def default() -> ConfigDict:
@@ -43,6 +45,11 @@ def default() -> ConfigDict:
     config.text.positions = 512  # rows of the position table, as in the published encoders
 
     config.model = model_size("base")
+
+    # Published weights that a new run starts from: a file or a folder for each encoder; empty: random.
+    config.init_from = ConfigDict()
+    config.init_from.image = ""  # ViT, DeiT or MAE, named as in transformers or timm
+    config.init_from.text = ""  # RoBERTa or BERT, named as in transformers; a folder's tokenizer is used too
 
     config.mask = ConfigDict()
     config.mask.image_ratio = 0.6  # of the cells; exactly ceil(ratio * cells) are masked

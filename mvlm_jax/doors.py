@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 
-DOORS = ("train", "evaluate", "prepare")
+DOORS = ("train", "evaluate", "prepare", "weights")
 
 
 def run(

@@ -10,6 +10,7 @@ from mvlm_jax.data.pipeline import eval_split, train_batches, training_captions
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.tasks.pretrain import TOKENIZER_FILE, Pretrain
 from mvlm_jax.training.task import Task
 
@@ -29,17 +30,26 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     )
 
 
-def open_tokenizer(config: ConfigDict, *, workdir: str | Path) -> Tokenizer:
-    """The run's own tokenizer where it has one, else the configured file, else one trained on the training captions.
+def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
+    """The run's own tokenizer where it has one, else the configured file, else the one beside the text weights that
+    the run starts from, else one trained on the training captions.
 
     Raises:
       UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows.
     """
-    text, own = config.text, Path(workdir) / TOKENIZER_FILE
-    if own.is_file():
+    text, own = config.text, Path(workdir) / TOKENIZER_FILE if workdir else None
+    if own and own.is_file():
         tokenizer = Tokenizer.load(own, kind=text.kind)
     elif text.tokenizer:
         tokenizer = Tokenizer.load(text.tokenizer, kind=text.kind)
+    elif config.init_from.text:
+        file = tokenizer_file(config.init_from.text)
+        if file is None:
+            raise UserError(
+                f"config.init_from.text={config.init_from.text} brings no {' or '.join(TOKENIZER_FILES)}; "
+                "name the tokenizer of these weights in config.text.tokenizer"
+            )
+        tokenizer = Tokenizer.load(file, kind=text.kind)
     else:
         source = open_source(config.data.train, data_dir=config.data.data_dir)
         tokenizer = train_tokenizer(training_captions(source), kind=text.kind, vocab_size=text.vocab_size)

@@ -6,21 +6,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
+from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
 from mvlm_jax.objectives import masking
 from mvlm_jax.objectives.pretraining import draw, pretraining_losses
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Batch, Params, SumAndCount
+from mvlm_jax.training.task import Batch, Params, StartWeights, SumAndCount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,20 @@ class Pretrain:
         size = self.config.image.size
         image = jnp.zeros((1, size, size, 3), jnp.uint8)
         return self.model.init(key, image, jnp.zeros((1, self.config.text.max_length), jnp.int32))["params"]
+
+    def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
+        config = self.config
+        if not any(config.init_from.values()):
+            return None
+        imported = import_encoders(
+            shapes,
+            init_from=config.init_from.to_dict(),
+            image=config.image,
+            text_kind=config.text.kind,
+            heads=config.model.heads,
+            tokenizer=self.tokenizer,
+        )
+        return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
         config, ids = self.config, self.tokenizer.ids

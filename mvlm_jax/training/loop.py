@@ -13,7 +13,8 @@ from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.program import make_program
-from mvlm_jax.training.task import Params, Task
+from mvlm_jax.training.state import TrainState, with_weights
+from mvlm_jax.training.task import Params, StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
 
 
@@ -27,6 +28,8 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
+    # Before anything is written: weights that do not fit leave no workdir behind.
+    start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
     if writes:
         task.save_assets(directory)
@@ -45,6 +48,8 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     with jax.set_mesh(mesh), checkpoints:
         first = checkpoints.latest_step() or 0
         state = checkpoints.restore(first, program.state) if first else program.init()
+        if start is not None:
+            state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
             results = workdir_lib.read_evaluations(directory, step=first)
             if _is_due(first, every=config.eval.every, steps=steps) and not log.has_evaluation(first):
@@ -72,6 +77,19 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
                     results = _evaluate(task, state.params, step=step, directory=directory, log=log, writes=writes)
                     throughput.restart(step)
     return results
+
+
+def _has_checkpoint(workdir: str | Path) -> bool:
+    with Checkpoints.for_reading(Path(workdir) / workdir_lib.CHECKPOINTS) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
+def _started_from(start: StartWeights, state: TrainState, *, directory: Path, writes: bool) -> TrainState:
+    for line in start.lines:
+        logging.info("%s", line)
+    if writes:
+        workdir_lib.write_json(directory / workdir_lib.WEIGHTS, dict(start.report))
+    return with_weights(state, start.params)
 
 
 def _is_due(step: int, *, every: int, steps: int) -> bool:

@@ -6,11 +6,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
+from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, SumAndCount
 
@@ -73,6 +75,20 @@ def init_state(
         return TrainState(step=step, params=params, opt_state=optimizer.init(params))
 
     return jax.jit(build, out_shardings=shardings)()
+
+
+def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:
+    """The state with other values for the parameters at these "/"-joined paths, on the shardings they have."""
+
+    def replaced(key_path, leaf):
+        value = weights.get(path_of(key_path))
+        if value is None:
+            return leaf
+        value = value.astype(leaf.dtype)
+        # Each device gets its own part only, also where other processes hold the other parts.
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(replaced, state.params))
 
 
 def make_train_step(

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, Num, PyTree
@@ -13,6 +14,14 @@ from mvlm_jax.training.streams import Streams
 Params = PyTree[Any]
 Batch = Mapping[str, Any]
 SumAndCount = tuple[Num[Array, ""], Num[Array, ""]]
+
+
+class StartWeights(NamedTuple):
+    """Values for some of the parameters of a new run."""
+
+    params: Mapping[str, Float[np.ndarray, "..."]]  # by "/"-joined path
+    report: Mapping[str, Any]  # kept in the run's directory, as JSON
+    lines: Sequence[str]  # the same for a reader
 
 
 @runtime_checkable
@@ -30,6 +39,14 @@ class Task(Protocol):
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; traced by `jax.jit`, so that they are born sharded."""
+        ...
+
+    def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
+        """What a new run starts from instead of some of the parameters that `init` makes; None: those it makes.
+
+        Raises:
+          UserError: weights that cannot be read, or do not fit parameters of these `shapes`.
+        """
         ...
 
     def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:

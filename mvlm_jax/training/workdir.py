@@ -17,6 +17,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
+WEIGHTS = "weights.json"  # what the run started from
 
 
 def open_workdir(path: str | Path, *, config: ConfigDict, write: bool = True) -> Path:

@@ -42,6 +42,9 @@ class ToyTask:
             "head": {"kernel": jax.random.normal(head, (WIDTH, 1)) / 4, "bias": jnp.zeros(1)},
         }
 
+    def start_weights(self, shapes):
+        return None
+
     def loss(self, params, batch, streams):
         keep = jax.random.bernoulli(streams.key("dropout"), 0.8, batch["x"].shape)
         hidden = jnp.tanh((batch["x"] * keep) @ params["encoder"]["kernel"] + params["encoder"]["bias"])

@@ -1,0 +1,98 @@
+"""A trained model as a folder that others can use."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from mvlm_jax import config as config_lib
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.interop.model_card import model_card
+from mvlm_jax.interop.parameters import restore_parameters
+from mvlm_jax.interop.tensors import read_json
+from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
+from mvlm_jax.training import workdir as workdir_lib
+
+WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
+
+
+def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> int:
+    """Writes the model of a checkpoint to a new folder and returns its step, the latest one where `step` is None.
+
+    Raises:
+      UserError: no such run or checkpoint, or `output` exists.
+    """
+    directory = Path(workdir)
+    config = workdir_lib.read_config(directory)
+    with new_folder(output) as folder:
+        params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=config, step=step)
+        tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text.kind)
+        params = {path: np.ascontiguousarray(value, np.float32) for path, value in params.items()}
+        (folder / CONFIG).write_text(config_lib.to_json(config))
+        save_file(params, folder / WEIGHTS, metadata={"format": "mvlm_jax", "step": str(step)})
+        # The library lets nobody but the owner read what it writes.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+        tokenizer.save(folder / TOKENIZER)
+        write_encoders(folder, params, config=config, tokenizer=tokenizer)
+        kept = directory / workdir_lib.WEIGHTS
+        card = model_card(
+            config,
+            step=step,
+            parameters=sum(value.size for value in params.values()),
+            evaluations=workdir_lib.read_evaluations(directory, step=step),
+            weights=read_json(kept) if kept.is_file() else None,
+        )
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return step
+
+
+def write_encoders(
+    folder: Path, params: Mapping[str, Float[np.ndarray, "..."]], *, config: ConfigDict, tokenizer: Tokenizer
+) -> list[str]:
+    """`image_encoder/` and `text_encoder/` in transformers' naming, of those that `params` holds; their names."""
+    heads, image = config.model.heads, config.image
+    of_image, of_text = (
+        {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+        for prefix in ("image_encoder/", "text_encoder/")
+    )
+    if of_image:
+        write_image_encoder(
+            folder / "image_encoder",
+            of_image,
+            heads=heads,
+            image_size=image.size,
+            patch=image.patch,
+            mean=tuple(image.mean),
+            std=tuple(image.std),
+        )
+    if of_text:
+        write_text_encoder(folder / "text_encoder", of_text, heads=heads, kind=config.text.kind, tokenizer=tokenizer)
+    return [name for name, held in (("image_encoder", of_image), ("text_encoder", of_text)) if held]
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, moved to `path` when all is written; what fails leaves nothing behind.
+
+    Raises:
+      UserError: `path` exists or cannot be written.
+    """
+    target = Path(path).expanduser().absolute()
+    if target.exists():
+        raise UserError(f"--output={path} exists already; give a folder that does not")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,111 @@
+"""The README.md of an export, filled from the run."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mvlm_jax import config as config_lib
+
+_CARD = """---
+library_name: mvlm_jax
+tags: [vision-language, masked-modeling, image-text-retrieval]
+---
+
+# MaskVLM, {layers} + {layers} layers of width {width}
+
+A model of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other
+one, beside contrast and matching (Kwon et al., "Masked Vision and Language Modeling for Multi-modal Representation
+Learning", ICLR 2023, arXiv 2208.02131). {parameters:.1f}M parameters, float32.
+
+```python
+import mvlm_jax
+
+model = mvlm_jax.load("FOLDER")
+model.similarity([image], ["a dog on the grass", "a red car"])  # Pillow images and strings
+```
+
+`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `ViTModel` and `{text_class}` with
+`add_pooling_layer=False`.
+
+## Training
+
+| | |
+|---|---|
+| data | {train} |
+| steps | {step} of {steps}, {batch_size} pairs each |
+| seed | {seed} |
+| images | {image_size} pixels a side, patches of {patch} |
+| text | {kind}, {vocab_size} tokens, captions of at most {max_length} |
+| started from | {start} |
+
+## Metrics
+
+{metrics}
+
+## Config
+
+```json
+{config}
+```
+"""
+
+
+def model_card(
+    config: ConfigDict,
+    *,
+    step: int,
+    parameters: int,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, Any] | None,
+) -> str:
+    """
+    Args:
+      evaluations: metrics for each evaluation of this step.
+      weights: what the run kept of its import; None: it started from nothing.
+    """
+    return _CARD.format(
+        layers=config.model.layers,
+        width=config.model.width,
+        parameters=parameters / 1e6,
+        text_class={"roberta": "RobertaModel", "bert": "BertModel"}[config.text.kind],
+        train=config.data.train,
+        step=step,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=config.image.size,
+        patch=config.image.patch,
+        kind=config.text.kind,
+        vocab_size=config.text.vocab_size,
+        max_length=config.text.max_length,
+        start=_start(weights),
+        metrics=_metrics(evaluations, source=config.data.eval),
+        config=config_lib.to_json(config).strip(),
+    )
+
+
+def _start(weights: Mapping[str, Any] | None) -> str:
+    if weights is None:
+        return "random weights"
+    return "; ".join(f"{loaded['encoder']}: {loaded['source']} ({loaded['naming']})" for loaded in weights["loaded"])
+
+
+def _metrics(evaluations: Mapping[str, Mapping[str, Any]], *, source: str) -> str:
+    if not evaluations:
+        return "This step was not evaluated."
+    rows = [
+        f"| {stem} | {name} | {_shown(value)} |"
+        for stem, metrics in evaluations.items()
+        for name, value in metrics.items()
+        if isinstance(value, int | float | list)
+    ]
+    return "\n".join([f"On {source}.", "", "| evaluation | metric | value [95% interval] |", "|---|---|---|", *rows])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        middle, *interval = (_shown(part) for part in value)
+        return f"{middle} [{', '.join(interval)}]" if interval else middle
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

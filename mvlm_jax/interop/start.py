@@ -1,0 +1,79 @@
+"""The weights that a new run starts from."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
+from mvlm_jax.interop.parameters import flat
+from mvlm_jax.interop.report import Report
+from mvlm_jax.interop.vocabulary import check_tokenizer
+
+
+class Imported(NamedTuple):
+    params: dict[str, Float[np.ndarray, "..."]]  # by path within the whole model
+    reports: list[Report]
+    initial: list[str]  # the parts of the model that nothing was loaded into
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"loaded": [report.to_dict() for report in self.reports], "at_initial_values": self.initial}
+
+    def lines(self) -> list[str]:
+        """For a reader."""
+        return [line for report in self.reports for line in report.lines()] + [
+            f"at their initial values: {', '.join(self.initial)}"
+        ]
+
+
+def import_encoders(
+    shapes: PyTree[jax.ShapeDtypeStruct],
+    *,
+    init_from: Mapping[str, str],
+    image: ConfigDict,
+    text_kind: str,
+    heads: int,
+    tokenizer: Tokenizer | None,
+) -> Imported:
+    """The encoders that `init_from` names (`image`, `text`; empty: none), fit for parameters of these `shapes`.
+
+    Args:
+      tokenizer: that of the run; None where no text weights are named.
+
+    Raises:
+      UserError: a source cannot be read or does not fit, or the tokenizer is not that of the text weights.
+    """
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flat(shapes).items()}
+    params, reports = {}, []
+
+    def add(encoder: str, loaded: Mapping[str, np.ndarray], report: Report) -> None:
+        params.update({f"{encoder}/{path}": value for path, value in loaded.items()})
+        reports.append(report)
+
+    if init_from["image"]:
+        loaded, report = import_image_encoder(
+            init_from["image"],
+            shapes=_within("image_encoder", flat_shapes),
+            heads=heads,
+            patch=image.patch,
+            mean=tuple(image.mean),
+            std=tuple(image.std),
+        )
+        add("image_encoder", loaded, report)
+    if init_from["text"]:
+        of_text = _within("text_encoder", flat_shapes)
+        loaded, report = import_text_encoder(init_from["text"], shapes=of_text, heads=heads, kind=text_kind)
+        rows = of_text["token_embedding/embedding"][0]
+        check_tokenizer(tokenizer, weights=init_from["text"], vocab_size=rows)
+        add("text_encoder", loaded, report)
+    touched = {path.partition("/")[0] for path in params}
+    return Imported(params, reports, initial=sorted({path.partition("/")[0] for path in flat_shapes} - touched))
+
+
+def _within(encoder: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    prefix = f"{encoder}/"
+    return {path.removeprefix(prefix): shape for path, shape in shapes.items() if path.startswith(prefix)}

@@ -1,0 +1,56 @@
+"""The encoders of the model by themselves, over imported parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
+from mvlm_jax.interop.parameters import flat, nested
+from mvlm_jax.models.image_encoder import ImageEncoder, patchify
+from mvlm_jax.models.text_encoder import TextEncoder
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def image_encoder(path, *, image_size, patch, width, heads, layers, mlp_ratio):
+    """A function of normalised pixels [B,3,H,W], and the report."""
+    patches = (image_size // patch) ** 2
+    encoder = ImageEncoder(
+        patches=patches, width=width, heads=heads, layers=layers, mlp_ratio=mlp_ratio, remat="none", dtype=jnp.float32
+    )
+    clean = jnp.zeros((1, 1, patches), bool)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, patches, patch * patch * 3)), clean)
+    params, report = import_image_encoder(
+        path, shapes=shapes_of(shapes["params"]), heads=heads, patch=patch, mean=HALF, std=HALF
+    )
+    params.setdefault("mask_token", np.zeros((1, 1, width), np.float32))
+
+    @jax.jit
+    def encode(pixels):
+        masks = jnp.repeat(clean, len(pixels), axis=0)
+        return encoder.apply({"params": nested(params)}, patchify(pixels.transpose(0, 2, 3, 1), patch=patch), masks)[
+            :, 0
+        ]
+
+    return lambda pixels: np.asarray(encode(np.asarray(pixels))), report
+
+
+def text_encoder(path, *, kind, vocab_size, positions, width, heads, layers, mlp_ratio):
+    """A function of ids and mask [B,L], and the report."""
+    encoder = TextEncoder(
+        kind=kind, vocab_size=vocab_size, positions=positions, width=width, heads=heads, layers=layers,
+        mlp_ratio=mlp_ratio, remat="none", dtype=jnp.float32,
+    )  # fmt: skip
+    ids = jnp.zeros((1, 4), jnp.int32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids > 0)
+    params, report = import_text_encoder(path, shapes=shapes_of(shapes["params"]), heads=heads, kind=kind)
+
+    @jax.jit
+    def encode(ids, mask):
+        return encoder.apply({"params": nested(params)}, ids, mask)
+
+    return lambda ids, mask: np.asarray(encode(np.asarray(ids, np.int32), np.asarray(mask, bool))), report
+
+
+def shapes_of(params):
+    return {path: tuple(leaf.shape) for path, leaf in flat(params).items()}

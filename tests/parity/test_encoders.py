@@ -1,0 +1,63 @@
+"""Random weights at full size, float32: the same hidden states as in transformers. Run by `make parity`."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from encoders import image_encoder, text_encoder  # noqa: E402
+
+BASE = {"width": 768, "heads": 12, "layers": 12, "mlp_ratio": 4}
+TOLERANCE = 1e-4
+
+
+def saved(model, folder):
+    """The model with biases and norms that are not all zero or one, as trained ones are not."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vit")
+    return folder, saved(transformers.ViTModel(transformers.ViTConfig()), folder)
+
+
+@pytest.mark.parametrize("image_size", [224, 384])
+def test_vit_base(vit, image_size, record_property):
+    folder, model = vit
+    pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(pixels, interpolate_pos_encoding=image_size != 224).last_hidden_state.numpy()
+    encode, report = image_encoder(folder, image_size=image_size, patch=16, **BASE)
+    difference = np.abs(encode(pixels.numpy()) - expected).max()
+    print(f"\nViT-B/16 at {image_size}: max abs difference {difference:.2e}, values up to {np.abs(expected).max():.2f}")
+    assert difference <= TOLERANCE
+    assert bool(report.resized) == (image_size != 224)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+def test_text_base(kind, tmp_path):
+    torch.manual_seed(0)
+    if kind == "roberta":
+        sizes = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+        model = saved(transformers.RobertaModel(transformers.RobertaConfig(pad_token_id=1, **sizes)), tmp_path)
+    else:
+        model = saved(transformers.BertModel(transformers.BertConfig()), tmp_path)
+    pad, vocab_size = model.config.pad_token_id, model.config.vocab_size
+    ids = torch.randint(5, vocab_size, (5, 64), generator=torch.Generator().manual_seed(1))
+    for row, length in zip(ids, (64, 40, 17, 2, 1)):
+        row[length:] = pad
+    kept = (ids != pad).numpy()
+    with torch.no_grad():
+        expected = model(ids, attention_mask=(ids != pad).long()).last_hidden_state.numpy()
+    encode, _ = text_encoder(tmp_path, kind=kind, vocab_size=vocab_size, positions=512, **BASE)
+    difference = np.abs(encode(ids.numpy(), kept) - expected)[kept].max()
+    print(f"\n{kind}-base: max abs difference {difference:.2e}, values up to {np.abs(expected).max():.2f}")
+    assert difference <= TOLERANCE
