@@ -2,7 +2,11 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test format clean
+PARITY_VENV ?= .venv-parity
+TORCH ?= 2.13.0
+PARITY_INSTALLED := $(PARITY_VENV)/.installed
+
+.PHONY: demo test parity format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
 demo:
@@ -14,15 +18,28 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2
 
+# Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
+parity: $(PARITY_INSTALLED)
+	$(PARITY_VENV)/bin/python -m pytest -s tests/parity tests/interop
+
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PARITY_VENV) runs
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# An environment of its own: nobody who only uses the project waits for torch.
+$(PARITY_INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) || \
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,parity]'
 	@touch $@

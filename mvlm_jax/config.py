@@ -36,6 +36,7 @@ def default() -> ConfigDict:
     config.image.patch = 16  # pixels a side
     config.image.mean = (0.5, 0.5, 0.5)  # of RGB in [0, 1]; what the published ViT weights were trained with
     config.image.std = (0.5, 0.5, 0.5)
+    config.image.epsilon = 1e-6  # that the encoder's norms add to the variance; 1e-12 in folders of transformers
 
     config.text = ConfigDict()
     config.text.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
@@ -192,6 +193,8 @@ def validate(config: ConfigDict) -> None:
     for name in ("mean", "std"):
         if len(config.image[name]) != 3:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
+    if not 0 < config.image.epsilon < 1:
+        raise UserError(f"config.image.epsilon={config.image.epsilon} must lie between 0 and 1")
     if config.batch_size % config.matching.group:
         raise UserError(
             f"config.batch_size={config.batch_size} must be a multiple of config.matching.group={config.matching.group}"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.data.images import UndecodableImage, evaluate_transform
+from mvlm_jax.data.images import UndecodableImage, evaluate_transform, to_rgb
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import index_batches, padded, place
@@ -89,10 +89,11 @@ class Inference:
         if not len(slots):
             raise UserError(f"{text!r} holds no {self._mask} among its first {tokens.shape[1] - 2} tokens; put one in")
         pixels = None if image is None else self._pixels([image])
-        probabilities = np.asarray(_fill_mask(self.model, self.params, pixels, tokens))[0, slots]
+        everywhere = _fill_mask(self.model, self.params, pixels, tokens, self.tokenizer.vocab_size)
+        probabilities = np.asarray(everywhere)[0, slots]
         best = np.argsort(-probabilities, axis=-1)[:, :top]
         return [
-            [(self._spelled(token), float(row[token])) for token in tokens_of]
+            [(self._spelled(token), float(row[token])) for token in tokens_of.tolist()]
             for row, tokens_of in zip(probabilities, best)
         ]
 
@@ -125,7 +126,7 @@ class Inference:
             raise UserError("images is empty; give at least one")
         try:
             upright = [np.array(to_rgb(ImageOps.exif_transpose(image))) for image in images]
-        except UndecodableImage as error:
+        except (UndecodableImage, OSError) as error:  # Pillow reads the pixels of a file only here
             raise UserError(f"an image cannot be used: {error}") from error
         return np.stack([evaluate_transform(image, size=self.config.image.size) for image in upright])
 
@@ -151,7 +152,7 @@ class Inference:
         return np.array([row + [special.pad] * (length - len(row))], np.int32)
 
     def _spelled(self, token: int) -> str:
-        return self._library.decode([int(token)], skip_special_tokens=False).strip()
+        return self._library.decode([token], skip_special_tokens=False).strip()
 
     @cached_property
     def _library(self) -> Any:
@@ -194,13 +195,14 @@ def _match(model, params, pixels, tokens):
     return jax.nn.softmax(run(fused_image, fused_text, method="match"))[:, 1]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fill_mask(model, params, pixels, tokens):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _fill_mask(model, params, pixels, tokens, vocab_size):
     run = functools.partial(model.apply, {"params": params})
     v = None if pixels is None else _encoded_image(run, pixels)
     w, text_mask = _encoded_text(run, tokens)
     fused = run(w, text_mask, v, method="fuse_text")
-    return jax.nn.softmax(run(fused, method="classify_tokens"))
+    # The embedding table may have more rows than the tokenizer has tokens.
+    return jax.nn.softmax(run(fused, method="classify_tokens")[..., :vocab_size])
 
 
 @functools.partial(jax.jit, static_argnums=0)

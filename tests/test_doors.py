@@ -120,7 +120,7 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data
         (["--config=DEMO", "--workdir=W", "--config.data.data_dir=W/none"], "mvlm prepare --dataset=shapes"),
         (["--config=DEMO", "--workdir=W", "--config.text.tokenizer=W/none.json"], "cannot be read"),
         (["--config=configs/none.py", "--workdir=W"], "recipe such as configs/demo.py"),
-        (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small"),
+        (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small, minilm"),
         (["--config=DEMO"], "--workdir"),
         (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
         (["--config=DEMO", "--workdir=W", "--werkdir=X"], "werkdir"),

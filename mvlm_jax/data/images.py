@@ -58,7 +58,7 @@ def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) 
             raise UndecodableImage(reason, str(error)) from error
         except Exception as error:  # as above, for damaged bodies
             raise UndecodableImage("corrupt", str(error)) from error
-        return np.array(_to_rgb(upright))
+        return np.array(to_rgb(upright))
 
 
 def evaluate_transform(image: UInt8[np.ndarray, "H W 3"], *, size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -119,7 +119,7 @@ def _inside(
     return max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":

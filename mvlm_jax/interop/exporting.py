@@ -34,7 +34,7 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> 
     with new_folder(output) as folder:
         params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=config, step=step)
         tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text.kind)
-        params = {path: np.ascontiguousarray(value, np.float32) for path, value in params.items()}
+        params = {path: np.asarray(value, np.float32, order="C") for path, value in params.items()}
         (folder / CONFIG).write_text(config_lib.to_json(config))
         save_file(params, folder / WEIGHTS, metadata={"format": "mvlm_jax", "step": str(step)})
         # The library lets nobody but the owner read what it writes.
@@ -69,6 +69,7 @@ def write_encoders(
             heads=heads,
             image_size=image.size,
             patch=image.patch,
+            epsilon=image.epsilon,
             mean=tuple(image.mean),
             std=tuple(image.std),
         )

@@ -23,7 +23,6 @@ from mvlm_jax.interop.namings import IMAGE_NAMINGS, TEXT_NAMINGS
 from mvlm_jax.interop.positions import grid_side, resize_positions
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.tensors import Tensor, Tensors, open_tensors
-from mvlm_jax.models.image_encoder import ImageEncoder
 from mvlm_jax.models.text_encoder import EPSILON, FIRST_POSITION
 from mvlm_jax.models.text_encoder import TOKEN_TYPES as TYPES_OF
 
@@ -38,9 +37,16 @@ _TEXT_MODELS = {"roberta": ("roberta", "xlm-roberta", "camembert"), "bert": ("be
 
 
 def import_image_encoder(
-    path: str | Path, *, shapes: Shapes, heads: int, patch: int, mean: tuple[float, ...], std: tuple[float, ...]
+    path: str | Path,
+    *,
+    shapes: Shapes,
+    heads: int,
+    patch: int,
+    epsilon: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> tuple[Loaded, Report]:
-    """Parameters by path, positions resized to the grid of `shapes`; `mean` and `std` are only compared.
+    """Parameters by path, positions resized to the grid of `shapes`; `epsilon`, `mean` and `std` are only compared.
 
     Raises:
       UserError: the source cannot be read or does not fit, in one line.
@@ -78,7 +84,10 @@ def import_image_encoder(
             f"position_embedding: bicubic from {old_side}x{old_side} to {side}x{side} patches; "
             "the class token's position as it was"
         )
-    report.notes += _epsilon_note(source.config, ours=ImageEncoder.epsilon)
+    report.notes += [
+        f"{note}; with --config.image.epsilon={source.config['layer_norm_eps']:g} they are the same"
+        for note in _epsilon_note(source.config, ours=epsilon)
+    ]
     report.notes += _normalisation_notes(source, mean=mean, std=std)
     return loaded, report
 
@@ -106,6 +115,8 @@ def import_text_encoder(path: str | Path, *, shapes: Shapes, heads: int, kind: s
         )
     if source.config.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path} has {source.config['position_embedding_type']} positions; absolute ones are needed")
+    if source.config.get("is_decoder"):
+        raise UserError(f"{path} is a decoder, whose tokens see only those before them; give an encoder")
     tokens = reader.shape(TOKENS, dimensions=2)
     reader.check_size(layers=layers, width=width, found=tokens)
     if tokens is not None and tokens[0] != vocab_size:

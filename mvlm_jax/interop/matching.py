@@ -95,12 +95,12 @@ def _offender(name: str, fault: str, *, nearest: Sequence[str]) -> str:
 
 
 def _not_recognised(names: set[str], *, namings: Sequence[Naming], source: str) -> str:
-    wanted = " nor ".join(naming.title for naming in namings)
+    wanted = ", ".join(naming.title for naming in namings)
     others = [naming for naming in (*IMAGE_NAMINGS, *TEXT_NAMINGS) if naming not in namings]
     for naming in others:
         if likeness(naming, names) >= 0.5:
             kind = "an image encoder" if naming.entries is IMAGE else "a text encoder"
-            return f"{source} is {kind} ({naming.title}); {wanted} is needed here"
+            return f"{source} is {kind} ({naming.title}); {wanted} is wanted here"
     for name in sorted(names):
         for anchor in _ANCHORS:
             if name.endswith(f".{anchor}"):
@@ -108,7 +108,7 @@ def _not_recognised(names: set[str], *, namings: Sequence[Naming], source: str) 
                 known = ", ".join(f"{known}." for known in PREFIXES)
                 return f"{source} has names behind the prefix {prefix!r}; without it, or behind {known} they are read"
     first = ", ".join(sorted(names)[:3])
-    return f"{source} is named neither as {wanted}; its {len(names)} tensors begin with {first}"
+    return f"{source} is none of these: {wanted}; its {len(names)} tensors begin with {first}"
 
 
 def _refuse_distilled(names: set[str], *, source: str) -> None:

@@ -60,6 +60,7 @@ def import_encoders(
             shapes=_within("image_encoder", flat_shapes),
             heads=heads,
             patch=image.patch,
+            epsilon=image.epsilon,
             mean=tuple(image.mean),
             std=tuple(image.std),
         )

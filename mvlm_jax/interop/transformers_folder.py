@@ -15,7 +15,6 @@ from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.interop.entries import IMAGE, STACK, TEXT, Entry
 from mvlm_jax.interop.tensors import PREPROCESSOR
 from mvlm_jax.interop.vocabulary import library_tokenizer
-from mvlm_jax.models.image_encoder import ImageEncoder
 from mvlm_jax.models.text_encoder import EPSILON, FIRST_POSITION, TOKEN_TYPES
 
 Params = Mapping[str, Float[np.ndarray, "..."]]  # by path within the encoder
@@ -31,6 +30,7 @@ def write_image_encoder(
     heads: int,
     image_size: int,
     patch: int,
+    epsilon: float,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> None:
@@ -43,7 +43,7 @@ def write_image_encoder(
         "patch_size": patch,
         "num_channels": 3,
         "qkv_bias": True,
-        "layer_norm_eps": ImageEncoder.epsilon,
+        "layer_norm_eps": epsilon,
     }
     _write_json(folder / CONFIG, config | _sizes(params, heads=heads))
     _write_tensors(folder, {path: value for path, value in params.items() if path != "mask_token"}, IMAGE, heads=heads)

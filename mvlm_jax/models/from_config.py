@@ -21,6 +21,7 @@ def maskvlm(config: ConfigDict, *, pad_id: int) -> MaskVLM:
         patch=config.image.patch,
         mean=tuple(config.image.mean),
         std=tuple(config.image.std),
+        image_epsilon=config.image.epsilon,
         text_kind=config.text.kind,
         vocab_size=config.text.vocab_size,
         positions=config.text.positions,

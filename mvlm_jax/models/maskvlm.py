@@ -38,6 +38,7 @@ class MaskVLM(nn.Module):
     token_head: str
     remat: str
     dtype: DTypeLike
+    image_epsilon: float = 1e-6
 
     def setup(self) -> None:
         encoder = {
@@ -50,7 +51,9 @@ class MaskVLM(nn.Module):
         }
         cross = functools.partial(CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
-        self.image_encoder = ImageEncoder(patches=(self.image_size // self.patch) ** 2, **encoder)
+        self.image_encoder = ImageEncoder(
+            patches=(self.image_size // self.patch) ** 2, epsilon=self.image_epsilon, **encoder
+        )
         self.text_encoder = TextEncoder(
             kind=self.text_kind, vocab_size=self.vocab_size, positions=self.positions, **encoder
         )

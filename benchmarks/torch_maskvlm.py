@@ -1,0 +1,324 @@
+"""MaskVLM (arXiv 2208.02131) in plain PyTorch: an independent reference, and the opponent in speed measurements.
+
+Shares no code with `mvlm_jax`. The losses and the optimizer are in `torch_pretraining.py`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FIRST_POSITION = {"roberta": 2, "bert": 0}  # of the position table's rows; RoBERTa leaves two unused
+TOKEN_TYPES = {"roberta": 1, "bert": 2}
+TEXT_EPSILON = {"roberta": 1e-5, "bert": 1e-12}
+IMAGE_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    image_size: int = 224  # pixels a side
+    patch: int = 16  # pixels a side
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    text_kind: str = "roberta"
+    vocab_size: int = 50265
+    positions: int = 512
+    pad_id: int = 1
+    width: int = 768
+    heads: int = 12
+    layers: int = 12  # of each of the two encoders
+    mlp_ratio: int = 4
+    cross_layers: int = 3  # of each of the two cross encoders
+    decoder_layers: int = 3
+    projection: int = 256
+    token_head: str = "dense"  # or tied
+
+
+class Attention(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.heads = sizes.heads
+        self.query = nn.Linear(sizes.width, sizes.width)
+        self.key = nn.Linear(sizes.width, sizes.width)
+        self.value = nn.Linear(sizes.width, sizes.width)
+        self.out = nn.Linear(sizes.width, sizes.width)
+
+    def forward(self, x: Tensor, context: Tensor, context_mask: Tensor | None = None) -> Tensor:
+        """From x [B, R, D] to context [B, S, D]; where context_mask [B, S] is false nothing is attended to."""
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            self._split(self.key(context)),
+            self._split(self.value(context)),
+            attn_mask=None if context_mask is None else context_mask[:, None, None, :],
+        )
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.up = nn.Linear(sizes.width, sizes.width * sizes.mlp_ratio)
+        self.down = nn.Linear(sizes.width * sizes.mlp_ratio, sizes.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class PreNormLayer(nn.Module):
+    """Of the ViT."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.attention = Attention(sizes)
+        self.mlp_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.mlp = Mlp(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, normed)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class PostNormLayer(nn.Module):
+    """Of RoBERTa and BERT."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        epsilon = TEXT_EPSILON[sizes.text_kind]
+        self.attention = Attention(sizes)
+        self.attention_norm = nn.LayerNorm(sizes.width, epsilon)
+        self.mlp = Mlp(sizes)
+        self.mlp_norm = nn.LayerNorm(sizes.width, epsilon)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.attention(x, x, mask))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class CrossLayer(nn.Module):
+    """Self-attention, cross-attention, MLP; each pre-normed and residual."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.self_attention = Attention(sizes)
+        self.cross_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.cross_attention = Attention(sizes)
+        self.mlp_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.mlp = Mlp(sizes)
+
+    def forward(self, x, mask, context, context_mask, rows=None) -> Tensor:
+        """Outputs for the tokens in `rows` [B, R] only (all by default): the others are keys and values alone."""
+        normed = self.self_norm(x)
+        asking = normed if rows is None else take_rows(normed, rows)
+        x = x if rows is None else take_rows(x, rows)
+        x = x + self.self_attention(asking, normed, mask)
+        if context is not None:
+            x = x + self.cross_attention(self.cross_norm(x), context, context_mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ImageEncoder(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        patches = (sizes.image_size // sizes.patch) ** 2
+        self.patch_embedding = nn.Linear(sizes.patch**2 * 3, sizes.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, sizes.width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, sizes.width))
+        self.position_embedding = nn.Parameter(torch.empty(1, patches + 1, sizes.width))
+        self.layers = nn.ModuleList(PreNormLayer(sizes) for _ in range(sizes.layers))
+        self.final_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+
+    def forward(self, patches: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole and masked images, in one pass over 2B."""
+        whole = self.patch_embedding(patches)
+        masked = torch.where(patch_mask[:, :, None], self.mask_token.to(whole.dtype), whole)
+        x = torch.cat([whole, masked])
+        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1) + self.position_embedding
+        for layer in self.layers:
+            x = layer(x)
+        return self.final_norm(x).chunk(2)
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.first_position = FIRST_POSITION[sizes.text_kind]
+        self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.width)
+        self.position_embedding = nn.Embedding(sizes.positions + self.first_position, sizes.width)
+        self.type_embedding = nn.Embedding(TOKEN_TYPES[sizes.text_kind], sizes.width)
+        self.embedding_norm = nn.LayerNorm(sizes.width, TEXT_EPSILON[sizes.text_kind])
+        self.layers = nn.ModuleList(PostNormLayer(sizes) for _ in range(sizes.layers))
+
+    def forward(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        positions = torch.arange(text.shape[1], device=text.device) + self.first_position
+        x = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding.weight[0]
+        x = self.embedding_norm(x)
+        for layer in self.layers:
+            x = layer(x, text_mask)
+        return x
+
+
+class CrossEncoder(nn.Module):
+    def __init__(self, sizes: Sizes, *, layers: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(CrossLayer(sizes) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+
+    def forward(self, x, mask, context, context_mask, rows=None) -> Tensor:
+        for block in self.blocks[:-1]:
+            x = block(x, mask, context, context_mask)
+        return self.final_norm(self.blocks[-1](x, mask, context, context_mask, rows))
+
+
+class Projection(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.dense = nn.Linear(sizes.width, sizes.projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.dense(x).float(), dim=-1)
+
+
+class TiedTokenHead(nn.Module):
+    """BERT's language-model head."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.dense = nn.Linear(sizes.width, sizes.width)
+        self.norm = nn.LayerNorm(sizes.width, 1e-5)
+        self.bias = nn.Parameter(torch.empty(sizes.vocab_size))
+
+    def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.dense(x))), token_embedding).float() + self.bias
+
+
+class MaskVLM(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.image_encoder = ImageEncoder(sizes)
+        self.text_encoder = TextEncoder(sizes)
+        self.image_cross_encoder = CrossEncoder(sizes, layers=sizes.cross_layers)
+        self.text_cross_encoder = CrossEncoder(sizes, layers=sizes.cross_layers)
+        self.image_decoder = CrossEncoder(sizes, layers=sizes.decoder_layers)
+        self.pixel_head = nn.Linear(sizes.width, sizes.patch**2 * 3)
+        tied = sizes.token_head == "tied"
+        self.token_classifier = TiedTokenHead(sizes) if tied else nn.Linear(sizes.width, sizes.vocab_size)
+        self.image_projection = Projection(sizes)
+        self.text_projection = Projection(sizes)
+        self.matching_head = nn.Linear(sizes.width, 2)
+        self.temperature = nn.Parameter(torch.empty(()))
+        self.register_buffer("mean", torch.tensor(sizes.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(sizes.std), persistent=False)
+        self.apply(initialise)
+        nn.init.constant_(self.temperature, 0.07)
+
+    def patches(self, image: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> normalised RGB [B, N, pixels], patches row by row, pixels as (row, column, channel)."""
+        pixels = (image.float() / 255 - self.mean) / self.std
+        batch, patch = len(pixels), self.sizes.patch
+        side = self.sizes.image_size // patch
+        grid = pixels.view(batch, side, patch, side, patch, 3).permute(0, 1, 3, 2, 4, 5)
+        return grid.reshape(batch, side * side, patch * patch * 3)
+
+    def classify_tokens(self, x: Tensor) -> Tensor:
+        if self.sizes.token_head == "tied":
+            return self.token_classifier(x, self.text_encoder.token_embedding.weight)
+        return self.token_classifier(x)
+
+    def clipped_temperature(self) -> Tensor:
+        """In [0.001, 0.5]; the gradient passes as if it were not clipped."""
+        return self.temperature + (self.temperature.clamp(0.001, 0.5) - self.temperature).detach()
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [B, S, D], rows [B, R] -> [B, R, D]."""
+    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.endswith(("token", "position_embedding")) or isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif isinstance(module, TiedTokenHead):
+            nn.init.zeros_(parameter)
+
+
+def jax_paths(model: MaskVLM) -> dict[str, str]:
+    """For each parameter of the twin the path of ours that it corresponds to, stacked layers taken apart."""
+    leaves = {nn.Linear: "kernel", nn.LayerNorm: "scale", nn.Embedding: "embedding"}
+    paths = {}
+    for name, _ in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        leaf = leaves[type(model.get_submodule(owner))] if leaf == "weight" else leaf
+        path = "/".join([*owner.split("."), leaf] if owner else [leaf])
+        paths[name] = re.sub(r"/blocks/(\d+)/", r"/block_\1/", path)
+    return paths
+
+
+def unstacked(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """A tree of our parameters (or gradients) by path; `layers/block/…` of shape [layers, …] as `layers/0/…` and on."""
+    flat = {}
+    for name, value in params.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= unstacked(value, f"{path}/")
+        elif "/layers/block/" in path:
+            for index, layer in enumerate(np.asarray(value)):
+                flat[path.replace("/layers/block/", f"/layers/{index}/")] = layer
+        else:
+            flat[path] = np.asarray(value)
+    return flat
+
+
+def as_torch(value: np.ndarray, like: Tensor, *, path: str) -> Tensor:
+    """One of our arrays in the layout of the twin's parameter: kernels are (in…, out…) there, (out, in) here.
+
+    Raises:
+      ValueError: the shapes do not correspond.
+    """
+    if path.endswith("/kernel"):
+        out, width = like.shape
+        legal = (width, out) in {
+            (int(np.prod(value.shape[:cut])), int(np.prod(value.shape[cut:]))) for cut in range(1, value.ndim)
+        }
+        value = value.reshape(width, out).T if legal else value
+    elif path.endswith("/bias") and value.ndim == 2:  # (heads, width of a head)
+        value = value.reshape(-1)
+    if value.shape != tuple(like.shape):
+        raise ValueError(f"{path} has shape {value.shape}, which does not fit {tuple(like.shape)}")
+    return torch.from_numpy(np.array(value, np.float32)).to(like.device)
+
+
+def load_from_jax(model: MaskVLM, params: Mapping[str, Any]) -> None:
+    """Copies our parameters in; nothing is changed unless all of them fit.
+
+    Raises:
+      ValueError: a parameter of either side has no counterpart, or one of another shape.
+    """
+    ours, theirs = unstacked(params), jax_paths(model)
+    without = sorted(set(theirs.values()) - set(ours))
+    left_over = sorted(set(ours) - set(theirs.values()))
+    if without or left_over:
+        raise ValueError(
+            f"parameters do not correspond: the twin lacks a value for {without[:10]} ({len(without)} in all), "
+            f"and has no place for {left_over[:10]} ({len(left_over)} in all)"
+        )
+    parameters = dict(model.named_parameters())
+    values = {name: as_torch(ours[path], parameters[name], path=path) for name, path in theirs.items()}
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)

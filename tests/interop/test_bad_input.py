@@ -1,0 +1,338 @@
+"""Whatever is wrong with a source is said in one line, and half of it is never loaded."""
+
+import json
+import os
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sources import file_of, folder_of, golden, imported, refusal
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.interop.inspecting import inspect
+from mvlm_jax.interop.tensors import open_tensors
+
+
+def renamed(tensors, change):
+    return {change(name): value for name, value in tensors.items()}
+
+
+def without(tensors, *names):
+    assert set(names) <= set(tensors)
+    return {name: value for name, value in tensors.items() if name not in names}
+
+
+def cast(tensors, dtype):
+    return {name: value.astype(dtype) for name, value in tensors.items()}
+
+
+QUERY = "encoder.layer.1.attention.self.query.weight"
+WRONG = {
+    # name: (imported as, the source's tensors, what the config asks for, what the line says)
+    "text for an image": ("vit", golden("bert"), {}, "is a text encoder (BERT or RoBERTa of transformers); ViT of"),
+    "an image for text": ("bert", golden("timm"), {}, "is an image encoder (ViT of timm (also DeiT, MAE)); BERT or"),
+    "bert for roberta": ("roberta", golden("bert"), {}, "has 2 token types, as bert has; config.text.kind='roberta'"),
+    "a convolutional net": (
+        "vit", {"conv1.weight": np.ones((8, 3, 7, 7), np.float32)}, {},
+        "is none of these: ViT of transformers, ViT of transformers 5, ViT of timm (also DeiT, MAE); "
+        "its 1 tensors begin with conv1.weight",
+    ),
+    "width": ("vit", golden("vit"), {"width": 32}, "is 16 wide; config.model.width=32"),
+    "width of timm": ("timm", golden("timm"), {"width": 32}, "is 16 wide; config.model.width=32"),
+    "width of text": ("bert", golden("bert"), {"width": 8}, "is 16 wide; config.model.width=8"),
+    "too few layers": ("roberta", golden("roberta"), {"layers": 3}, "has 2 layers; config.model.layers=3"),
+    "too many layers": ("timm", golden("timm"), {"layers": 1}, "has 2 layers; config.model.layers=1"),
+    "hidden width": (
+        "bert", golden("bert"), {"mlp_ratio": 4},
+        "encoder.layer.0.intermediate.dense.weight has the shape (32, 16); the config needs (64, 16)",
+    ),
+    "patch": ("vit", golden("vit"), {"patch": 8}, "sees patches of 4x4 pixels of 3 channels; config.image.patch=8"),
+    "vocabulary": (
+        "roberta", golden("roberta"), {"vocab_size": 50},
+        "has a vocabulary of 48 tokens; config.text.vocab_size=50, give --config.text.vocab_size=48",
+    ),
+    "positions": (
+        "roberta", golden("roberta"), {"positions": 40},
+        "has positions for 12 tokens; config.text.positions=40, give --config.text.positions=12 or less",
+    ),
+    "positions that are no square": (
+        "timm", golden("timm") | {"pos_embed": np.zeros((1, 16, 16), np.float32)}, {},
+        "has 16 positions in pos_embed; one for the class token and a square of patches are needed",
+    ),
+    "a missing tensor": (
+        "bert", without(golden("bert"), QUERY), {},
+        f"0 tensors unexpected, 1 missing): missing {QUERY}",
+    ),
+    "a surplus tensor": (
+        "bert", golden("bert") | {"encoder.layer.1.adapter.weight": np.ones(3, np.float32)}, {},
+        "1 tensors unexpected, 0 missing): unexpected encoder.layer.1.adapter.weight",
+    ),
+    "a misspelt tensor": (
+        "bert", renamed(golden("bert"), lambda name: name.replace(QUERY, QUERY.replace("query", "qeury"))), {},
+        f"unexpected {QUERY.replace('query', 'qeury')} (nearest: {QUERY}); missing {QUERY} (nearest: ",
+    ),
+    "an unknown prefix": (
+        "vit", renamed(golden("vit"), lambda name: f"visual.trunk.{name}"), {},
+        "has names behind the prefix 'visual.trunk.embeddings.'; without it",
+    ),
+    "two encoders in one file": (
+        "roberta", renamed(golden("roberta"), lambda name: f"roberta.{name}")
+        | renamed(golden("bert"), lambda name: f"bert.{name}"), {},
+        "which both mean embeddings.",
+    ),
+    "a distilled DeiT": (
+        "timm", golden("timm") | {"dist_token": np.ones((1, 1, 16), np.float32)}, {},
+        "is a distilled DeiT: its layers expect dist_token beside the class token",
+    ),
+    "integers": ("bert", cast(golden("bert"), np.int8), {}, "weights of float32, float64, float16, bfloat16 can be"),
+    "float8": ("bert", cast(golden("bert"), ml_dtypes.float8_e4m3fn), {}, "is F8_E4M3; weights of float32, float64"),
+    "not finite": (
+        "bert", golden("bert") | {QUERY: np.full((16, 16), np.nan, np.float32)}, {},
+        f"{QUERY} holds values that are not finite",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
+    kind, tensors, changes, said = WRONG[case]
+    source = file_of(tmp_path / "weights.safetensors", tensors)
+    with pytest.raises(UserError) as error:
+        imported(source, kind, **changes)
+    assert said in refusal(error)
+    assert str(source) in refusal(error)
+
+
+@pytest.mark.parametrize(
+    "kind, said, changes",
+    [
+        ("vit", "is a 'beit' by its config.json; a ViT needs one of vit, vit_mae, deit", {"model_type": "beit"}),
+        ("bert", "is a 'roberta' by its config.json; text.kind='bert' needs one of bert", {"model_type": "roberta"}),
+        ("vit", "has 4 heads; config.model.heads=2", {"num_attention_heads": 4}),
+        ("bert", "computes with hidden_act='gelu_new'", {"hidden_act": "gelu_new"}),
+        ("bert", "has relative_key positions; absolute ones are needed", {"position_embedding_type": "relative_key"}),
+        ("roberta", "has pad_token_id=0", {"pad_token_id": 0}),
+        ("roberta", "is a decoder", {"is_decoder": True}),
+    ],
+)
+def test_what_only_the_config_json_tells_is_checked_too(kind, said, changes, tmp_path):
+    with pytest.raises(UserError) as error:
+        imported(folder_of(tmp_path / "folder", kind, **changes), kind)
+    assert said in refusal(error)
+
+
+def test_at_most_ten_offenders_are_named_and_the_others_counted(tmp_path):
+    tensors = renamed(golden("timm"), lambda name: name.replace("blocks.1.attn", "blocks.1.attention"))
+    surplus = {f"extra.{n}": np.ones(1, np.float32) for n in range(20)}
+    with pytest.raises(UserError) as error:
+        imported(file_of(tmp_path / "weights.safetensors", tensors | surplus), "timm")
+    message = refusal(error)
+    assert message.count("unexpected ") + message.count("missing ") == 10 and message.endswith("; and 18 more")
+    assert "(24 tensors unexpected" not in message and "24 tensors unexpected, 4 missing" in message
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_floats_are_loaded_and_the_report_says_so(dtype, tmp_path):
+    source = file_of(tmp_path / "weights.safetensors", cast(golden("bert"), np.dtype(dtype)))
+    report = imported(source, "bert")
+    assert report.converted == {dtype: report.tensors}
+    assert f"  {dtype} made float32: {report.tensors} tensors" in report.lines()
+
+
+@pytest.mark.parametrize(
+    "kind, prefix",
+    [
+        ("vit", "vit."),
+        ("vit", "module.vit."),
+        ("timm", "module."),
+        ("timm", "model."),
+        ("roberta", "roberta."),
+        ("bert", "module.bert."),
+    ],
+)
+def test_a_known_prefix_is_left_out_and_the_report_says_so(kind, prefix, tmp_path):
+    source = file_of(tmp_path / "weights.safetensors", renamed(golden(kind), lambda name: prefix + name))
+    report = imported(source, kind)
+    assert report.prefix == prefix
+    assert f"names without {prefix!r}" in report.lines()[0]
+    assert report.parameters == imported(folder_of(tmp_path / "plain", kind), kind).parameters
+
+
+def test_what_is_not_used_is_listed_with_its_reason(tmp_path):
+    mae = {"mask_token": np.ones((1, 1, 8)), "decoder_embed.weight": np.ones((8, 16)), "decoder_blocks.0.x": np.ones(1)}
+    report = imported(file_of(tmp_path / "mae.safetensors", golden("timm") | cast(mae, np.float32)), "timm")
+    assert report.not_used == {
+        "a classifier": ["head.bias", "head.weight"],
+        "MAE's decoder": ["decoder_blocks.0.x", "decoder_embed.weight"],
+        "the mask token of MAE's decoder, which no encoder sees": ["mask_token"],
+    }
+    assert any("heads is not in the weights" in note for note in report.notes)
+
+
+def test_another_epsilon_is_noted_with_the_field_that_mends_it(tmp_path):
+    [note] = imported(folder_of(tmp_path / "folder", "vit"), "vit", epsilon=1e-6).notes
+    assert "--config.image.epsilon=1e-12" in note
+
+
+def test_other_normalisation_is_noted(tmp_path):
+    folder = folder_of(tmp_path / "folder", "vit")
+    said = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    [note] = imported(folder, "vit").notes
+    assert "(0.485, 0.456, 0.406)" in note and "config.image.mean=(0.5, 0.5, 0.5)" in note
+
+
+# Files and folders
+
+
+def sharded(folder):
+    """The golden RoBERTa in two shards with an index."""
+    tensors = sorted(golden("roberta").items())
+    folder.mkdir()
+    weight_map = {}
+    for number, part in enumerate((tensors[:10], tensors[10:]), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file(dict(part), folder / name)
+        weight_map |= {tensor: name for tensor, _ in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def test_shards_are_read_as_one(tmp_path):
+    report = imported(sharded(tmp_path / "sharded"), "roberta")
+    assert len(report.files) == 2
+    assert report.parameters == imported(folder_of(tmp_path / "whole", "roberta"), "roberta").parameters
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder = sharded(tmp_path / "sharded")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="1 of the 2 shards of .* missing: model-00002-of-00002.safetensors"):
+        imported(folder, "roberta")
+
+
+def test_a_shard_that_lacks_a_tensor_is_named(tmp_path):
+    folder = sharded(tmp_path / "sharded")
+    save_file({"other": np.ones(1, np.float32)}, folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"model-00001-of-00002.safetensors lacks embeddings"):
+        imported(folder, "roberta")
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+    folder = sharded(tmp_path / "sharded")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+    with pytest.raises(UserError, match="a shard lies beside its index"):
+        imported(folder, "roberta")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -1])
+def test_a_file_that_was_cut_short_is_refused(kept, tmp_path):
+    file = folder_of(tmp_path / "folder", "vit") / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:kept])
+    with pytest.raises(UserError) as error:
+        imported(file.parent, "vit")
+    assert f"{file} is damaged or cut short" in refusal(error)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda folder: None, "there is no "),
+        (lambda folder: folder.mkdir(), "holds no weights; one of model.safetensors"),
+        (lambda folder: folder.write_text("x"), "is none of .safetensors, .bin, .pt, .pth"),
+        (lambda folder: two_files(folder), "holds 2 weight files (a.safetensors, b.safetensors) and no index"),
+        (lambda folder: pointer(folder), "is a Git LFS pointer, not the weights"),
+        (lambda folder: broken_config(folder), "config.json cannot be read as JSON"),
+    ],
+)
+def test_a_place_without_weights_is_refused(make, said, tmp_path):
+    make(tmp_path / "weights")
+    with pytest.raises(UserError) as error:
+        open_tensors(tmp_path / "weights")
+    assert said in refusal(error)
+
+
+def two_files(folder):
+    folder.mkdir()
+    for name in ("a", "b"):
+        file_of(folder / f"{name}.safetensors", {"x": np.ones(1)})
+
+
+def pointer(folder):
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def broken_config(folder):
+    (folder_of(folder, "vit") / "config.json").write_text("{")
+
+
+# Files of torch
+
+
+def test_a_file_of_torch_without_torch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(UserError, match="pytorch_model.bin needs torch to be read; install torch, or convert"):
+        imported(tmp_path, "vit")
+
+
+def saved_by_torch(path, tensors, **extra):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(value) for name, value in tensors.items()} | extra, path)
+    return path
+
+
+@pytest.mark.parametrize("name, wrap", [("pytorch_model.bin", None), ("mae.pth", "model")])
+def test_a_file_of_torch_is_read(name, wrap, tmp_path):
+    torch = pytest.importorskip("torch")
+    held = {name: torch.from_numpy(value).bfloat16() for name, value in golden("timm").items()}
+    torch.save({wrap: held, "epoch": 3} if wrap else held, tmp_path / name)
+    report = imported(tmp_path, "timm")
+    assert report.converted == {"bfloat16": report.tensors}
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_that_could_run_code_is_refused_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    file = saved_by_torch(tmp_path / "model.pth", golden("timm"), payload=Payload())
+    with pytest.raises(UserError) as error:
+        imported(file, "timm")
+    assert f"is a pickle that needs {os.mkdir.__module__}.mkdir, which could run code" in refusal(error)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_of_torch_that_was_cut_short_is_refused(tmp_path):
+    file = saved_by_torch(tmp_path / "model.pth", golden("timm"))
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(UserError) as error:
+        imported(file, "timm")
+    assert f"{file} is damaged" in refusal(error)
+
+
+# What a reader is shown
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm", "roberta", "bert"])
+def test_inspect_lists_every_tensor_and_says_what_it_is(kind, tmp_path):
+    lines = inspect(folder_of(tmp_path / "folder", kind))
+    tensors = golden(kind)
+    assert [line.split()[0] for line in lines[: len(tensors)]] == sorted(tensors)
+    assert lines[-2].startswith("named as ") and lines[-2].endswith("; 2 layers")
+    assert lines[-1] == "no tokenizer beside it"
+
+
+def test_inspect_says_why_a_file_cannot_be_imported(tmp_path):
+    lines = inspect(file_of(tmp_path / "net.safetensors", {"conv1.weight": np.ones((1, 2), np.float32)}))
+    assert lines[0] == "conv1.weight  [1, 2]  float32"
+    assert "cannot be imported: " in lines[-2]

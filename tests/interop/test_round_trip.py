@@ -1,0 +1,60 @@
+"""A published folder that is imported and written again holds the same tensors, bit for bit."""
+
+import numpy as np
+import pytest
+from encoders import HALF
+from safetensors.numpy import load_file
+from sources import GOLDEN, encoder_of, golden
+
+from mvlm_jax.data.text import train_tokenizer
+from mvlm_jax.interop.tensors import read_json
+from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
+
+CAPTIONS = ["a red square", "a blue disc above a red square"]
+
+
+def same_tensors(folder, name):
+    written = load_file(folder / "model.safetensors")
+    expected = {key: value for key, value in golden(name).items() if not key.startswith("pooler.")}
+    assert set(written) == set(expected)
+    for key, value in expected.items():
+        assert written[key].dtype == np.float32
+        np.testing.assert_array_equal(written[key], value, err_msg=key)
+
+
+def same_config(folder, name, *fields):
+    written, expected = read_json(folder / "config.json"), read_json(GOLDEN / name / "config.json")
+    sizes = ("model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads",
+             "intermediate_size", "hidden_act", "layer_norm_eps")  # fmt: skip
+    for field in (*sizes, *fields):
+        assert written[field] == expected[field], field
+
+
+def test_a_vit(tmp_path):
+    params = encoder_of(GOLDEN / "vit", "vit").params
+    write_image_encoder(tmp_path / "vit", params, heads=2, image_size=16, patch=4, epsilon=1e-12, mean=HALF, std=HALF)
+    same_tensors(tmp_path / "vit", "vit")
+    same_config(tmp_path / "vit", "vit", "image_size", "patch_size", "num_channels", "qkv_bias")
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+def test_a_text_encoder(kind, tmp_path):
+    params = encoder_of(GOLDEN / kind, kind).params
+    tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
+    write_text_encoder(tmp_path / kind, params, heads=2, kind=kind, tokenizer=tokenizer)
+    written = load_file(tmp_path / kind / "model.safetensors")
+    assert len(written["embeddings.position_embeddings.weight"]) == len(
+        golden(kind)["embeddings.position_embeddings.weight"]
+    )
+    same_tensors(tmp_path / kind, kind)
+    same_config(tmp_path / kind, kind, "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
+
+
+def test_timm_and_transformers_naming_give_the_same_parameters(tmp_path):
+    """One encoder, written under the other naming, comes back as it was."""
+    params = encoder_of(GOLDEN / "timm", "timm").params
+    write_image_encoder(tmp_path / "vit", params, heads=2, image_size=16, patch=4, epsilon=1e-6, mean=HALF, std=HALF)
+    again = encoder_of(tmp_path / "vit", "timm").params
+    assert set(again) == set(params)
+    for path, value in params.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)

@@ -1,0 +1,53 @@
+"""What was exported loads in transformers and computes the same there. Run by `make parity`."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from encoders import HALF  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from sources import GOLDEN, encoder_of  # noqa: E402
+
+from mvlm_jax.data.text import train_tokenizer  # noqa: E402
+from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder  # noqa: E402
+
+TOLERANCE = 1e-5
+CAPTIONS = ["a red square", "a blue disc above a red square", "two green stars, left of a small disc"]
+
+
+def loaded(model_class, folder):
+    """The model, every tensor of which is in the folder."""
+    model, info = model_class.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    assert not any(info[fault] for fault in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_vit(tmp_path):
+    ours = encoder_of(GOLDEN / "vit", "vit")
+    write_image_encoder(
+        tmp_path / "vit", ours.params, heads=2, image_size=16, patch=4, epsilon=1e-12, mean=HALF, std=HALF
+    )
+    expected = load_file(GOLDEN / "vit.outputs.safetensors")
+    theirs = loaded(transformers.ViTModel, tmp_path / "vit")(expected["pixels"]).last_hidden_state
+    np.testing.assert_allclose(theirs, expected["hidden"], atol=TOLERANCE)
+    np.testing.assert_allclose(ours.encode(expected["pixels"].numpy()), theirs, atol=TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0)])
+def test_a_text_encoder(kind, pad, tmp_path):
+    ours = encoder_of(GOLDEN / kind, kind)
+    tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
+    write_text_encoder(tmp_path / kind, ours.params, heads=2, kind=kind, tokenizer=tokenizer)
+    expected = load_file(GOLDEN / f"{kind}.outputs.safetensors")
+    kept = expected["ids"] != pad
+    model_class = {"roberta": transformers.RobertaModel, "bert": transformers.BertModel}[kind]
+    theirs = loaded(model_class, tmp_path / kind)(expected["ids"], attention_mask=kept.long()).last_hidden_state
+    np.testing.assert_allclose(theirs[kept], expected["hidden"][kept], atol=TOLERANCE)
+
+    library = transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
+    ids = library(CAPTIONS, padding="max_length", max_length=12, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(ids, tokenizer.encode(CAPTIONS, max_length=12))

@@ -1,0 +1,250 @@
+"""The PyTorch twin in `benchmarks`: the same losses, gradients and updates as ours, float32. Run by `make parity`."""
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import torch_maskvlm as twin  # noqa: E402
+import torch_pretraining  # noqa: E402
+
+from mvlm_jax.models.maskvlm import MaskVLM  # noqa: E402
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES  # noqa: E402
+from mvlm_jax.objectives import matching  # noqa: E402
+from mvlm_jax.objectives.pretraining import draw, mean, pretraining_losses  # noqa: E402
+from mvlm_jax.training.optimizer import learning_rates, make_optimizer  # noqa: E402
+
+SIZES = {
+    "image_size": 64, "patch": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "vocab_size": 211,
+    "positions": 24, "pad_id": 1, "width": 48, "heads": 4, "layers": 3, "mlp_ratio": 3, "cross_layers": 2,
+    "decoder_layers": 2, "projection": 32,
+}  # fmt: skip
+BATCH, LENGTH, GROUP, GRID = 12, 18, 4, 8
+SPECIAL, MASK = (0, 1, 2, 3, 4), 4
+LOSSES = ("mim", "mlm", "itc", "itm")
+LOSS_TOLERANCE = 1e-5  # relative
+# Of the norm of a parameter's gradient, plus FLOOR of the norm of the whole gradient: a softmax does not feel the bias
+# of its keys, so what both frameworks find there is rounding.
+GRADIENT_TOLERANCE, FLOOR = 1e-4, 1e-6
+RATES = {
+    "steps": 50, "warmup_steps": 2, "peak": 3e-3, "final": 3e-4, "encoder_peak": 1e-3, "encoder_final": 1e-4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    text = rng.integers(5, SIZES["vocab_size"], (BATCH, LENGTH)).astype(np.int32)
+    text[:, 0] = 0
+    for row, length in zip(text, (18, 3, 9, 12, 18, 5, 7, 2, 16, 11, 4, 13)):
+        row[length - 1] = 2
+        row[length:] = SIZES["pad_id"]
+    image = rng.integers(0, 256, (BATCH, 64, 64, 3)).astype(np.uint8)
+    # One image twice in a group, one in two groups, and a group of one image only, which has no legal negative.
+    image_id = np.array([0, 1, 0, 2, 3, 4, 5, 1, 6, 6, 6, 6], np.int32)
+    return image, text, image_id
+
+
+def make_params(model, batch):
+    """Biases and norms that are not all zero or one, as those of a trained model are not."""
+    params = jax.jit(model.init)(jax.random.key(0), *batch[:2])["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+    return jax.tree.unflatten(tree, leaves)
+
+
+class Pair:
+    """Ours and the twin with the same parameters, and the same draws for both."""
+
+    def __init__(self, batch, *, kind, token_head="dense"):
+        self.batch = batch
+        self.ours = MaskVLM(**SIZES, text_kind=kind, token_head=token_head, remat="none", dtype=jnp.float32)
+        self.params = make_params(self.ours, batch)
+        self.twin = twin.MaskVLM(twin.Sizes(**SIZES, text_kind=kind, token_head=token_head))
+        twin.load_from_jax(self.twin, self.params)
+        self.draws = draw(
+            jax.random.key(2), jax.random.key(3), jnp.asarray(batch[1]),
+            grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def negatives(self):
+        image, text, image_id = self.batch
+        run = functools.partial(self.ours.apply, {"params": self.params})
+        patches = run(image, method="patches")
+        v = run(patches, jnp.zeros((BATCH, 1, GRID * GRID), bool), method="encode_image")[:, 0]
+        z_image, z_text = run(v, method="project_image"), run(run(text, method="encode_text"), method="project_text")
+        places = matching.hard_negatives(
+            self.draws.negatives, z_image, z_text, jnp.asarray(image_id), run(method="temperature"), group=GROUP
+        )
+        start = np.arange(0, BATCH, GROUP)[:, None]
+        assert not np.asarray(places.valid)[2].any() and np.asarray(places.valid)[:2].all()
+        return torch_pretraining.Negatives(
+            *(torch.from_numpy(np.asarray(x + start).reshape(-1)) for x in places[:2]),
+            torch.from_numpy(np.array(places.valid).reshape(-1)),
+        )
+
+    def our_losses(self, condition_on):
+        """The four losses and the gradient of their sum, by the twin's paths."""
+
+        def total(params):
+            loss, metrics = pretraining_losses(
+                self.ours, params, *(jnp.asarray(x) for x in self.batch), self.draws,
+                condition_on=condition_on, group=GROUP, weights=dict.fromkeys(LOSSES, 1.0),
+            )  # fmt: skip
+            return loss, {name: mean(*metrics[name]) for name in LOSSES}
+
+        (_, losses), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(self.params)
+        return {name: float(loss) for name, loss in losses.items()}, gradient
+
+    def twin_losses(self, condition_on):
+        image, text, image_id = (torch.from_numpy(x) for x in self.batch)
+        masks = torch_pretraining.Masks(*(torch.from_numpy(np.array(x)) for x in (*self.draws.image, *self.draws.text)))
+        masks = masks._replace(
+            patch_slots=masks.patch_slots.long(),
+            token_slots=masks.token_slots.long(),
+            token_targets=masks.token_targets.long(),
+        )
+        losses = torch_pretraining.pretraining_losses(
+            self.twin, image, text, image_id, masks,
+            group=GROUP, condition_on=condition_on, negatives=self.negatives,
+        )  # fmt: skip
+        self.twin.zero_grad()
+        sum(losses.values()).backward()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def to_twin(self, tree):
+        """A tree of ours in the twin's names and layouts."""
+        flat, paths = twin.unstacked(tree), twin.jax_paths(self.twin)
+        return {
+            name: twin.as_torch(flat[paths[name]], parameter, path=paths[name])
+            for name, parameter in self.twin.named_parameters()
+        }
+
+
+@pytest.fixture(scope="module")
+def roberta(batch):
+    return Pair(batch, kind="roberta")
+
+
+def assert_same_losses_and_gradients(pair, condition_on):
+    expected, gradient = pair.our_losses(condition_on)
+    found = pair.twin_losses(condition_on)
+    for name in LOSSES:
+        print(
+            f"\n{name}: {expected[name]:.6f}, relative difference {abs(found[name] / expected[name] - 1):.1e}", end=""
+        )
+        assert found[name] == pytest.approx(expected[name], rel=LOSS_TOLERANCE), name
+
+    floor = FLOOR * float(optax.tree.norm(gradient))
+    worst, lost_in_floor = (0.0, ""), set()
+    for name, ours in pair.to_twin(gradient).items():
+        theirs = dict(pair.twin.named_parameters())[name].grad
+        # Without a context nothing reaches the cross-attention of the image decoder.
+        theirs = torch.zeros_like(ours) if theirs is None else theirs
+        norm, difference = ours.norm().item(), (theirs - ours).norm().item()
+        assert difference <= GRADIENT_TOLERANCE * norm + floor, name
+        if norm > 10 * floor:
+            worst = max(worst, (difference / norm, name))
+        else:
+            lost_in_floor.add(name)
+    print(f"\nlargest relative difference of a gradient: {worst[0]:.1e} ({worst[1]})")
+    unseen = {name for name in lost_in_floor if not name.endswith("key.bias")}
+    without_context = {name for name in unseen if name.startswith("image_decoder") and ".cross_" in name}
+    assert unseen == (without_context if condition_on == "none" else set())
+
+
+@pytest.mark.parametrize("condition_on", ["unmasked", "masked", "none"])
+def test_losses_and_gradients_with_roberta(roberta, condition_on):
+    assert_same_losses_and_gradients(roberta, condition_on)
+
+
+def test_losses_and_gradients_with_bert(batch):
+    assert_same_losses_and_gradients(Pair(batch, kind="bert", token_head="tied"), "unmasked")
+
+
+def make_optimizers(pair):
+    schedules = learning_rates(**RATES)
+    ours = make_optimizer(
+        pair.params, schedules=schedules, rules=OPTIMIZER_RULES, decay_rules=DECAY_RULES,
+        weight_decay=0.05, b1=0.9, b2=0.98, clip_norm=0.0,
+    )  # fmt: skip
+    return ours, torch_pretraining.make_optimizer(pair.twin, weight_decay=0.05, betas=(0.9, 0.98))
+
+
+def twin_rates(update):
+    rates = {"steps": RATES["steps"], "warmup_steps": RATES["warmup_steps"]}
+    return {
+        "encoder": torch_pretraining.learning_rate(
+            update, **rates, peak=RATES["encoder_peak"], final=RATES["encoder_final"]
+        ),
+        "rest": torch_pretraining.learning_rate(update, **rates, peak=RATES["peak"], final=RATES["final"]),
+    }
+
+
+def test_the_same_gradients_give_the_same_updates(batch):
+    pair = Pair(batch, kind="bert")
+    ours, theirs = make_optimizers(pair)
+    params, state = pair.params, ours.init(pair.params)
+    parameters = dict(pair.twin.named_parameters())
+    update = jax.jit(ours.update)
+    for step in range(1, 5):  # through the warm-up into the cosine
+        rng = np.random.default_rng(step)
+        gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)  # noqa: B023
+        for name, value in pair.to_twin(gradient).items():
+            parameters[name].grad = value
+        torch_pretraining.set_learning_rates(theirs, twin_rates(step))
+        theirs.step()
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, value in pair.to_twin(params).items():
+            # A wrong group or a missing decay is off by 1e-5 at least.
+            torch.testing.assert_close(parameters[name].data, value, rtol=1e-6, atol=5e-7, msg=lambda m: f"{name}: {m}")  # noqa: B023
+
+
+def test_a_whole_step_gives_the_same_parameters(batch):
+    pair = Pair(batch, kind="roberta")
+    ours, theirs = make_optimizers(pair)
+    _, gradient = pair.our_losses("unmasked")
+    updates, _ = ours.update(gradient, ours.init(pair.params), pair.params)
+    updated = pair.to_twin(optax.apply_updates(pair.params, updates))
+    pair.twin_losses("unmasked")
+    torch_pretraining.set_learning_rates(theirs, twin_rates(1))
+    theirs.step()
+    # Adam's first update is the sign of the gradient, times the learning rate: where the gradient is rounding, so is
+    # its sign.
+    for name, of_name in pair.to_twin(gradient).items():
+        if name.endswith("key.bias"):
+            continue
+        parameter = dict(pair.twin.named_parameters())[name]
+        decided = (of_name.abs() > 1e-2 * of_name.square().mean().sqrt()) | (of_name == 0)
+        assert decided.float().mean() > 0.95, name
+        difference = (parameter.data - updated[name])[decided]
+        assert difference.abs().max() < 1e-3 * twin_rates(1)["encoder"], name
+
+
+def test_loading_names_what_does_not_correspond(roberta):
+    params = jax.tree.map(np.asarray, roberta.params)
+    before = {name: value.clone() for name, value in roberta.twin.state_dict().items()}
+    head = {"kernel": params["matching_head"]["kernel"].T, "bias": params["matching_head"]["bias"]}
+    deeper = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), params["text_encoder"]["layers"])
+    for wrong, named in (
+        ({name: value for name, value in params.items() if name != "pixel_head"}, "pixel_head/kernel"),
+        (params | {"old_head": {"kernel": np.zeros((2, 2))}}, "old_head/kernel"),
+        (params | {"text_encoder": params["text_encoder"] | {"layers": deeper}}, "text_encoder/layers/3/mlp/up/bias"),
+        (params | {"matching_head": head}, r"matching_head/kernel has shape \(2, 48\)"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            twin.load_from_jax(roberta.twin, wrong)
+    for name, value in roberta.twin.state_dict().items():
+        assert torch.equal(value, before[name]), name
