@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
-CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every", "eval.")
+CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every",
+                        "max_skipped_updates", "eval.")  # fmt: skip
 # Fields that an evaluation may set otherwise than the training it evaluates.
 CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
@@ -30,6 +31,7 @@ def default() -> ConfigDict:
     config.batch_size = 512  # pairs in a step over all devices; a multiple of matching.group
     config.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), float32, bfloat16
     config.log_every = 20  # steps between two lines of metrics.jsonl
+    config.max_skipped_updates = 10  # in a row, for a loss or gradient that is not finite, before the run stops
 
     config.image = ConfigDict()
     config.image.size = 224  # pixels a side; a multiple of two patches, the side of a mask cell
@@ -151,7 +153,7 @@ def validate(config: ConfigDict) -> None:
     for name, legal in choices.items():
         if fields[name] not in legal:
             raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
-    at_least_one = ("steps", "batch_size", "log_every", "image.size", "image.patch", "text.vocab_size",
+    at_least_one = ("steps", "batch_size", "log_every", "max_skipped_updates", "image.size", "image.patch", "text.vocab_size",
                     "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
                     "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
                     "data.prefetch", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",

@@ -1,4 +1,5 @@
-"""What every door shares: flags of its own, `--help` with an example, one line and status 2 for the user's mistakes."""
+"""What every door shares: flags of its own, `--help` with an example, and one line for what went wrong:
+status 2 for the user's mistakes, 1 for a run that cannot go on."""
 
 import importlib
 import re
@@ -10,7 +11,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.errors import UserError
+from mvlm_jax.errors import RunError, UserError
 
 DOORS = ("train", "evaluate", "prepare", "weights")
 
@@ -40,7 +41,7 @@ def run(
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
         main(values)
-    except (UserError, flags.Error) as error:
+    except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         # The config file, or an override of it, raises these; from anywhere else they are our bug, not the user's.
@@ -114,7 +115,7 @@ def _refuse(name: str, error: Exception) -> int:
         message = f"{message.partition('Traceback')[0]}{message.strip().splitlines()[-1]}"
     message = " ".join(message.split())
     print(f"mvlm {name}: {message}", file=sys.stderr)
-    return 2
+    return RunError.status if isinstance(error, RunError) else UserError.status
 
 
 def _raised_while_parsing(error: BaseException) -> bool:

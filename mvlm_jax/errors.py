@@ -1,9 +1,20 @@
-"""The one exception that means: the user's input is wrong."""
+"""The exceptions that a door reports in one line, and the exit status of each."""
 
 
 class UserError(Exception):
     """A wrong flag, config field, path or file.
 
     The message is one line that says what was received and what would be right; the doors print it and
-    exit with status 2.
+    exit with its status.
     """
+
+    status = 2
+
+
+class RunError(Exception):
+    """A run that cannot go on though nothing it was given is wrong: no room on the disk, a host lost, a loss of nan.
+
+    The message is one line that says what happened and from where the run can be continued.
+    """
+
+    status = 1

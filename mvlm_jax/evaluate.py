@@ -39,10 +39,13 @@ def main(values: flags.FlagValues) -> None:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest_step() if values.step is None else values.step
-        if step is None:
-            raise UserError(f"{directory} has no finished checkpoint; train it first")
-        params = checkpoints.restore_params(step, program.state.params)
+        if values.step is None:
+            latest = checkpoints.restore_latest_params(program.state.params)
+            if latest is None:
+                raise UserError(f"{directory} has no finished checkpoint; train it first")
+            step, params = latest
+        else:
+            step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
         results = task.evaluate(params)
     if jax.process_index() == 0:
         workdir_lib.write_evaluations(directory, results, step=step)

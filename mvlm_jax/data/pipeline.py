@@ -1,9 +1,13 @@
 """Examples to batches: the batch of step t is a function of (source, seed, t) alone."""
 
 import dataclasses
+import functools
 import hashlib
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +73,7 @@ def train_batches(
         operations=operations,
         magnitude=magnitude,
     )
-    records = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
+    records = _records(source, seed=seed).random_map(load)
     # Batches of one process's size, dealt out in turn: batch t * process_count + p is the p-th part of step t.
     batches = records.batch(batch_size // process_count)[start_step * process_count + process_index :: process_count]
     threads = min(prefetch, os.cpu_count() or 1)
@@ -79,7 +83,18 @@ def train_batches(
     # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
     in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
-    return iter(in_turn.mp_prefetch(options))
+    return iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
+
+
+def train_image_ids(
+    source: Source, *, step: int, batch_size: int, seed: int, image_size: int, max_image_pixels: int, min_scale: float
+) -> list[str]:
+    """Of the pairs of one step in `train_batches`, over all processes, as the source spells them."""
+    records = _records(source, seed=seed)[step * batch_size : (step + 1) * batch_size]
+    usable = functools.partial(
+        _usable, source, image_size=image_size, max_image_pixels=max_image_pixels, min_scale=min_scale
+    )
+    return [usable(int(index))[0]["image_id"] for index in records]
 
 
 def training_captions(source: Source) -> Iterator[str]:
@@ -191,6 +206,24 @@ def eval_split(
     )
 
 
+def _records(source: Source, *, seed: int) -> grain.MapDataset:
+    """Indices of records in the order of training, epoch after epoch."""
+    return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+
+
+def _outlive_signals_but_not_the_parent(*_) -> None:
+    """Makes a worker process end with its parent, and only with it."""
+    # A terminal or a scheduler signals the whole group, while the parent still needs batches to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Load:
     """(record index, random generator) -> one row of a batch; pickled into worker processes."""
@@ -207,7 +240,14 @@ class _Load:
     reported: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        example, image, skipped = self._usable(int(index))
+        example, image, skipped = _usable(
+            self.source,
+            int(index),
+            image_size=self.image_size,
+            max_image_pixels=self.max_image_pixels,
+            min_scale=self.min_scale,
+            reported=self.reported,
+        )
         caption = example["captions"][rng.integers(len(example["captions"]))]
         augmented = augment(
             image,
@@ -226,27 +266,36 @@ class _Load:
             "skipped": np.array(skipped, np.int32),
         }
 
-    def _usable(self, index: int) -> tuple[Example, np.ndarray, int]:
-        """The first usable record from `index` on, its pixels, and how many were stepped over."""
-        reason = ""
-        # The smallest crop still has the pixels that its resized copy needs.
-        size_hint = math.ceil(self.image_size / math.sqrt(self.min_scale))
-        gap = min(len(self.source), LONGEST_GAP)
-        for skipped in range(gap):
-            record = (index + skipped) % len(self.source)
-            example = self.source[record]
-            if not example["captions"]:
-                reason = "no_captions"
-            else:
-                try:
-                    pixels = decode_image(example["image"], max_pixels=self.max_image_pixels, size_hint=size_hint)
-                    return example, pixels, skipped
-                except UndecodableImage as error:
-                    reason = str(error)
-            if record not in self.reported:
-                self.reported.add(record)
-                logging.warning("record %d (%s) is stepped over: %s", record, example["image_id"], reason)
-        raise UserError(f"{gap} records in a row cannot be used, from record {index} on; the last one: {reason}")
+
+def _usable(
+    source: Source,
+    index: int,
+    *,
+    image_size: int,
+    max_image_pixels: int,
+    min_scale: float,
+    reported: set[int] | None = None,
+) -> tuple[Example, np.ndarray, int]:
+    """The first usable record from `index` on, its pixels, and how many were stepped over."""
+    reason = ""
+    # The smallest crop still has the pixels that its resized copy needs.
+    size_hint = math.ceil(image_size / math.sqrt(min_scale))
+    gap = min(len(source), LONGEST_GAP)
+    for skipped in range(gap):
+        record = (index + skipped) % len(source)
+        example = source[record]
+        if not example["captions"]:
+            reason = "no_captions"
+        else:
+            try:
+                pixels = decode_image(example["image"], max_pixels=max_image_pixels, size_hint=size_hint)
+                return example, pixels, skipped
+            except UndecodableImage as error:
+                reason = str(error)
+        if reported is not None and record not in reported:
+            reported.add(record)
+            logging.warning("record %d (%s) is stepped over: %s", record, example["image_id"], reason)
+    raise UserError(f"{gap} records in a row cannot be used, from record {index} on; the last one: {reason}")
 
 
 def stable_hash(identity: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.pipeline import eval_split, train_batches, training_captions
+from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
@@ -25,6 +25,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         config=config,
         tokenizer=tokenizer,
         batches=functools.partial(_batches, config, tokenizer),
+        image_ids=functools.partial(_image_ids, config),
         eval_split=functools.partial(_eval_split, config, tokenizer),
         eval_name=config.data.eval.rpartition(":")[2],
     )
@@ -77,6 +78,19 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
         prefetch=data.prefetch,
         max_image_pixels=data.max_image_pixels,
         **data.augment,
+    )
+
+
+def _image_ids(config: ConfigDict, step: int) -> list[str]:
+    data = config.data
+    return train_image_ids(
+        open_source(data.train, data_dir=data.data_dir),
+        step=step,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=config.image.size,
+        max_image_pixels=data.max_image_pixels,
+        min_scale=data.augment.min_scale,
     )
 
 

@@ -32,6 +32,7 @@ class Pretrain:
     config: ConfigDict
     tokenizer: Tokenizer
     batches: Callable[[int], Iterator[Batch]]  # from a step on
+    image_ids: Callable[[int], list[str]]  # of the batch of a step
     eval_split: Callable[[], EvalSplit]  # opened when it is first needed
     eval_name: str  # names the files of the results
 
@@ -107,6 +108,9 @@ class Pretrain:
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         return self.batches(start_step)
+
+    def example_ids(self, step: int) -> list[str]:
+        return self.image_ids(step)
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         options = self.config.eval

@@ -1,19 +1,35 @@
 """The checkpoints of a run."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mvlm_jax.errors import UserError
+from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.training.fingerprint import fingerprints
 from mvlm_jax.training.state import TrainState
+
+
+ITEMS = ("params", "optimizer", "fingerprints")
+
+
+class Damaged(Exception):
+    """A step that cannot be read, or is not what was written."""
 
 
 class Checkpoints:
     """A directory of steps, each there whole or not at all.
 
-    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes.
+    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes; the
+    fingerprints of both tell whether what is read is what was written.
     """
 
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
@@ -34,13 +50,20 @@ class Checkpoints:
 
     def _open(self, directory: Path, options: ocp.CheckpointManagerOptions) -> None:
         self._directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("params", "optimizer"))
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            with self._writing():
+                self._manager.close()
+            return
+        try:
+            self._manager.close()
+        except Exception as error:  # whatever it is, the error on its way out came first
+            logging.warning("closing %s: %s", self._directory, _in_one_line(error))
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -49,42 +72,159 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState) -> None:
-        """Returns once the arrays are copied; they are written in the background."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-            ),
-        )
+        """Returns once the arrays are copied; they are written in the background.
+
+        Raises:
+          RunError: this step, or the one before it, cannot be written.
+        """
+        items = _items(state)
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                    fingerprints=ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()}),
+                ),
+            )
+
+    def check_written(self) -> None:
+        """
+        Raises:
+          RunError: a step could not be written in the background.
+        """
+        with self._writing():
+            self._manager.check_for_errors()
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, on the shardings of `abstract`.
 
         Raises:
-          UserError: there is no checkpoint of that step.
+          UserError: there is no checkpoint of that step, or it is damaged.
         """
-        self._check(step)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore({"opt_state": abstract.opt_state, "step": abstract.step}),
-            ),
-        )
-        return TrainState(params=restored.params, **restored.optimizer)
+        return self._given(step, lambda: self._read(step, abstract))
 
     def restore_params(self, step: int, abstract: PyTree) -> PyTree:
         """The parameters alone, on the shardings of `abstract`.
 
         Raises:
-          UserError: there is no checkpoint of that step.
+          UserError: there is no checkpoint of that step, or it is damaged.
         """
+        return self._given(step, lambda: self._read_params(step, abstract))
+
+    def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState] | None:
+        """The last step whose state can be read, and that state; None where there is no step.
+
+        Damaged later ones are deleted, so that the run can store those steps anew.
+
+        Raises:
+          UserError: there are steps, and all of them are damaged.
+        """
+        restored = self._latest(lambda step: self._read(step, abstract))
+        if restored is not None:
+            for step in [step for step in self.steps() if step > restored[0]]:
+                self._manager.delete(step)
+        return restored
+
+    def restore_latest_params(self, abstract: PyTree) -> tuple[int, PyTree] | None:
+        """As `restore_latest`, for the parameters alone; deletes nothing."""
+        return self._latest(lambda step: self._read_params(step, abstract))
+
+    def _latest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, read(step)
+            except Damaged as error:
+                logging.warning("the checkpoint of step %d in %s is skipped: %s", step, self._directory, error)
+        if steps:
+            raise UserError(
+                f"none of the checkpoints in {self._directory} can be read (steps {', '.join(map(str, steps))}); "
+                "move the directory away to begin anew"
+            )
+        return None
+
+    def _read(self, step: int, abstract: TrainState) -> TrainState:
+        restored = self._read_items(step, _items(abstract))
+        return TrainState(params=restored["params"], **restored["optimizer"])
+
+    def _read_params(self, step: int, abstract: PyTree) -> PyTree:
+        return self._read_items(step, {"params": abstract})["params"]
+
+    def _read_items(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        restored, failure = {}, ""
+        try:
+            with _reader() as reader:
+                read = reader.restore(
+                    self._directory / str(step),
+                    args=ocp.args.Composite(**args, fingerprints=ocp.args.JsonRestore()),
+                )
+            restored = {name: read[name] for name in abstract}
+            written = {name: read.fingerprints[name] for name in abstract}
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # no room for it here, which says nothing of the checkpoint
+        except Exception as error:  # Orbax and TensorStore raise whatever the broken bytes lead them to
+            failure = _in_one_line(error)
+        if _anywhere(bool(failure)):
+            raise Damaged(failure or "another process cannot read it")
+        changed = [name for name, item in restored.items() if fingerprints(item) != written[name]]
+        if changed:
+            raise Damaged(f"its {' and '.join(changed)} are not what was written")
+        return restored
+
+    def _given(self, step: int, read: Callable[[], Any]) -> Any:
         self._check(step)
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
+        try:
+            return read()
+        except Damaged as error:
+            raise UserError(f"the checkpoint of step {step} in {self._directory} is damaged: {error}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise
+        except (OSError, ValueError, RuntimeError) as error:  # ValueError: TensorStore's, whatever the disk says
+            whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+            left = f"the last whole one is of step {whole[-1]}" if whole else "there is no whole one"
+            raise RunError(
+                f"a checkpoint cannot be written to {self._directory}: {_in_one_line(error)}; {left}"
+            ) from error
 
     def _check(self, step: int) -> None:
         steps = self.steps()
         if step not in steps:
             there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
             raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
+    return {"params": state.params, "optimizer": optimizer}
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads this process's part without waiting for the others, one of which may fail to read its own."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader_{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _anywhere(failed: bool) -> bool:
+    """Whether it failed in any process: all of them must go on from the same step."""
+    if jax.process_count() == 1:
+        return failed
+    return bool(multihost_utils.process_allgather(np.array(failed)).any())
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:300]} …"

@@ -1,6 +1,7 @@
 """Training, from the first step or from where a run was interrupted."""
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,25 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.interruption import Interruption
 from mvlm_jax.training.mesh import make_mesh, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
+from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
+from mvlm_jax.training.peers import Peers
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.state import TrainState, with_weights
-from mvlm_jax.training.task import Params, StartWeights, Task
+from mvlm_jax.training.task import Batch, Params, StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
 
 
 def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
-    """Makes `config.steps` updates in all, and returns the metrics of the last evaluation.
+    """Makes `config.steps` steps in all, and returns the metrics of the last evaluation.
+
+    SIGTERM, or Ctrl-C once, stops it after the step in progress, with a checkpoint.
 
     Raises:
       UserError: the config does not fit the devices, or the workdir does not fit the config.
+      RunError: the run cannot go on: nothing can be written, or no update is finite any more.
     """
     steps = config.steps
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
@@ -45,9 +52,9 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
         keep_last=config.checkpoint.keep_last,
         keep_every=config.checkpoint.keep_every,
     )
-    with jax.set_mesh(mesh), checkpoints:
-        first = checkpoints.latest_step() or 0
-        state = checkpoints.restore(first, program.state) if first else program.init()
+    watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
+    with Peers(), Interruption() as interruption, jax.set_mesh(mesh), checkpoints:
+        first, state = checkpoints.restore_latest(program.state) or (0, program.init())
         if start is not None:
             state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
@@ -55,28 +62,49 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
             if _is_due(first, every=config.eval.every, steps=steps) and not log.has_evaluation(first):
                 results = _evaluate(task, state.params, step=first, directory=directory, log=log, writes=writes)
 
-            batches = iter(task.train_batches(first)) if first < steps else iter(())
-            batch = shard_batch(next(batches), program.batch_sharding) if first < steps else None
-            running = None
-            for step in range(first + 1, steps + 1):
-                state, metrics = program.step(state, batch)
-                # The device works on this step meanwhile.
-                batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
-                # Without a bound the host would run ahead and pile up batches on the device.
-                jax.block_until_ready(running)
-                running = metrics["loss"]
+            if first == steps:
+                return results
+            with _closing(iter(task.train_batches(first))) as batches:
+                batch = shard_batch(next(batches), program.batch_sharding)
+                before = None
+                for step in range(first + 1, steps + 1):
+                    state, metrics = program.step(state, batch)
+                    # The device works on this step meanwhile.
+                    batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
+                    # Without a bound the host would run ahead and pile up batches on the device.
+                    if before is not None:
+                        watch.check(step - 1, before, checkpoints=checkpoints.steps())
+                    before = metrics
 
-                if step == first + 1:
-                    jax.block_until_ready(running)
-                    throughput.restart(step)
-                if _is_due(step, every=config.log_every, steps=steps):
-                    _log(step, jax.device_get(metrics), steps=steps, throughput=throughput, log=log)
-                if _is_due(step, every=config.checkpoint.every, steps=steps):
-                    checkpoints.save(step, state)
-                if _is_due(step, every=config.eval.every, steps=steps):
-                    results = _evaluate(task, state.params, step=step, directory=directory, log=log, writes=writes)
-                    throughput.restart(step)
+                    if step == first + 1:
+                        jax.block_until_ready(metrics)
+                        throughput.restart(step)
+                    if _is_due(step, every=config.log_every, steps=steps):
+                        _log(step, jax.device_get(metrics), steps=steps, throughput=throughput, log=log)
+                    checkpoints.check_written()
+                    stop = interruption.requested(step)
+                    if stop or _is_due(step, every=config.checkpoint.every, steps=steps):
+                        watch.check(step, metrics, checkpoints=checkpoints.steps())
+                        before = None
+                        checkpoints.save(step, state)
+                    if stop:
+                        logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
+                        break
+                    if _is_due(step, every=config.eval.every, steps=steps):
+                        results = _evaluate(task, state.params, step=step, directory=directory, log=log, writes=writes)
+                        throughput.restart(step)
     return results
+
+
+@contextmanager
+def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """Ends the threads or processes of an iterator that has any."""
+    try:
+        yield batches
+    finally:
+        close = getattr(batches, "close", None)
+        if close:
+            close()
 
 
 def _has_checkpoint(workdir: str | Path) -> bool:
@@ -97,12 +125,10 @@ def _is_due(step: int, *, every: int, steps: int) -> bool:
 
 
 def _log(step: int, metrics: dict[str, Any], *, steps: int, throughput: Throughput, log: MetricsLog) -> None:
-    metrics = {name: float(value) for name, value in metrics.items()}
+    metrics = {name: float(value) for name, value in metrics.items() if name != IN_A_ROW}
     timing = throughput.report(step)
     log.write(step, metrics, timing=timing)
     logging.info("%s", progress_line(step=step, steps=steps, metrics=metrics, timing=timing))
-    if not math.isfinite(metrics["loss"]):
-        logging.warning("step %d: the loss is %s", step, metrics["loss"])
 
 
 def _evaluate(

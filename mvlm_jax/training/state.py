@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
+from mvlm_jax.training.nonfinite import IN_A_ROW, Skipped, kept_unless
 from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, SumAndCount
@@ -23,9 +24,10 @@ LossFn = Callable[[Params, Batch, Streams], tuple[Float[Array, ""], dict[str, Su
 class TrainState:
     """Arrays, or in their places the shapes or shardings that describe them."""
 
-    step: Any  # updates made so far, an int32 scalar
+    step: Any  # steps made so far, an int32 scalar
     params: PyTree
     opt_state: PyTree
+    skipped: Skipped  # the steps among them that changed no parameter
 
 
 def abstract_state(
@@ -49,8 +51,10 @@ def abstract_state(
         of_params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    shapes = TrainState(step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=opt_state)
-    shardings = TrainState(step=replicated(mesh), params=of_params, opt_state=of_opt_state)
+    step, skipped = jax.eval_shape(lambda: (jnp.int32(0), Skipped.none()))
+    shapes = TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)
+    of_skipped = jax.tree.map(lambda _: replicated(mesh), skipped)
+    shardings = TrainState(step=replicated(mesh), params=of_params, opt_state=of_opt_state, skipped=of_skipped)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), shapes, shardings
     )
@@ -72,7 +76,7 @@ def init_state(
     def build() -> TrainState:
         step = jnp.zeros((), jnp.int32)
         params = init(Streams(seed=seed, step=step).key("init"))
-        return TrainState(step=step, params=params, opt_state=optimizer.init(params))
+        return TrainState(step=step, params=params, opt_state=optimizer.init(params), skipped=Skipped.none())
 
     return jax.jit(build, out_shardings=shardings)()
 
@@ -110,8 +114,12 @@ def make_train_step(
         metrics = {name: numerator / count for name, (numerator, count) in sums.items()}
         metrics |= {f"learning_rate/{group}": rate(update) for group, rate in schedules.items()}
         metrics |= {"loss": total, "grad_norm": optax.tree.norm(gradients)}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(step=update, params=params, opt_state=opt_state), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        skipped = state.skipped.counted(finite)
+        metrics |= {"skipped_updates": skipped.total, IN_A_ROW: skipped.in_a_row}
+        params = kept_unless(finite, optax.apply_updates(state.params, updates), state.params)
+        opt_state = kept_unless(finite, opt_state, state.opt_state)
+        return TrainState(step=update, params=params, opt_state=opt_state, skipped=skipped), metrics
 
     return jax.jit(
         step,

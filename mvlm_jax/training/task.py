@@ -57,6 +57,10 @@ class Task(Protocol):
         """This host's rows of the batches of steps `start_step`, `start_step + 1`, …; the first step is 0."""
         ...
 
+    def example_ids(self, step: int) -> Sequence[str]:
+        """What the global batch of a step is made of, as the source names it; for messages."""
+        ...
+
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         """Metrics for each file stem, such as `retrieval-val`."""
         ...

@@ -61,6 +61,9 @@ class ToyTask:
             yield {"x": x, "y": x[:, 0] - x[:, 1]}
             step += 1
 
+    def example_ids(self, step):
+        return [f"row-{step}-{index}" for index in range(self.batch_size)]
+
     def evaluate(self, params):
         self.evaluations += 1
         return {"toy-val": {"norm": float(jnp.linalg.norm(params["head"]["kernel"])), "note": "not a number"}}

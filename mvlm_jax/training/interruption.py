@@ -1,0 +1,49 @@
+"""Asking a run to stop: SIGTERM, a preemption notice, or Ctrl-C once."""
+
+import signal
+import threading
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+
+class Interruption:
+    """While entered, takes these signals as a wish to stop after the step in progress.
+
+    With several processes, a signal to any of them stops all of them after the same step. A second Ctrl-C is a
+    KeyboardInterrupt. Outside the main thread, where no signal arrives, nothing happens.
+    """
+
+    def __init__(self):
+        self._requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            handlers = {signal.SIGINT: self._interrupted}
+            if not _agreed_by_processes():
+                # Else the handler is JAX's own, which tells the other processes.
+                handlers[signal.SIGTERM] = self._terminated
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; every process asks at every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if _agreed_by_processes() else self._requested
+
+    def _interrupted(self, *_) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logging.warning("stopping after this step; Ctrl-C again stops at once, without a checkpoint")
+        signal.raise_signal(signal.SIGTERM)
+
+    def _terminated(self, *_) -> None:
+        self._requested = True
+
+
+def _agreed_by_processes() -> bool:
+    return jax.process_count() > 1
