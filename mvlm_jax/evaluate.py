@@ -39,13 +39,12 @@ def main(values: flags.FlagValues) -> None:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
-        if values.step is None:
-            latest = checkpoints.restore_latest_params(program.state.params)
-            if latest is None:
-                raise UserError(f"{directory} has no finished checkpoint; train it first")
+        if values.step is not None:
+            step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
+        elif latest := checkpoints.restore_latest_params(program.state.params):
             step, params = latest
         else:
-            step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
+            raise UserError(f"{directory} has no finished checkpoint; train it first")
         results = task.evaluate(params)
     if jax.process_index() == 0:
         workdir_lib.write_evaluations(directory, results, step=step)

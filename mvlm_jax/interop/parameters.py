@@ -50,10 +50,12 @@ def restore_parameters(directory: Path, *, config: ConfigDict, step: int | None)
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), parameter_shapes(config)
     )
     with Checkpoints.for_reading(directory) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
+        if step is not None:
+            params = checkpoints.restore_params(step, abstract)
+        elif latest := checkpoints.restore_latest_params(abstract):
+            step, params = latest
+        else:
             raise UserError(f"{directory} has no finished checkpoint; train first")
-        params = checkpoints.restore_params(step, abstract)
     return {path: np.asarray(value) for path, value in flat(params).items()}, step
 
 

@@ -39,7 +39,8 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
     if writes:
-        task.save_assets(directory)
+        with workdir_lib.writing(directory):
+            task.save_assets(directory)
     throughput = Throughput(
         steps=steps,
         batch_size=config.batch_size,
@@ -116,7 +117,8 @@ def _started_from(start: StartWeights, state: TrainState, *, directory: Path, wr
     for line in start.lines:
         logging.info("%s", line)
     if writes:
-        workdir_lib.write_json(directory / workdir_lib.WEIGHTS, dict(start.report))
+        with workdir_lib.writing(directory):
+            workdir_lib.write_json(directory / workdir_lib.WEIGHTS, dict(start.report))
     return with_weights(state, start.params)
 
 

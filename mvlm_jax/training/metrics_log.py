@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
-
-from mvlm_jax.training.workdir import METRICS, plain, write_text
+from mvlm_jax.training.events import EventsFile
+from mvlm_jax.training.workdir import METRICS, plain, write_text, writing
 
 
 class MetricsLog:
@@ -23,17 +22,20 @@ class MetricsLog:
         self._evaluated = {line["step"] for line in lines if _is_evaluation(line)}
         self._file = self._events = None
         if writes:
-            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-            self._file = path.open("a")
-            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resumed_step + 1)
+            with writing(directory):
+                write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+                self._file = path.open("a")
+                self._events = EventsFile(directory, purge_step=resumed_step + 1)
+        self._directory = directory
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_) -> None:
         if self._file:
-            self._file.close()
-            self._events.close()
+            with writing(self._directory):
+                self._events.close()
+                self._file.close()
 
     def has_evaluation(self, step: int) -> bool:
         return step in self._evaluated
@@ -42,12 +44,14 @@ class MetricsLog:
         if not self._file:
             return
         line = {"step": step, **plain(metrics)} | ({"timing": plain(timing)} if timing else {})
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
-        for name, value in (timing or {}).items():
-            self._events.add_scalar(f"timing/{name}", value, step)
+        with writing(self._directory):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+            for name, value in (timing or {}).items():
+                self._events.add_scalar(f"timing/{name}", value, step)
+            self._events.flush()
 
     def write_evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """The numbers among the metrics of each file stem, as `eval/<stem>/<name>`."""

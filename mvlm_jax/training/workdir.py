@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.errors import UserError
+from mvlm_jax.errors import RunError, UserError
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -56,9 +57,14 @@ def read_config(directory: Path) -> ConfigDict:
 
 
 def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]], *, step: int) -> None:
-    """`eval/<stem>.json` for each stem."""
-    for stem, metrics in results.items():
-        write_json(directory / EVALUATIONS / f"{stem}.json", {"step": step, **metrics})
+    """`eval/<stem>.json` for each stem.
+
+    Raises:
+      RunError: there is no room for them.
+    """
+    with writing(directory):
+        for stem, metrics in results.items():
+            write_json(directory / EVALUATIONS / f"{stem}.json", {"step": step, **metrics})
 
 
 def read_evaluations(directory: Path, *, step: int) -> dict[str, dict[str, Any]]:
@@ -86,6 +92,19 @@ def _check_same_run(path: Path, config: ConfigDict) -> None:
             f"workdir {path.parent} is the workdir of another config: {changed}; "
             "give the same values to continue it, or another workdir"
         )
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Around what a run writes while it goes on: a failing disk ends it in one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
+        raise RunError(
+            f"workdir {directory} cannot be written to any more: {reason}; "
+            "once that is mended, the same command continues from the last checkpoint"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

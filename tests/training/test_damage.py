@@ -1,0 +1,106 @@
+"""Checkpoints whose files were cut, changed or lost after they were written."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from toy import ToyTask, metrics_lines, toy_config
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.loop import train
+from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.program import make_program
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    train(ToyTask(), config=toy_config(), workdir=workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def program():
+    return make_program(task=ToyTask(), config=toy_config(), mesh=make_mesh(data=-1, fsdp=1, tensor=1))
+
+
+def files_of(step_directory):
+    return sorted(path for path in step_directory.rglob("*") if path.is_file())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()], ids=["cut", "flipped", "lost"])
+def test_whatever_file_is_damaged_the_state_read_is_one_that_was_written(finished, tmp_path, damage):
+    program_ = program()
+    with Checkpoints.for_reading(finished / "checkpoints") as checkpoints:
+        written = {step: checkpoints.restore(step, program_.state) for step in (6, 9)}
+    skipped = 0
+    for file in [path.relative_to(finished) for path in files_of(finished / "checkpoints" / "9")]:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(finished, tmp_path / "run")
+        damage(tmp_path / "run" / file)
+        with Checkpoints.for_reading(tmp_path / "run" / "checkpoints") as checkpoints:
+            step, state = checkpoints.restore_latest(program_.state)
+        assert same(state, written[step]), file
+        skipped += step == 6
+    assert skipped >= 3
+
+
+def test_a_lost_item_is_skipped_with_a_warning_and_its_step_is_saved_anew(finished, workdir, caplog):
+    shutil.rmtree(workdir / "checkpoints" / "9" / "optimizer")
+    train(ToyTask(), config=toy_config(), workdir=workdir)
+    assert "the checkpoint of step 9" in caplog.text and "is skipped" in caplog.text
+    assert metrics_lines(workdir) == metrics_lines(finished)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [6, 9]
+        checkpoints.restore(9, program().state)
+
+
+def test_bytes_that_decode_to_other_values_are_seen(workdir):
+    """A whole array file of another step: every checksum inside the files agrees."""
+    checkpoints_ = workdir / "checkpoints"
+    shutil.rmtree(checkpoints_ / "9" / "params")
+    shutil.copytree(checkpoints_ / "6" / "params", checkpoints_ / "9" / "params")
+    with Checkpoints.for_reading(checkpoints_) as checkpoints:
+        step, _ = checkpoints.restore_latest(program().state)
+        assert step == 6
+        with pytest.raises(UserError, match="step 9 in .* is damaged: its params are not what was written"):
+            checkpoints.restore_params(9, program().state.params)
+
+
+def test_an_evaluation_takes_the_step_before_and_deletes_nothing(workdir):
+    for path in files_of(workdir / "checkpoints" / "9" / "params"):
+        cut(path)
+    before = files_of(workdir)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        step, _ = checkpoints.restore_latest_params(program().state.params)
+    assert step == 6
+    assert files_of(workdir) == before
+
+
+def test_where_every_step_is_damaged_the_run_does_not_begin_anew(workdir):
+    for step in (6, 9):
+        shutil.rmtree(workdir / "checkpoints" / str(step) / "params")
+    before = files_of(workdir / "checkpoints")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read \(steps 6, 9\); move"):
+        train(ToyTask(), config=toy_config(), workdir=workdir)
+    assert files_of(workdir / "checkpoints") == before
