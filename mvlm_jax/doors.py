@@ -99,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:
-    # The libraries report every file they touch, which would bury the progress lines.
+    # The libraries report every file they touch, which would bury the progress lines. What Orbax cannot write or read
+    # comes to us as an exception too, and it is not to be said twice; its futures are all that uses asyncio.
+    if "/orbax/" in record.pathname or record.name == "asyncio":
+        return False
     return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname
 
 

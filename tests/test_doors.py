@@ -1,12 +1,14 @@
 """The doors as a user meets them: the shipped demo recipe, made smaller, from prepared data to evaluated checkpoint."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 from tiny import ROOT, demo_flags, prepare_shapes
 
 from mvlm_jax import doors, evaluate, train
+from mvlm_jax.data.pipeline import stable_hash
 from mvlm_jax.tasks.pretrain import Pretrain
 
 
@@ -89,6 +91,44 @@ def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
     monkeypatch.undo()
     assert train.door(flags) == 0
     assert metrics(workdir) == metrics(finished)
+
+
+def test_a_run_stopped_by_a_signal_exits_0_and_goes_on_bit_for_bit(finished, data_dir, tmp_path, monkeypatch):
+    workdir = tmp_path / "stopped"
+    flags = demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)
+    whole = Pretrain.train_batches
+
+    def signalled(self, start_step):
+        for count, batch in enumerate(whole(self, start_step)):
+            if count == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Pretrain, "train_batches", signalled)
+    assert train.door(flags) == 0
+    assert [line["step"] for line in metrics(workdir)] == [1, 2, 3]
+    monkeypatch.undo()
+    assert train.door(flags) == 0
+    assert metrics(workdir) == metrics(finished)
+
+
+def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(data_dir, tmp_path, monkeypatch, capsys):
+    flags = demo_flags(data_dir=data_dir, workdir=tmp_path / "run", steps=6, max_skipped_updates=2)
+    whole, hashes = Pretrain.train_batches, []
+
+    def seen(self, start_step):
+        for batch in whole(self, start_step):
+            hashes.append(set(batch["image_id"].tolist()))
+            yield batch
+
+    loss = Pretrain.loss
+    monkeypatch.setattr(Pretrain, "train_batches", seen)
+    monkeypatch.setattr(Pretrain, "loss", lambda *a: (loss(*a)[0] * float("nan"), loss(*a)[1]))
+    assert train.door(flags) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("mvlm train: step 2: the loss is nan")
+    named = line.partition("the images of its batch are ")[2].partition(";")[0].split(", ")
+    assert {stable_hash(name) for name in named} == hashes[1]
 
 
 def test_a_workdir_of_another_config_is_refused_and_stays_as_it_is(finished, data_dir, capsys):

@@ -1,5 +1,7 @@
 """The checkpoints of a run."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training.fingerprint import fingerprints
 from mvlm_jax.training.state import TrainState
-
 
 ITEMS = ("params", "optimizer", "fingerprints")
 
@@ -63,7 +64,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:  # whatever it is, the error on its way out came first
-            logging.warning("closing %s: %s", self._directory, _in_one_line(error))
+            logging.debug("closing %s: %s", self._directory, _in_one_line(error))
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -188,9 +189,8 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # ValueError: TensorStore's, whatever the disk says
             whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
             left = f"the last whole one is of step {whole[-1]}" if whole else "there is no whole one"
-            raise RunError(
-                f"a checkpoint cannot be written to {self._directory}: {_in_one_line(error)}; {left}"
-            ) from error
+            reason = _in_one_line(error) if self._directory.is_dir() else "the directory was removed"
+            raise RunError(f"a checkpoint cannot be written to {self._directory}: {reason}; {left}") from error
 
     def _check(self, step: int) -> None:
         steps = self.steps()
@@ -226,5 +226,8 @@ def _anywhere(failed: bool) -> bool:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:  # TensorStore's, deep in a paragraph
+        return os.strerror(int(code[1]))
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 300 else f"{words[:300]} …"

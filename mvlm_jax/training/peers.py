@@ -60,9 +60,7 @@ class Peers:
         distributed.global_state.client.key_value_set(f"{self._prefix}/{jax.process_index()}", value, True)
 
     def _watch(self) -> None:
-        lost = LostPeers(
-            me=jax.process_index(), count=jax.process_count(), lost_after_seconds=self._lost_after_seconds
-        )
+        lost = LostPeers(me=jax.process_index(), count=jax.process_count(), lost_after_seconds=self._lost_after_seconds)
         beat = 0
         while not self._over.wait(self._beat_seconds):
             beat += 1
@@ -83,9 +81,7 @@ class Peers:
 class LostPeers:
     """Tells from the beats that a process has seen so far which of its peers is lost."""
 
-    def __init__(
-        self, *, me: int, count: int, lost_after_seconds: float, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, *, me: int, count: int, lost_after_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._lost_after_seconds = lost_after_seconds
         self._clock = clock
         self._last = {peer: (None, clock()) for peer in range(count) if peer != me}

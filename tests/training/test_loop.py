@@ -108,17 +108,6 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_is_seen(tmp_path, caplog):
-    class Diverging(ToyTask):
-        def loss(self, params, batch, streams):
-            loss, metrics = super().loss(params, batch, streams)
-            return loss / 0.0, metrics
-
-    train(Diverging(), config=toy_config(steps=3), workdir=tmp_path)
-    assert [line["loss"] for line in metrics_lines(tmp_path) if "loss" in line] == [None] * 3
-    assert "the loss is inf" in caplog.text
-
-
 def test_a_config_that_does_not_fit_leaves_no_workdir(tmp_path):
     with pytest.raises(UserError, match="config.mesh.data=3"):
         train(ToyTask(), config=toy_config(**{"mesh.data": 3}), workdir=tmp_path / "run")

@@ -1,0 +1,64 @@
+"""The train door as a scheduler meets it: signals to it and to its worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import ROOT, demo_flags, prepare_shapes
+
+
+@pytest.fixture
+def flags(tmp_path):
+    prepare_shapes(tmp_path / "data")
+    fields = {"steps": 1000, "checkpoint__every": 1000, "data__workers": 2}
+    return demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", **fields)
+
+
+def started(flags):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mvlm_jax.train", *flags],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_of_group(group):
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [row for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
+
+
+def wait_for_first_step(process, workdir):
+    log = workdir / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+def test_a_signal_to_the_group_ends_with_status_0_and_leaves_no_process(flags, tmp_path):
+    run = started(flags)
+    wait_for_first_step(run, tmp_path / "run")
+    os.killpg(run.pid, signal.SIGTERM)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert processes_of_group(run.pid) == []
+    (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert f"stopped after step {step} of 1000;" in errors
+
+
+def test_the_workers_of_a_killed_run_end_by_themselves(flags, tmp_path):
+    run = started(flags)
+    wait_for_first_step(run, tmp_path / "run")
+    assert len(processes_of_group(run.pid)) > 2
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 30
+    while processes_of_group(run.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes_of_group(run.pid) == []

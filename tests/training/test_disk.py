@@ -1,0 +1,88 @@
+"""A disk that fails while a run writes to it; by hand this was also seen on a real file system of 3 MB."""
+
+import errno
+import os
+import shutil
+import time
+
+import pytest
+from toy import ToyTask, metrics_lines, toy_config
+
+from mvlm_jax import doors
+from mvlm_jax.errors import RunError
+from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.loop import train
+
+RESOURCE = pytest.importorskip("resource")
+
+
+def train_through_a_door(workdir, **options):
+    return doors.run(
+        name="train",
+        doc="",
+        define_flags=lambda values, argv: None,
+        main=lambda _: train(ToyTask(**options), config=toy_config(steps=12), workdir=workdir),
+        argv=[],
+    )
+
+
+def last_step(workdir):
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        return checkpoints.latest_step()
+
+
+@pytest.fixture
+def small_files():
+    """A call after which no file can grow beyond some bytes, as where the disk is full."""
+    before = RESOURCE.getrlimit(RESOURCE.RLIMIT_FSIZE)
+    yield lambda size: RESOURCE.setrlimit(RESOURCE.RLIMIT_FSIZE, (size, before[1]))
+    RESOURCE.setrlimit(RESOURCE.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_one_before_is_intact(
+    tmp_path, small_files, capfd
+):
+    whole = tmp_path / "whole"
+    train(ToyTask(), config=toy_config(steps=12), workdir=whole)
+
+    # The metrics so far fit in, the files of a checkpoint do not.
+    def fill(step):
+        if step == 4:
+            while not (tmp_path / "run" / "checkpoints" / "3").exists():
+                time.sleep(0.01)
+            small_files(4000)
+
+    status = train_through_a_door(tmp_path / "run", before_batch=fill)
+    small_files(RESOURCE.RLIM_INFINITY)
+    assert status == 1
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(
+        f"mvlm train: a checkpoint cannot be written to {tmp_path / 'run' / 'checkpoints'}: File too"
+    )
+    assert line.endswith("the last whole one is of step 3")
+    assert last_step(tmp_path / "run") == 3
+    assert train_through_a_door(tmp_path / "run") == 0
+    assert metrics_lines(tmp_path / "run") == metrics_lines(whole)
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(tmp_path, monkeypatch):
+    def full(self, name, value, step):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mvlm_jax.training.events.EventsFile.add_scalar", full)
+    with pytest.raises(RunError, match=r"cannot be written to any more: No space left on device; once that is mended"):
+        train(ToyTask(), config=toy_config(), workdir=tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "."])
+def test_a_directory_that_is_removed_ends_the_run_in_one_line(tmp_path, lost, capfd):
+    workdir = tmp_path / "run"
+
+    def remove(step):
+        if step == 5:
+            shutil.rmtree(workdir / lost, ignore_errors=True)
+
+    assert train_through_a_door(workdir, before_batch=remove) == 1
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("mvlm train: a checkpoint cannot be written to")
+    assert line.endswith("there is no whole one")
