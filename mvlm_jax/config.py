@@ -153,7 +153,8 @@ def validate(config: ConfigDict) -> None:
     for name, legal in choices.items():
         if fields[name] not in legal:
             raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
-    at_least_one = ("steps", "batch_size", "log_every", "max_skipped_updates", "image.size", "image.patch", "text.vocab_size",
+    at_least_one = ("steps", "batch_size", "log_every", "max_skipped_updates",
+                    "image.size", "image.patch", "text.vocab_size",
                     "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
                     "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
                     "data.prefetch", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",

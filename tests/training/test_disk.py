@@ -13,6 +13,7 @@ from mvlm_jax.errors import RunError
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.loop import train
 
+FIELDS = {"steps": 12, "log_every": 12}
 RESOURCE = pytest.importorskip("resource")
 
 
@@ -21,7 +22,7 @@ def train_through_a_door(workdir, **options):
         name="train",
         doc="",
         define_flags=lambda values, argv: None,
-        main=lambda _: train(ToyTask(**options), config=toy_config(steps=12), workdir=workdir),
+        main=lambda _: train(ToyTask(**options), config=toy_config(**FIELDS), workdir=workdir),
         argv=[],
     )
 
@@ -43,9 +44,9 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_on
     tmp_path, small_files, capfd
 ):
     whole = tmp_path / "whole"
-    train(ToyTask(), config=toy_config(steps=12), workdir=whole)
+    train(ToyTask(), config=toy_config(**FIELDS), workdir=whole)
 
-    # The metrics so far fit in, the files of a checkpoint do not.
+    # What is logged fits in, the files of a checkpoint do not.
     def fill(step):
         if step == 4:
             while not (tmp_path / "run" / "checkpoints" / "3").exists():
