@@ -80,7 +80,7 @@ def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, said
         end(processes)
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step_and_the_run_resumes(tmp_path):
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(tmp_path):
     processes = started(tmp_path / "run", steps=100_000, lost_after=60.0)
     try:
         wait_for_step(tmp_path / "run", processes)
