@@ -17,12 +17,7 @@ DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def first(shapes_dir, cache, tmp_path_factory):
+def first(shapes_dir, tmp_path_factory):
     """A whole run, one stopped in step 8, and two mistakes, each of one process: (directory, records, errors)."""
     if jax.device_count() != DEVICES:
         pytest.skip(f"needs {DEVICES} devices")
@@ -36,11 +31,11 @@ def first(shapes_dir, cache, tmp_path_factory):
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none", **of_one)},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none"), "more": {1: ["--config.seed=5"]}},
     ]
-    return directory, *run_processes(directory, [{"door": "train"} | job for job in jobs], cache=cache)
+    return directory, *run_processes(directory, [{"door": "train"} | job for job in jobs])
 
 
 @pytest.fixture(scope="module")
-def resumed(first, shapes_dir, cache):
+def resumed(first, shapes_dir):
     """The stopped run, continued by this process on another mesh until step 14, and then by two processes again."""
     workdir = first[0] / "stopped"
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
@@ -50,7 +45,7 @@ def resumed(first, shapes_dir, cache):
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [7, 14]
     last = {"door": "train", "flags": flags_of(data_dir=shapes_dir, workdir=workdir, mesh=FSDP)}
-    records, _ = run_processes(first[0], [last], cache=cache)
+    records, _ = run_processes(first[0], [last])
     return workdir, records
 
 

@@ -82,7 +82,7 @@ def watched(ids, *, stop_after=None):
         Pretrain.train_batches = whole
 
 
-def run_processes(directory, jobs, *, cache):
+def run_processes(directory, jobs):
     """Runs the jobs in two processes of four devices each, each in a directory of its own.
 
     A job may have `more` flags for one process: {index: flags}. Returns what each process recorded, and its stderr.
@@ -101,9 +101,6 @@ def run_processes(directory, jobs, *, cache):
             "XLA_FLAGS": flags,
             "JAX_PLATFORMS": "cpu",
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            # What one job has compiled the next one need not.
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
         }
         started.append(
