@@ -82,7 +82,7 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        wanted = _wanted_memory(error)
+        wanted = wanted_memory(str(error), arguments=described.arguments)
         if wanted is None:
             raise
         return CompiledStep(task, params, described.arguments, wanted, fits=False, program=None)
@@ -128,7 +128,11 @@ def batch_parts(config: ConfigDict, devices: Sequence[Any]) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def _wanted_memory(error: Exception) -> int | None:
-    """Bytes of temporaries for which libtpu found no room."""
-    found = re.search(r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
-    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+def wanted_memory(message: str, *, arguments: int) -> int | None:
+    """Bytes of temporaries for which libtpu found no room in HBM; None where it complains of something else."""
+    number = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"memory required for HLO temporaries \({number}\) exceeds", message)
+    if found:
+        return int(float(found[1]) * _UNITS[found[2]])
+    found = re.search(rf"memory space hbm\. Used {number} of", message)
+    return max(0, int(float(found[1]) * _UNITS[found[2]]) - arguments) if found else None

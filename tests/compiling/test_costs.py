@@ -121,8 +121,10 @@ def test_a_collective_spread_over_fusions_counts_once():
 
 def test_of_a_slice_only_the_slice_is_read():
     body = (
-        "%body (p: f32[12,100], i: s32[]) -> f32[1,100] {\n  %p = f32[12,100]{1,0} parameter(0)\n  %i = s32[] parameter(1)\n"
-        "  %z = s32[] constant(0)\n  ROOT %d = f32[1,100]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,100}\n}\n"
+        "%body (p: f32[12,100], i: s32[]) -> f32[1,100] {\n  %p = f32[12,100]{1,0} parameter(0)\n"
+        "  %i = s32[] parameter(1)\n"
+        "  %z = s32[] constant(0)\n"
+        "  ROOT %d = f32[1,100]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,100}\n}\n"
     )
     [operation] = operations(
         program(
