@@ -17,12 +17,23 @@ OPERATION_PROBABILITY = 0.5
 SIDE_WORDS = re.compile(r"\b(?:left|right)(?:most|wards?|hand(?:ed)?|side)?\b", re.IGNORECASE)
 
 
-class UndecodableImage(ValueError):
-    """`reason` is one of empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
+class UnusableImage(ValueError):
+    """An image that is left out and counted; `reason` is the word that it is counted under."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+
+
+class AbsentImage(UnusableImage):
+    """Listed, but not there; `reason` is absent."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("absent", detail)
+
+
+class UndecodableImage(UnusableImage):
+    """`reason` is one of empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
 
 
 def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) -> UInt8[np.ndarray, "H W 3"]:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32, Shaped, UInt8
 
-from mvlm_jax.data.images import UndecodableImage, augment, decode_image, evaluate_transform
+from mvlm_jax.data.images import UnusableImage, augment, decode_image, evaluate_transform
 from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -107,7 +107,7 @@ def training_captions(source: Source) -> Iterator[str]:
 class EvalSplit:
     """A whole split in order: all captions as tokens, images on demand.
 
-    Images that cannot be decoded or have no caption are left out and counted in `left_out` by reason.
+    Images that are absent, cannot be decoded or have no caption are left out and counted in `left_out` by reason.
     """
 
     captions: Int32[np.ndarray, "M L"]
@@ -165,23 +165,24 @@ def eval_split(
     left_out: Counter[str] = Counter()
     keep_pixels = len(source) * image_size * image_size * 3 <= CACHE_BYTES
 
-    def check(index: int) -> tuple[Example, np.ndarray | str]:
-        example = source[index]
-        if not example["captions"]:
-            return example, "no_captions"
+    def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
+            example = source[index]
+            if not example["captions"]:
+                return "no_captions"
             return example, _evaluated(example["image"], image_size=image_size, max_image_pixels=max_image_pixels)
-        except UndecodableImage as error:
-            return example, error.reason
+        except UnusableImage as error:
+            return error.reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # In chunks: `map` would otherwise hold every image of a large split at once.
         for start in range(0, len(source), 256):
             chunk = range(start, min(start + 256, len(source)))
-            for index, (example, image) in zip(chunk, pool.map(check, chunk), strict=True):
-                if isinstance(image, str):
-                    left_out[image] += 1
+            for index, checked in zip(chunk, pool.map(check, chunk), strict=True):
+                if isinstance(checked, str):
+                    left_out[checked] += 1
                     continue
+                example, image = checked
                 captions.extend(example["captions"])
                 caption_image.extend([len(image_ids)] * len(example["captions"]))
                 image_ids.append(example["image_id"])
@@ -283,18 +284,17 @@ def _usable(
     gap = min(len(source), LONGEST_GAP)
     for skipped in range(gap):
         record = (index + skipped) % len(source)
-        example = source[record]
-        if not example["captions"]:
-            reason = "no_captions"
-        else:
-            try:
+        try:
+            example = source[record]
+            if example["captions"]:
                 pixels = decode_image(example["image"], max_pixels=max_image_pixels, size_hint=size_hint)
                 return example, pixels, skipped
-            except UndecodableImage as error:
-                reason = str(error)
+            reason = "no_captions"
+        except UnusableImage as error:
+            reason = str(error)
         if reported is not None and record not in reported:
             reported.add(record)
-            logging.warning("record %d (%s) is stepped over: %s", record, example["image_id"], reason)
+            logging.warning("record %d (%s) is stepped over: %s", record, source.example_id(record), reason)
     raise UserError(f"{gap} records in a row cannot be used, from record {index} on; the last one: {reason}")
 
 
