@@ -19,10 +19,13 @@ setup(
         "optax",
         "orbax-checkpoint",
         "pillow",
+        "protobuf",
+        "pyarrow",
         "safetensors",
         "tensorboardX",
         "tensorflow-datasets",
         "tokenizers",
+        "tqdm",
     ],
     extras_require={
         "gpu": ["jax[cuda13]"],

@@ -1,5 +1,6 @@
 """Where examples come from: one protocol, opened by URI."""
 
+import glob
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from urllib.parse import unquote
 import tensorflow_datasets as tfds
 
 from mvlm_jax.data.examples import Example
-from mvlm_jax.data.formats import records
+from mvlm_jax.data.formats import annotations, records, table, webdataset
+from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.errors import UserError
 
 
@@ -70,6 +72,14 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
     return scheme, path, options
 
 
+def source_files(uri: str) -> tuple[Path, ...]:
+    """The local files that a URI names itself, without those that they list."""
+    scheme, path, _ = parse_uri(uri)
+    if scheme == "tfds":
+        return ()
+    return tuple(Path(file) for pattern in expand_braces(path) for file in sorted(glob.glob(pattern)))
+
+
 def resolved_data_dir(data_dir: str) -> Path:
     """The directory of prepared datasets that an empty `data_dir` stands for."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -114,12 +124,22 @@ def _open_arrayrecord(path: str, *, data_dir: str) -> Source:
     return records.open_files(path)
 
 
+def _local(opener: Callable[..., Source]) -> Callable[..., Source]:
+    return lambda path, *, data_dir, **options: opener(path, **options)
+
+
 # (options, opener) by scheme
 OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source]]] = {
     "tfds": ((), _open_tfds),
     "arrayrecord": ((), _open_arrayrecord),
+    "json": (annotations.OPTIONS, _local(annotations.open_json)),
+    "webdataset": ((), _local(webdataset.open_webdataset)),
+    "table": (table.OPTIONS, _local(table.open_table)),
 }
 FORMS = (
     "tfds:<name>:<split>",
-    "arrayrecord:<files or prepared directory/split>",
+    "arrayrecord:<files, or a prepared directory/split>",
+    "json:<file>",
+    "webdataset:<tar files>",
+    "table:<csv, tsv or parquet file>",
 )
