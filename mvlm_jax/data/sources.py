@@ -80,6 +80,13 @@ def source_files(uri: str) -> tuple[Path, ...]:
     return tuple(Path(file) for pattern in expand_braces(path) for file in sorted(glob.glob(pattern)))
 
 
+def split_name(uri: str) -> str:
+    """What results over a source are filed under: its split where the URI names one, else its file."""
+    scheme, path, options = parse_uri(uri)
+    name = path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem)
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+
+
 def resolved_data_dir(data_dir: str) -> Path:
     """The directory of prepared datasets that an empty `data_dir` stands for."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

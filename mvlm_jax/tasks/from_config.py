@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
@@ -27,7 +27,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         batches=functools.partial(_batches, config, tokenizer),
         image_ids=functools.partial(_image_ids, config),
         eval_split=functools.partial(_eval_split, config, tokenizer),
-        eval_name=config.data.eval.rpartition(":")[2],
+        eval_name=split_name(config.data.eval),
     )
 
 

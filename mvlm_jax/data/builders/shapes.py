@@ -1,5 +1,7 @@
 """Scenes of coloured shapes, drawn by the project so that everything runs with no download."""
 
+import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -120,17 +122,34 @@ class SceneExample(Example):
     scene: str  # the shapes as JSON, for tasks drawn from them
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """All scenes of one seed, drawn when the first of them is asked for."""
+
+    counts: Mapping[str, int]
+    seed: int
+
+    @functools.cached_property
+    def scenes(self) -> dict[str, list[Scene]]:
+        """By split."""
+        drawn: dict[str, list[Scene]] = {split: [] for split in self.counts}
+        for split, scene in scenes(counts=self.counts, seed=self.seed):
+            drawn[split].append(scene)
+        return drawn
+
+
+@dataclasses.dataclass(frozen=True)
 class Shapes:
     """Shapes on a plain grey canvas, one caption each."""
 
-    def __init__(self, drawn: list[Scene], *, split: str) -> None:
-        self._drawn, self._split = drawn, split
+    drawing: Drawing
+    split: str
 
     def __len__(self) -> int:
-        return len(self._drawn)
+        return self.drawing.counts[self.split]
 
     def __getitem__(self, index: int) -> SceneExample:
-        scene = self._drawn[index]
+        scene = self.drawing.scenes[self.split][index]
         encoded = io.BytesIO()
         render(scene).save(encoded, "PNG", compress_level=1)
         return {
@@ -141,18 +160,15 @@ class Shapes:
         }
 
     def example_id(self, index: int) -> str:
-        return f"shapes-{self._split}-{index:06d}"
+        return f"shapes-{self.split}-{index:06d}"
 
 
 def collection(*, train: int = 20_000, val: int = 256, test: int = 256, seed: int = 0) -> Collection:
     """The scenes of one seed, as many as asked for in each split."""
-    counts = {"train": train, "val": val, "test": test}
-    drawn: dict[str, list[Scene]] = {split: [] for split in counts}
-    for split, scene in scenes(counts=counts, seed=seed):
-        drawn[split].append(scene)
+    drawing = Drawing({"train": train, "val": val, "test": test}, seed)
     return Collection(
-        splits={split: Shapes(drawn[split], split=split) for split in counts},
-        source=f"drawn with seed {seed}, {', '.join(f'{split} {count}' for split, count in counts.items())}",
+        splits={split: Shapes(drawing, split) for split in drawing.counts},
+        source=f"drawn with seed {seed}, {', '.join(f'{split} {count}' for split, count in drawing.counts.items())}",
         texts=("scene",),
     )
 
