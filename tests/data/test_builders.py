@@ -214,7 +214,7 @@ def test_4m_pairs_are_prepared_and_what_is_missing_is_counted(tmp_path):
     manifest = json.loads((tmp_path / "data" / "pairs4m" / "1.0.0" / "manifest.json").read_text())
     assert {reason: out["ids"] for reason, out in manifest["splits"]["train"]["skipped"].items()} == {
         "absent": ["cc3m/000000001", "sbu/gone_0000000000"],
-        "held_out_in_coco": ["2", "5"],
+        "held_out_in_coco": ["visual_genome/2", "visual_genome/5"],
         "no_captions": ["visual_genome/4"],
     }
 

@@ -55,8 +55,9 @@ def collection(directory: Path) -> Collection:
         "coco": karpathy.coco(directory / "coco"),
     }
     left_out = Tally()
-    for part in parts.values():
-        left_out.merge(part.left_out["train"].as_dict() if "train" in part.left_out else {})
+    for name, part in parts.items():
+        for reason, out in (part.left_out["train"].as_dict() if "train" in part.left_out else {}).items():
+            left_out.merge({reason: {"count": out["count"], "ids": [f"{name}/{identity}" for identity in out["ids"]]}})
     return Collection(
         splits={"train": Joined({name: part.splits["train"] for name, part in parts.items()})},
         source=str(directory),
