@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32, Shaped, UInt8
 
-from mvlm_jax.data.images import UnusableImage, augment, decode_image, evaluate_transform
+from mvlm_jax.data.images import AbsentImage, UnusableImage, augment, decode_image, evaluate_transform
 from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -98,9 +98,12 @@ def train_image_ids(
 
 
 def training_captions(source: Source) -> Iterator[str]:
-    """Every caption of every record, for training a tokenizer."""
+    """Every caption of every record whose image is there, for training a tokenizer."""
     for index in range(len(source)):
-        yield from source[index]["captions"]
+        try:
+            yield from source[index]["captions"]
+        except AbsentImage:
+            continue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,7 @@ def eval_split(
 
     def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
-            example = source[index]
+            example = _without_blanks(source[index])
             if not example["captions"]:
                 return "no_captions"
             return example, _evaluated(example["image"], image_size=image_size, max_image_pixels=max_image_pixels)
@@ -285,7 +288,7 @@ def _usable(
     for skipped in range(gap):
         record = (index + skipped) % len(source)
         try:
-            example = source[record]
+            example = _without_blanks(source[record])
             if example["captions"]:
                 pixels = decode_image(example["image"], max_pixels=max_image_pixels, size_hint=size_hint)
                 return example, pixels, skipped
@@ -301,6 +304,11 @@ def _usable(
 def stable_hash(identity: str) -> int:
     """A signed 32-bit hash that is the same in every process and version of Python."""
     return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=4).digest(), signed=True)
+
+
+def _without_blanks(example: Example) -> Example:
+    # Prepared datasets have none; a list that is read as it is may.
+    return {**example, "captions": [caption for caption in example["captions"] if caption.strip()]}
 
 
 def _evaluated(data: bytes, *, image_size: int, max_image_pixels: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -1,8 +1,9 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
-from examples import ListSource, pair_source
+from examples import ListSource, encoded, pair_source, picture
 
 from mvlm_jax.data import pipeline
 from mvlm_jax.data.images import decode_image, evaluate_transform
@@ -197,3 +198,34 @@ def test_evaluation_of_nothing_is_refused(tokenizer):
 def test_training_captions_are_all_captions(source):
     assert len(list(training_captions(source))) == 40
     assert list(training_captions(pair_source(2, captions=["x", "y"]))) == ["x", "y", "x", "y"]
+
+
+@pytest.fixture
+def incomplete_list(tmp_path):
+    """A list of which one image is not there and one is said nothing of."""
+    for i in (0, 2, 3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(seed=i)))
+    captions = {0: ["two dogs run", " "], 1: "the left hand", 2: None, 3: "a star"}
+    rows = [{"image": f"{i}.png", "caption": caption} for i, caption in captions.items()]
+    (tmp_path / "ann.json").write_text(json.dumps(rows))
+    return open_source(f"json:{tmp_path}/ann.json", data_dir="")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_absent_images_and_blank_captions_are_stepped_over_and_counted(incomplete_list, workers, tokenizer):
+    blank = tokenizer.encode([" "], max_length=16)[0]
+    for batch in take(2, incomplete_list, tokenizer, workers=workers):
+        found = sorted(zip(batch["image_id"].tolist(), batch["skipped"].tolist(), strict=True))
+        expected = [(0, 0), (3, 0), (3, 1), (3, 2)] * 2
+        assert found == sorted((stable_hash(f"{i}.png"), skipped) for i, skipped in expected)
+        assert not (batch["text"] == blank).all(1).any()
+
+
+def test_absent_images_and_blank_captions_are_left_out_of_evaluation(incomplete_list, tokenizer):
+    split = evaluated(incomplete_list, tokenizer)
+    assert (split.image_ids, split.left_out) == (["0.png", "3.png"], {"absent": 1, "no_captions": 1})
+    np.testing.assert_array_equal(split.captions, tokenizer.encode(["two dogs run", "a star"], max_length=16))
+
+
+def test_captions_of_absent_images_train_no_tokenizer(incomplete_list):
+    assert "the left hand" not in set(training_captions(incomplete_list))
