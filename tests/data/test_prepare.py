@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import encoded, picture, png_header
+from examples import ListSource, encoded, pair_source, picture, png_header
 from PIL import Image
 
 from mvlm_jax import doors
@@ -193,6 +193,27 @@ def test_killed_prepare_leaves_nothing_that_looks_finished_and_is_continued(tmp_
 
 def test_worker_processes_write_the_same_files(tmp_path, uninterrupted):
     assert manifest_of_shapes(tmp_path, workers=2) == uninterrupted
+
+
+class Deadly(ListSource):
+    """Ends the process that reads it, unless it was made there."""
+
+    def __init__(self, examples):
+        super().__init__(examples)
+        self.made_in = os.getpid()
+
+    def __getitem__(self, index):
+        if os.getpid() != self.made_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_death_of_a_worker_is_one_line_and_the_rest_can_be_written_without(tmp_path):
+    collection = Collection(splits={"train": Deadly(pair_source(3).examples)}, source="deadly")
+    with pytest.raises(UserError, match="a worker process died, .* again with fewer --workers"):
+        write_dataset(collection, name="deadly", data_dir=tmp_path, workers=2)
+    write_dataset(collection, name="deadly", data_dir=tmp_path, workers=1)
+    assert len(open_source("tfds:deadly:train", data_dir=str(tmp_path))) == 3
 
 
 def interrupted(data_dir: Path, monkeypatch, collection: Collection, **options) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int32, Int64
 
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.images import AbsentImage
@@ -22,7 +23,14 @@ MEMBERS = ("image", "txt", "json")  # columns of the index, each (offset, bytes)
 class WebDatasetSource:
     """Random access to the examples of tar files, by an index of where their members lie."""
 
-    def __init__(self, files: list[str], *, keys: pa.Array, shards: np.ndarray, members: np.ndarray) -> None:
+    def __init__(
+        self,
+        files: list[str],
+        *,
+        keys: pa.Array,
+        shards: Int32[np.ndarray, " E"],
+        members: Int64[np.ndarray, "E M 2"],
+    ) -> None:
         self._files, self._keys, self._shards, self._members = files, keys, shards, members
 
     def __len__(self) -> int:
@@ -65,31 +73,25 @@ def open_webdataset(pattern: str) -> WebDatasetSource:
       UserError: a file that is not there or is no tar file, or none with an example.
     """
     files = list(itertools.chain.from_iterable(map(_matching, expand_braces(pattern))))
-    keys: list[str] = []
-    shards: list[int] = []
-    members: list[np.ndarray] = []
-    for shard, file in enumerate(files):
-        examples = read_index(file)
-        keys += examples
-        shards += [shard] * len(examples)
-        members += examples.values()
-    if not keys:
+    indices = [read_index(file) for file in files]
+    keys = pa.chunked_array([keys for keys, _ in indices], pa.large_string())
+    if not len(keys):
         raise UserError(f"no tar file of {pattern!r} holds an example; its members should be named as 000000000.jpg")
     return WebDatasetSource(
         files,
-        keys=pa.array(keys, pa.large_string()),
-        shards=np.array(shards, np.int32),
-        members=np.stack(members),
+        keys=keys.combine_chunks(),
+        shards=np.repeat(np.arange(len(files), dtype=np.int32), [len(keys) for keys, _ in indices]),
+        members=np.concatenate([members for _, members in indices]),
     )
 
 
-def read_index(file: str) -> dict[str, np.ndarray]:
-    """(offset, bytes) of each of MEMBERS by example, in the order of the file.
+def read_index(file: str) -> tuple[pa.Array, Int64[np.ndarray, "E M 2"]]:
+    """Keys of the examples in the order of the file, and (offset, bytes) of each of their MEMBERS.
 
     Raises:
       UserError: the file is not there, is no tar file, or is cut off.
     """
-    examples: dict[str, np.ndarray] = {}
+    examples: dict[str, list[tuple[int, int]]] = {}
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
@@ -100,11 +102,12 @@ def read_index(file: str) -> dict[str, np.ndarray]:
                 column = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
                 if not member.isfile() or column not in MEMBERS or not key:
                     continue
-                places = examples.setdefault(os.path.join(directory, key), np.zeros((len(MEMBERS), 2), np.int64))
+                places = examples.setdefault(os.path.join(directory, key), [(0, 0)] * len(MEMBERS))
                 places[MEMBERS.index(column)] = member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{file!r} cannot be read as a tar file: {error}") from error
-    return examples
+    members = np.array(list(examples.values()), np.int64).reshape(-1, len(MEMBERS), 2)
+    return pa.array(examples, pa.large_string()), members
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
