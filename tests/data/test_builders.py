@@ -232,7 +232,7 @@ def test_directory_without_a_part_is_refused_in_one_line(name, tmp_path):
 def test_published_files_of_another_layout_are_refused(tmp_path):
     with_coco_list(publish_visual_genome(tmp_path))
     (tmp_path / "image_data.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(UserError, match="is not as it was published: KeyError 'coco_id'"):
+    with pytest.raises(UserError, match="are not as they were published: KeyError 'coco_id'"):
         visual_genome.collection(tmp_path)
     (tmp_path / "dataset_coco.json").write_text('{"images": [{"id": 3}]}')
     with pytest.raises(UserError, match="is not one of Karpathy's lists"):

@@ -5,6 +5,7 @@ import tarfile
 
 import pyarrow as pa
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from examples import encoded, picture
 from pyarrow import parquet
 
@@ -270,7 +271,22 @@ def test_ids_are_read_without_the_images(prepared, tmp_path):
         source[515]
 
 
+def test_dataset_that_was_copied_in_part_is_refused(prepared, tmp_path):
+    copy = tmp_path / "1.0.0"
+    copy.mkdir()
+    for file in prepared.iterdir():
+        if "00001-of-00002" not in file.name:
+            (copy / file.name).write_bytes(file.read_bytes())
+    assert "lacks 1 files of split train, the first" in refusal(f"arrayrecord:{copy}/train")
+    assert len(open_source(f"arrayrecord:{copy}/train[:512]", data_dir="")) == 512
+
+
 def test_files_that_hold_something_else_are_refused(tmp_path):
     assert "no file matches" in refusal(f"arrayrecord:{tmp_path}/x.array_record*")
     (tmp_path / "x.array_record").write_bytes(b"x" * 1000)
     assert "not of readable ArrayRecord files" in refusal(f"arrayrecord:{tmp_path}/x.array_record")
+    for record in (b"\xff\xff\xff", b""):
+        writer = ArrayRecordWriter(f"{tmp_path}/y.array_record", "group_size:1")
+        writer.write(record)
+        writer.close()
+        assert "are not examples of image, captions, image_id" in refusal(f"arrayrecord:{tmp_path}/y.array_record")

@@ -29,8 +29,3 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{str(file)!r} is not JSON: {error}") from error
-
-
-def lookup_error(file: Path, error: LookupError | TypeError) -> UserError:
-    """What to raise where a published file lacks a field that it is published with."""
-    return UserError(f"{str(file)!r} is not as it was published: {type(error).__name__} {error}")

@@ -6,11 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvlm_jax.data.builders.karpathy import COCO_LIST, FLICKR30K_LIST, HELD_OUT, read_list
-from mvlm_jax.data.builders.layout import check_layout, lookup_error, read_json
+from mvlm_jax.data.builders.layout import check_layout, read_json
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import caption_text
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.tally import Tally
+from mvlm_jax.errors import UserError
 
 IMAGES = "image_data.json"
 REGIONS = "region_descriptions.json"
@@ -34,14 +35,16 @@ def collection(directory: Path, *, coco_list: Path | None = None) -> Collection:
     check_layout(coco_list.parent, dataset="Visual Genome, so that COCO's held-out images are left out,",
                  parts=(COCO_LIST,))  # fmt: skip
     flickr30k_list = directory / FLICKR30K_LIST
-    held_out = {"coco": {str(image["cocoid"]) for image in _held_out(coco_list)}}
-    if flickr30k_list.is_file():
-        held_out["flickr30k"] = {Path(image["filename"]).stem for image in _held_out(flickr30k_list)}
     left_out = Tally()
     try:
+        held_out = {"coco": {str(image["cocoid"]) for image in _held_out(coco_list)}}
+        if flickr30k_list.is_file():
+            held_out["flickr30k"] = {Path(image["filename"]).stem for image in _held_out(flickr30k_list)}
         rows = list(_rows(directory, held_out=held_out, left_out=left_out))
     except (LookupError, TypeError) as error:
-        raise lookup_error(directory / REGIONS, error) from error
+        raise UserError(
+            f"files of {str(directory)!r} are not as they were published: {type(error).__name__} {error}"
+        ) from error
     return Collection(
         splits={"train": listed(rows, root=directory)},
         source=str(directory),

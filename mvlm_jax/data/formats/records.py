@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -73,7 +74,7 @@ def open_dataset(directory: Path, split: str) -> RecordSource:
     """A split, or a slice of one such as `train[:10%]`, of a prepared dataset.
 
     Raises:
-      UserError: other features, other files, or no such split.
+      UserError: other features, another kind of file, one that is not there, or no such split.
     """
     builder = tfds.builder_from_directory(directory)
     _check_features(builder.info.features, directory=directory)
@@ -85,6 +86,9 @@ def open_dataset(directory: Path, split: str) -> RecordSource:
         raise UserError(
             f"dataset {builder.name!r} has no split {split!r}; its splits are {', '.join(sorted(builder.info.splits))}"
         ) from error
+    absent = [part.filename for part in instructions if not Path(part.filename).is_file()]
+    if absent:
+        raise UserError(f"dataset {directory} lacks {len(absent)} files of split {split}, the first {absent[0]!r}")
     where = {}
     for name, info in builder.info.splits.items():
         ids = ids_file(directory, name)
@@ -107,8 +111,8 @@ def open_files(pattern: str) -> RecordSource:
     if not files:
         raise UserError(f"no file matches {pattern!r}; give ArrayRecord files, or a prepared directory and a split")
     try:
-        counts = ArrayRecordDataSource(files)._read_instructions
-        source = RecordSource([Records(part.filename, 0, part.end, part.end) for part in counts])
+        counts = [_record_count(file) for file in files]
+        source = RecordSource([Records(file, 0, count, count) for file, count in zip(files, counts)])
         if len(source):
             source[0]
     except (RuntimeError, ValueError) as error:
@@ -150,6 +154,14 @@ def _check_features(features: Any, *, directory: Path) -> None:
             f"dataset {directory} has no {', '.join(missing)} but {', '.join(features)}; "
             f"a pair dataset has {', '.join(FEATURES)}"
         )
+
+
+def _record_count(file: str) -> int:
+    reader = ArrayRecordReader(file)
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
 
 
 def _text(value: bytes) -> str:
