@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.training import hosts
 
 DOORS = ("train", "evaluate", "prepare", "weights")
 
@@ -71,16 +72,44 @@ def define_workdir(values: flags.FlagValues) -> None:
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
+def define_hosts(values: flags.FlagValues) -> None:
+    """What says which processes a run is made of where the cluster does not; see `connect`."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of process 0 of a run of several processes, where no TPU pod, SLURM or Kubernetes tells.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes the run has; 1: this one alone.", flag_values=values
+    )
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
+
+
+def connect(values: flags.FlagValues) -> None:
+    """
+    Raises:
+      UserError: as `hosts.connect`.
+    """
+    hosts.connect(
+        coordinator_address=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+    )
+
+
 def checked_config(values: flags.FlagValues) -> ConfigDict:
-    """The config that the flags describe.
+    """The config that the flags describe, the same in every process.
 
     Raises:
       UserError: a value is out of its range.
     """
-    config = values.config
-    # A file that could not be read is reported at the first look at a field, not while flags are parsed.
-    _ = config.seed
-    config_lib.validate(config)
+    with hosts.together():
+        config = values.config
+        # A file that could not be read is reported at the first look at a field, not while flags are parsed.
+        _ = config.seed
+        config_lib.validate(config)
+    hosts.check_same(config=config_lib.to_json(config))
     return config
 
 

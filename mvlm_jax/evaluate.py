@@ -16,6 +16,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax import doors
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
@@ -25,16 +26,19 @@ from mvlm_jax.training.program import make_program
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
     doors.define_workdir(values)
+    doors.define_hosts(values)
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
+    doors.connect(values)
     config = doors.checked_config(values)
     directory = Path(values.workdir)
-    trained = workdir_lib.read_config(directory)
-    changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
-    if changed:
-        raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
+    with hosts.together():
+        trained = workdir_lib.read_config(directory)
+        changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
+        if changed:
+            raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
     task = make_task(config, workdir=directory)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)

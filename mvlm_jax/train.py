@@ -17,9 +17,11 @@ from mvlm_jax.training.loop import train
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
     doors.define_workdir(values)
+    doors.define_hosts(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    doors.connect(values)
     config = doors.checked_config(values)
     train(make_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
 

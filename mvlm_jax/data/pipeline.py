@@ -9,13 +9,13 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int, Int32, Shaped, UInt8
 
 from mvlm_jax.data.images import AbsentImage, UnusableImage, augment, decode_image, evaluate_transform
 from mvlm_jax.data.sources import Example, Source
@@ -37,8 +37,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
     workers: int = 0,
     prefetch: int = 2,
     max_image_pixels: int,
@@ -50,16 +49,16 @@ def train_batches(
     """Endless batches from `start_step` on; `close()` ends its threads or worker processes.
 
     A batch is `image` uint8 [b, size, size, 3], `text` int32 [b, L], `image_id` int32 [b] (a hash) and `skipped`
-    int32 [b], the unusable records stepped over for that slot. Of the `batch_size` pairs of a step, process p of
-    `process_count` gets b consecutive ones. Epochs run on through the borders of batches.
+    int32 [b], the unusable records stepped over for that slot. Epochs run on through the borders of batches.
+
+    Args:
+      rows: those b of the `batch_size` pairs of each step that this process reads; None: all.
 
     Raises:
-      UserError: an empty source, or a batch size that the processes cannot share evenly.
+      UserError: an empty source.
     """
     if len(source) == 0:
         raise UserError("the training source holds no example; a run needs at least one")
-    if batch_size % process_count:
-        raise UserError(f"config.batch_size={batch_size} must be a multiple of the {process_count} processes")
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed={seed} must lie between 0 and {2**32 - 1}")
     load = _Load(
@@ -74,8 +73,8 @@ def train_batches(
         magnitude=magnitude,
     )
     records = _records(source, seed=seed).random_map(load)
-    # Batches of one process's size, dealt out in turn: batch t * process_count + p is the p-th part of step t.
-    batches = records.batch(batch_size // process_count)[start_step * process_count + process_index :: process_count]
+    own = tuple(range(batch_size) if rows is None else map(int, rows))
+    batches = _Rows(records, batch_size=batch_size, rows=own).batch(len(own))[start_step:]
     threads = min(prefetch, os.cpu_count() or 1)
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
@@ -226,6 +225,23 @@ def _outlive_signals_but_not_the_parent(*_) -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+class _Rows(grain.MapDataset):
+    """Of each `batch_size` consecutive elements of another dataset those in the places `rows`."""
+
+    def __init__(self, parent: grain.MapDataset, *, batch_size: int, rows: tuple[int, ...]):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, place = divmod(index, len(self._rows))
+        return self._parent[step * self._batch_size + self._rows[place]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,8 +70,12 @@ class Tokenizer:
         """Writes a `tokenizer.json` that `load` reads back unchanged."""
         target = Path(path)
         partial = target.with_name(f"{target.name}.partial")
-        partial.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        partial.write_text(self.to_json(), encoding="utf-8")
         os.replace(partial, target)
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._tokenizer.to_str(pretty=True)
 
     @classmethod
     def load(cls, path: str | Path, *, kind: str) -> "Tokenizer":

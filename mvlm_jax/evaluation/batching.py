@@ -1,7 +1,11 @@
-"""Batches of one shape over any number of examples, so that a split's last batch compiles nothing new."""
+"""Batches of one shape over any number of examples, so that a split's last batch compiles nothing new.
+
+Every process of a run holds all examples, its devices work on their part of each batch, and all get the results.
+"""
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree, Shaped
 
@@ -17,16 +21,41 @@ def padded(x: Shaped[np.ndarray, "b *rest"], batch_size: int) -> Shaped[np.ndarr
     return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x
 
 
+def shared_batch_size(batch_size: int, *, params: PyTree) -> int:
+    """The next size from `batch_size` on of which each device that holds `params` gets an equal part."""
+    mesh = _mesh_of(params)
+    parts = 1 if mesh is None else _parts(mesh)
+    return -(-batch_size // parts) * parts
+
+
 def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
     """The batch on the devices that hold `params`, split over `data` and `fsdp` where they divide it."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+    mesh = _mesh_of(params)
+    if mesh is None:
         return jax.tree.map(jax.numpy.asarray, tree)
-    mesh = sharding.mesh
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x):
-        spec = PartitionSpec(("data", "fsdp")) if x.shape[0] % parts == 0 else PartitionSpec()
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        spec = PartitionSpec(("data", "fsdp")) if x.shape[0] % _parts(mesh) == 0 else PartitionSpec()
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
     return jax.tree.map(put, tree)
+
+
+def fetch(tree: PyTree[jax.Array]) -> PyTree[np.ndarray]:
+    """The whole arrays on this host, also where other processes hold parts of them; every process must ask."""
+
+    def get(x):
+        whole = x.is_fully_addressable or x.is_fully_replicated
+        return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(get, tree)
+
+
+def _mesh_of(params: PyTree) -> Mesh | None:
+    """None where the parameters lie on no mesh."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+
+def _parts(mesh: Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]

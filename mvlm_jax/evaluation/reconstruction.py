@@ -13,7 +13,7 @@ from jaxtyping import Int, PyTree
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.batching import index_batches, padded, place
+from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
 from mvlm_jax.evaluation.bootstrap import ratio_interval
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import masking, reconstruction
@@ -47,6 +47,7 @@ def evaluate_reconstruction(
     """
     if len(split) < 2:
         raise UserError("the evaluation source holds one usable image; a wrong partner needs at least two")
+    batch_size = shared_batch_size(batch_size, params=params)
     images = np.concatenate([batch for batch, _ in split.image_batches(batch_size)])
     wrong_caption = wrong_partners(split.caption_image)
     sums = []
@@ -74,7 +75,7 @@ def evaluate_reconstruction(
             mask_id=mask_id,
             seed=seed,
         )
-        sums.append(jax.tree.map(np.asarray, result))
+        sums.append(fetch(result))
     # What the last batch was padded with comes last.
     pairs = len(split.captions)
     per_pair = jax.tree.map(lambda *parts: np.concatenate(parts)[:pairs].astype(np.float64), *sums)

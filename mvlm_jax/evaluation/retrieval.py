@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from mvlm_jax.data.pipeline import EvalSplit
-from mvlm_jax.evaluation.batching import index_batches, padded, place
+from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
 from mvlm_jax.evaluation.recall import recalls, reranked, top_candidates
 from mvlm_jax.models.maskvlm import MaskVLM
 
@@ -22,6 +22,7 @@ def evaluate_retrieval(
     Args:
       rerank: candidates per query whose order the matching head decides.
     """
+    batch_size = shared_batch_size(batch_size, params=params)
     v, z_image = encode_images(model, params, split, batch_size=batch_size)
     w, z_text = encode_texts(model, params, split.captions, batch_size=batch_size)
     scores = z_image.astype(np.float64) @ z_text.astype(np.float64).T
@@ -45,9 +46,9 @@ def encode_images(
     """Features in the model's dtype and embeddings of every image, on the host."""
     features, embeddings = [], []
     for images, indices in split.image_batches(batch_size):
-        v, z = _encode_images(model, params, place(padded(images, batch_size), params=params))
-        features.append(np.asarray(v)[: len(indices)])
-        embeddings.append(np.asarray(z)[: len(indices)])
+        v, z = fetch(_encode_images(model, params, place(padded(images, batch_size), params=params)))
+        features.append(v[: len(indices)])
+        embeddings.append(z[: len(indices)])
     return np.concatenate(features), np.concatenate(embeddings)
 
 
@@ -57,9 +58,9 @@ def encode_texts(
     """Features in the model's dtype and embeddings of every caption, on the host."""
     features, embeddings = [], []
     for indices in index_batches(len(text), batch_size):
-        w, z = _encode_texts(model, params, place(padded(text[indices], batch_size), params=params))
-        features.append(np.asarray(w)[: len(indices)])
-        embeddings.append(np.asarray(z)[: len(indices)])
+        w, z = fetch(_encode_texts(model, params, place(padded(text[indices], batch_size), params=params)))
+        features.append(w[: len(indices)])
+        embeddings.append(z[: len(indices)])
     return np.concatenate(features), np.concatenate(embeddings)
 
 
@@ -78,7 +79,7 @@ def match_pairs(
     for indices in index_batches(len(pairs), batch_size):
         image, caption = padded(pairs[indices], batch_size).T
         batch = place((v[image], w[caption], text[caption]), params=params)
-        odds = np.asarray(_match(model, params, *batch))[: len(indices)]
+        odds = fetch(_match(model, params, *batch))[: len(indices)]
         matching.update(zip(map(tuple, pairs[indices].tolist()), odds.tolist(), strict=True))
     return matching
 

@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
@@ -12,6 +11,8 @@ from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.tasks.pretrain import TOKENIZER_FILE, Pretrain
+from mvlm_jax.training import hosts
+from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
 from mvlm_jax.training.task import Task
 
 
@@ -20,7 +21,10 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     Raises:
       UserError: a source or a tokenizer that is not there, or does not fit the config.
     """
-    tokenizer = open_tokenizer(config, workdir=workdir)
+    with hosts.together():
+        tokenizer = open_tokenizer(config, workdir=workdir)
+    # Each process that finds none trains its own, from the same captions.
+    hosts.check_same(tokenizer=tokenizer.to_json())
     return Pretrain(
         config=config,
         tokenizer=tokenizer,
@@ -64,6 +68,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
 
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
     data = config.data
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     return train_batches(
         open_source(data.train, data_dir=data.data_dir),
         tokenizer,
@@ -72,8 +77,7 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=process_rows(config.batch_size, batch_sharding(mesh)),
         workers=data.workers,
         prefetch=data.prefetch,
         max_image_pixels=data.max_image_pixels,

@@ -9,6 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.interruption import Interruption
@@ -35,12 +36,17 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
-    # Before anything is written: weights that do not fit leave no workdir behind.
-    start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
-    directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
-    if writes:
-        with workdir_lib.writing(directory):
-            task.save_assets(directory)
+    resumes = _has_checkpoint(workdir)
+    with hosts.together():
+        # Before anything is written: weights that do not fit leave no workdir behind.
+        start = None if resumes else task.start_weights(program.state.params)
+    with hosts.together():
+        directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
+        if writes:
+            with workdir_lib.writing(directory):
+                task.save_assets(directory)
+    with hosts.together():
+        workdir_lib.check_shared(directory)
     throughput = Throughput(
         steps=steps,
         batch_size=config.batch_size,

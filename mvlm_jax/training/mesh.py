@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree, Shaped
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.training.rules import match_rules, path_of
@@ -19,15 +20,38 @@ BATCH_AXES = ("data", "fsdp")
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Devices on each axis; -1 on at most one of them stands for all that are left.
 
+    TPU slices lie side by side on `data`, so that no other axis crosses the network between them.
+
     Raises:
-      UserError: the axes do not use every device exactly once.
+      UserError: the axes do not use every device exactly once, or cut through a slice.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _fill(sizes={"data": data, "fsdp": fsdp, "tensor": tensor}, devices=devices)
-    # Rows of the batch follow this order, and each process feeds consecutive rows: its devices must be neighbours.
-    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    grid = np.array(ordered).reshape([sizes[axis] for axis in AXES])
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(device_grid(devices, **sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_grid(devices: Sequence[Any], *, data: int, fsdp: int, tensor: int) -> Shaped[np.ndarray, "data fsdp tensor"]:
+    """The devices in the places where their connections serve the axes best.
+
+    Raises:
+      UserError: the axis data is not a multiple of the TPU slices.
+    """
+    slices = len({_slice_of(device) for device in devices})
+    if devices[0].platform != "tpu":
+        # Neighbours on the last axes share a host, or else a network.
+        ordered = sorted(devices, key=lambda device: (_slice_of(device), device.process_index, device.id))
+        return np.array(ordered).reshape(data, fsdp, tensor)
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
+    if data % slices:
+        raise UserError(f"config.mesh.data={data} must be a multiple of {slices}, the TPU slices, which it goes over")
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+
+
+def _slice_of(device: Any) -> int:
+    return getattr(device, "slice_index", 0)
 
 
 def _fill(*, sizes: dict[str, int], devices: Sequence[Any]) -> dict[str, int]:
@@ -67,8 +91,17 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def process_rows(batch_size: int, sharding: NamedSharding) -> Int[np.ndarray, " rows"]:
+    """The rows of the global batch that the devices of this process need, ascending.
+
+    Where tensor replicas are spread over processes, these need the same rows.
+    """
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays from the rows that this process holds."""
+    """Global arrays from the rows that this process holds, those of `process_rows`."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 

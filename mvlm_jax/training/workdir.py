@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,25 @@ def open_workdir(path: str | Path, *, config: ConfigDict, write: bool = True) ->
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be used: {error.strerror}") from error
     return directory
+
+
+def check_shared(directory: Path, *, patience: float = 60.0) -> None:
+    """Refuses a directory in which this process does not see what another one wrote.
+
+    Args:
+      patience: seconds to wait for it, since a network file system shows it late.
+
+    Raises:
+      UserError: nothing of a run is there.
+    """
+    deadline = time.monotonic() + patience
+    while not (directory / CONFIG).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"workdir {directory} has no {CONFIG} here, though process 0 wrote one; "
+                "give a directory that all hosts share, such as a mounted bucket"
+            )
+        time.sleep(1)
 
 
 def read_config(directory: Path) -> ConfigDict:

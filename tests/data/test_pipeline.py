@@ -69,16 +69,27 @@ def test_worker_processes_change_nothing(source, tokenizer, uninterrupted):
     assert_equal(take(4, source, tokenizer, start_step=2, workers=2), uninterrupted[2:6])
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_share_the_rows_of_one_global_batch(process_count, source, tokenizer, uninterrupted):
-    parts = [
-        take(3, source, tokenizer, start_step=4, process_index=index, process_count=process_count)
-        for index in range(process_count)
-    ]
-    joined = [
-        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
-    ]
-    assert_equal(joined, uninterrupted[4:7])
+@pytest.mark.parametrize(
+    ("rows", "workers"), [([0, 1, 2, 3], 0), ([4, 5, 6, 7], 0), ([7], 0), ([1, 2, 6], 0), ([1, 2, 6], 2)]
+)
+def test_a_process_reads_its_own_rows_of_the_global_batch(rows, workers, source, tokenizer, uninterrupted):
+    part = take(3, source, tokenizer, start_step=4, rows=rows, workers=workers)
+    assert_equal(part, [{name: value[rows] for name, value in batch.items()} for batch in uninterrupted[4:7]])
+
+
+def test_a_process_reads_no_record_of_another(tokenizer):
+    class Watched(ListSource):
+        read = set()
+
+        def __getitem__(self, index):
+            self.read.add(stable_hash(f"image-{index}"))
+            return super().__getitem__(index)
+
+    whole_epoch = take(8, pair_source(64), tokenizer, **PLAIN)
+    watched = Watched(pair_source(64).examples)
+    take(2, watched, tokenizer, rows=[2, 3], **PLAIN)
+    assert len(watched.read) >= 4
+    assert watched.read <= {number for batch in whole_epoch for number in batch["image_id"][[2, 3]].tolist()}
 
 
 def test_seed_decides(source, tokenizer, uninterrupted):
@@ -153,7 +164,6 @@ def test_endless_run_of_broken_records_is_refused(tokenizer, monkeypatch):
     ("source", "options", "message"),
     [
         (ListSource([]), {}, "no example"),
-        (pair_source(1), {"batch_size": 6, "process_count": 4}, "batch_size=6 must be a multiple of the 4"),
         (pair_source(1), {"seed": -1}, "seed=-1"),
     ],
 )

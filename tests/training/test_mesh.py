@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, param_shardings, shard_batch
+from mvlm_jax.training.mesh import (
+    batch_sharding,
+    check_batch_size,
+    device_grid,
+    make_mesh,
+    param_shardings,
+    process_rows,
+    shard_batch,
+)
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
@@ -45,6 +56,56 @@ def test_a_batch_lies_in_order_over_data_and_fsdp_and_is_copied_over_tensor():
     for shard in batch["x"].addressable_shards:
         data, fsdp, _ = np.argwhere(mesh.devices == shard.device)[0]
         np.testing.assert_array_equal(shard.data, rows[[2 * data + fsdp]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a TPU v4 chip says of itself; a host has 2 x 2 of a slice's 2 x 4."""
+
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform = "tpu"
+    device_kind = "TPU v4"
+    core_on_chip = 0
+
+    @property
+    def id(self):
+        return 8 * self.slice_index + 4 * self.coords[1] // 2 + self.coords[0]
+
+    @property
+    def process_index(self):
+        return 2 * self.slice_index + self.coords[1] // 2
+
+
+CHIPS = [Chip(number, (x, y, 0)) for number in (1, 0) for y in range(4) for x in range(2)]
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 8, 1), (4, 2, 2), (16, 1, 1), (8, 1, 2)])
+def test_only_the_axis_data_goes_from_one_tpu_slice_to_another(data, fsdp, tensor):
+    grid = device_grid(CHIPS, data=data, fsdp=fsdp, tensor=tensor)
+    assert grid.shape == (data, fsdp, tensor)
+    assert set(grid.ravel()) == set(CHIPS)
+    slices = np.vectorize(lambda chip: chip.slice_index)(grid).reshape(2, -1)
+    np.testing.assert_array_equal(slices, np.repeat([[0], [1]], 8, axis=1))
+
+
+def test_an_axis_data_that_cuts_through_a_tpu_slice_is_refused():
+    with pytest.raises(UserError, match=r"config.mesh.data=1 must be a multiple of 2, the TPU slices"):
+        device_grid(CHIPS, data=1, fsdp=8, tensor=2)
+
+
+def test_hosts_without_slices_lie_one_after_the_other():
+    class Device(SimpleNamespace):
+        platform = "gpu"
+
+    devices = [Device(process_index=process, id=number) for number in range(4) for process in (1, 0)]
+    grid = device_grid(devices, data=2, fsdp=2, tensor=2)
+    assert [(device.process_index, device.id) for device in grid.ravel()] == [(p, n) for p in (0, 1) for n in range(4)]
+
+
+def test_a_process_alone_reads_every_row_whatever_the_order_of_its_devices():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices())
+    np.testing.assert_array_equal(process_rows(12, batch_sharding(mesh)), np.arange(12))
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

@@ -1,0 +1,154 @@
+"""The processes of a run: how they find each other, and how a mistake that one of them sees ends them all."""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
+
+MESSAGE_BYTES = 4096  # of what a process tells the others; longer messages are cut
+
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def connect(
+    *, coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes of the run; to be called before anything uses a device, and without effect afterwards.
+
+    With nothing given, the processes are those of the cluster that the environment describes; where it describes none
+    this process is the whole run, and nothing is looked for on a network. `num_processes=1` alone asks for that too.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0, as the others reach it.
+
+    Raises:
+      UserError: arguments that are incomplete or contradict each other, or no connection.
+    """
+    if jax.distributed.is_initialized():
+        return
+    given = {
+        "--coordinator_address": coordinator_address,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if missing == ["--coordinator_address", "--process_id"] and num_processes == 1:
+        return
+    if len(missing) == len(given):
+        cluster = cluster_of(os.environ)
+        if cluster:
+            _initialize(described=f"the {cluster} that the environment describes")
+        return
+    if missing:
+        raise UserError(f"{' and '.join(missing)} missing: {', '.join(given)} go together")
+    if num_processes < 1:
+        raise UserError(f"--num_processes={num_processes} must be at least 1")
+    if not re.fullmatch(r".+:\d+", coordinator_address):
+        raise UserError(f"--coordinator_address={coordinator_address} must be HOST:PORT of process 0")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must lie between 0 and {num_processes - 1}, one less than --num_processes"
+        )
+    _initialize(
+        described=f"--coordinator_address={coordinator_address}",
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+        cluster_detection_method="deactivate",
+    )
+
+
+def cluster_of(environment: Mapping[str, str]) -> str | None:
+    """The kind of cluster in which this is one of several processes, by environment variables alone.
+
+    The cases are those in which `jax.distributed.initialize` finds its arguments by itself. That function is not asked
+    outright: alone on a machine it raises, or waits for a network.
+    """
+    if _number(environment, "SLURM_NTASKS") > 1 and all(name in environment for name in _SLURM):
+        return "SLURM job"
+    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_MCA_orte_hnp_uri" in environment:
+        return "Open MPI job"
+    if environment.get("TPU_ML_PLATFORM") == "JAX":  # set by `import jax` where it finds the chips of a Cloud TPU
+        workers = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+        if workers is None:
+            # A TPU VM, whose metadata names its workers; a notebook with a TPU forbids to ask for them.
+            return None if "TPU_SKIP_MDS_QUERY" in environment else "TPU VM"
+        return "TPU pod" if "," in workers or _number(environment, "MEGASCALE_NUM_SLICES") > 1 else None
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return "Kubernetes job"
+    return None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block that every process of the run enters and none leaves before all; what fails in one ends each.
+
+    Without it the others would wait for the one that has gone. Nothing in the block may itself wait for others.
+
+    Raises:
+      UserError: what another process failed with.
+    """
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if jax.distributed.is_initialized():
+        said = "" if failed is None else str(failed) or type(failed).__name__
+        for process, row in enumerate(_gathered(said.encode())):
+            message = bytes(row).rstrip(b"\0").decode("utf-8", "replace")
+            if message and failed is None:
+                failed = UserError(f"process {process}: {message}")
+    if failed is not None:
+        raise failed
+
+
+def check_same(**values: str) -> None:
+    """Refuses processes that were started with different `values`.
+
+    Raises:
+      UserError: the first name whose value differs, and where; in every process.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    for name, value in values.items():
+        digests = [bytes(row) for row in _gathered(hashlib.sha256(value.encode()).digest())]
+        others = [process for process, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise UserError(
+                f"process {others[0]} has another {name} than process 0; start every process with the same command "
+                "on the same version, and with the same files"
+            )
+
+
+def _gathered(content: bytes) -> np.ndarray:
+    """What each process gave, in a row of its own, filled up with zeros."""
+    row = np.zeros(MESSAGE_BYTES, np.uint8)
+    content = np.frombuffer(content[:MESSAGE_BYTES], np.uint8)
+    row[: len(content)] = content
+    return multihost_utils.process_allgather(row)
+
+
+def _initialize(*, described: str, **arguments) -> None:
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS, **arguments)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot join the other processes through {described}: {reason}; give --coordinator_address, "
+            "--num_processes and --process_id, or --num_processes=1 for a run of this process alone"
+        ) from error
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """0 where the variable is absent or no number."""
+    value = environment.get(name, "")
+    return int(value) if value.isdecimal() else 0

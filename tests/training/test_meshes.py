@@ -1,0 +1,60 @@
+"""The real task on every kind of mesh: the same run, and no device holds more than its part."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from twenty import config_of, trajectory
+
+from mvlm_jax.interop.parameters import flat
+from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.program import make_program
+
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+BIG = r".*(attention|mlp)/.*kernel|text_encoder/(token|position)_embedding/.*|token_classifier/kernel"
+
+
+def mesh_of(sizes):
+    data, fsdp, tensor = sizes
+    return make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_every_mesh_trains_the_run_of_one_device(sizes, shapes_dir, on_one_device):
+    losses, ids = trajectory(shapes_dir, mesh_of(sizes))
+    expected, order = on_one_device
+    assert ids == order
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert len(np.unique(expected[:, 0])) == len(expected)
+
+
+@pytest.mark.parametrize("sizes", [*MESHES, (1, 8, 1), (4, 1, 2)])
+def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, shapes_dir):
+    config = config_of(shapes_dir, **{"model.width": 64, "model.layers": 4})
+    state = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(sizes)).state
+    _, fsdp, tensor = sizes
+    trees = [flat(tree) for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu")))]
+    cut = {path: leaf for path, leaf in trees[0].items() if re.fullmatch(BIG, path)}
+    for path, leaf in cut.items():
+        in_block = "attention/" in path or "mlp/" in path  # an odd vocabulary cannot be cut along `tensor`
+        parts = fsdp * (tensor if in_block else 1)
+        assert {math.prod(tree[path].sharding.shard_shape(leaf.shape)) for tree in trees} == {leaf.size // parts}, path
+    assert sum(leaf.size for leaf in cut.values()) > 0.9 * sum(leaf.size for leaf in trees[0].values())
+
+
+def test_no_device_ever_holds_more_than_its_part(shapes_dir):
+    config = config_of(shapes_dir)
+    program = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of((2, 2, 2)))
+    state = program.init()
+    for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))):
+        kernel = flat(tree)["image_encoder/layers/block/mlp/up/kernel"]
+        assert kernel.shape == (1, 16, 64)
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 8, 32)}
+        embedding = flat(tree)["text_encoder/token_embedding/embedding"]
+        assert {shard.data.shape for shard in embedding.addressable_shards} == {(400, 8)}
