@@ -30,7 +30,7 @@ from PIL import Image
 from mvlm_jax.data.augmentation import decode_for_crop, distorted, random_crop, resized_crop
 from mvlm_jax.data.images import EncodedImage
 from mvlm_jax.data.mixtures import Mixture, open_mixture
-from mvlm_jax.data.pipeline import TrainBatches, train_batches
+from mvlm_jax.data.pipeline import TrainBatches, TrainExamples, train_batches
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 
 PARTS = ("stages", "core", "workers", "memory")
@@ -63,16 +63,11 @@ class Bench:
         self.size, self.rows, self.rounds = arguments.image_size, arguments.batch_size, arguments.rounds
         self.mixture: Mixture = open_mixture(arguments.source, data_dir=arguments.data_dir)
         self.tokenizer = _tokenizer(self.mixture)
-        self.batches = TrainBatches(
-            mixture=self.mixture,
-            tokenizer=self.tokenizer,
-            rows=self.rows,
-            seed=0,
-            image_size=self.size,
-            max_length=LENGTH,
-            max_image_pixels=IMAGE_LIMIT,
-            **AUGMENT,
+        examples = TrainExamples(
+            mixture=self.mixture, seed=0, image_size=self.size, max_image_pixels=IMAGE_LIMIT, **AUGMENT
         )
+        rows = tuple(range(self.rows))
+        self.batches = TrainBatches(examples, self.tokenizer, max_length=LENGTH, batch_size=self.rows, rows=rows)
         self._files: tempfile.TemporaryDirectory | None = None
 
     def stages(self) -> dict[str, float]:
@@ -245,7 +240,7 @@ def _report(title: str, rates: dict[str, list[float]]) -> None:
 
 
 def _tokenizer(mixture: Mixture) -> Tokenizer:
-    return train_tokenizer(itertools.islice(mixture.captions(), 10_000), kind="bert", vocab_size=8_000)
+    return train_tokenizer(itertools.islice(mixture.captions(), 10_000), kind="roberta", vocab_size=8_000)
 
 
 def _write_files(mixture: Mixture, directory: Path) -> list[tuple[Path, list[str]]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from mvlm_jax.data.images import EncodedImage
 
@@ -19,7 +19,6 @@ GREY = (128, 128, 128)  # fills what a shear, a shift or a turn uncovers
 SHIFT = 10 / 256  # of the side, at magnitude 10: ALBEF's 10 pixels of 256
 OPERATION_PROBABILITY = 0.5
 SIDE_WORDS = re.compile(r"\b(?:left|right)(?:most|wards?|hand(?:ed)?|side)?\b", re.IGNORECASE)
-BLUR = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # what sharpening moves away from
 
 # Images are worked on side by side, by Grain's threads or processes: more threads for each would only get in the way.
 cv2.setNumThreads(0)
@@ -108,23 +107,27 @@ def distorted(
 
 
 def _autocontrast(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    table = np.empty((1, 256, 3), np.uint8)
-    for channel, plane in enumerate(cv2.split(image)):
-        low, high, _, _ = cv2.minMaxLoc(plane)
-        stretched = (LEVELS - low) * (255 / (high - low)) if high > low else LEVELS
-        table[0, :, channel] = np.clip(stretched, 0, 255)
-    return cv2.LUT(image, table)
+    ranges = [cv2.minMaxLoc(plane)[:2] for plane in cv2.split(image)]
+    # A channel of one level is left as it is.
+    ranges = [(low, high) if high > low else (0, 255) for low, high in ranges]
+    if all(range_ == (0, 255) for range_ in ranges):
+        return image
+    factors = [255 / (high - low) for low, high in ranges]
+    # Pillow cuts fractions off where OpenCV rounds.
+    shifts = [-low * factor - 0.499 for (low, _), factor in zip(ranges, factors)]
+    return cv2.transform(image, np.column_stack([np.diag(factors), shifts]))
 
 
 def _equalize(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    table = np.empty((1, 256, 3), np.uint8)
-    for channel in range(3):
-        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-        # As Pillow: the brightest level that occurs is left out of the step.
-        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
-        darker = np.cumsum(counts) - counts
-        table[0, :, channel] = np.minimum((step // 2 + darker) // step, 255) if step else LEVELS
-    return cv2.LUT(image, table)
+    counts = np.stack([cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)])
+    counts = counts.astype(np.int64)
+    total = image.shape[0] * image.shape[1]
+    # As Pillow: the brightest level that occurs is left out of the step.
+    brightest = 255 - (counts[:, ::-1] != 0).argmax(1)
+    step = (total - counts[CHANNELS, brightest])[:, None] // 255
+    darker = np.cumsum(counts, axis=1) - counts
+    table = np.where(step, np.minimum((step // 2 + darker) // np.maximum(step, 1), 255), LEVELS)
+    return cv2.LUT(image, np.ascontiguousarray(table.T, np.uint8)[None])
 
 
 def _brightness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
@@ -132,9 +135,10 @@ def _brightness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
 
 
 def _sharpness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    kernel = (1 - _strength(level)) * BLUR
-    kernel[1, 1] += _strength(level)
-    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+    # Away from Pillow's blur: the mean of nine pixels, the middle one of which counts five times.
+    means = cv2.blur(image, (3, 3), borderType=cv2.BORDER_REPLICATE)
+    away = (1 - _strength(level)) / 13
+    return cv2.addWeighted(image, _strength(level) + 4 * away, means, 9 * away, 0)
 
 
 def _shear_x(image: np.ndarray, level: float, sign: int) -> np.ndarray:
@@ -188,7 +192,7 @@ def _lookup(matrix: tuple[tuple[float, ...], ...], size: int) -> tuple[np.ndarra
     return cv2.convertMaps(a * across + b * down + c, d * across + e * down + f, cv2.CV_16SC2)
 
 
-LEVELS: Float[np.ndarray, "256"] = np.arange(256.0)
+LEVELS, CHANNELS = np.arange(256), np.arange(3)
 # (square image, level in [0, 1], sign) -> image; the largest shear is 0.3, the largest turn 30 degrees.
 OPERATIONS: dict[str, Callable[[np.ndarray, float, int], np.ndarray]] = {
     "identity": lambda image, level, sign: image,

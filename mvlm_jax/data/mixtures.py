@@ -1,7 +1,9 @@
 """Several sources as one endless sequence of examples, and the part of a source that a limited-data run sees."""
 
+import bisect
 import functools
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -63,21 +65,21 @@ class Mixture:
         self.components = tuple(components)
         if not self.components or not all(map(len, self.components)):
             raise UserError("the training source holds no example; a run needs at least one of each source")
-        self._ends = np.cumsum([component.examples_per_epoch for component in self.components])
+        self._ends = list(itertools.accumulate(component.examples_per_epoch for component in self.components))
 
     @property
     def epoch_size(self) -> int:
         """Examples in an epoch."""
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def locate(self, index: int, *, seed: int) -> tuple[Component, int]:
         """The component, and the position in it, of the example that comes at `index` from the start of the run."""
         epoch, place = divmod(index, self.epoch_size)
         place = index_shuffle(place, self.epoch_size - 1, _seed(seed, "epoch", epoch), ROUNDS)
-        number = int(np.searchsorted(self._ends, place, side="right"))
+        number = bisect.bisect_right(self._ends, place)
         component = self.components[number]
         count, length = component.examples_per_epoch, len(component)
-        nth = epoch * count + place - (int(self._ends[number]) - count)
+        nth = epoch * count + place - (self._ends[number] - count)
         turn, position = divmod(nth, length)
         if count % length:
             # An epoch sees a part of a pass: a part of the file would be no fair sample of it.
