@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -75,7 +76,7 @@ class Bench:
         taken: dict[str, list[float]] = {}
         device = jax.devices()[0]
         for number in range(self.rounds):
-            rng = np.random.default_rng(number)
+            rng = random.Random(number)
             places = [self.mixture.locate(number * self.rows + row, seed=0) for row in range(self.rows)]
             clock = Clock(taken, images=self.rows)
             examples = [component.source[component.record(position)] for component, position in places]
@@ -179,8 +180,8 @@ class Bench:
             **AUGMENT,
         )
 
-    def _bare(self, make: Callable[[bytes, np.random.Generator, int], object]) -> Callable[[int], None]:
-        rng = np.random.default_rng(0)
+    def _bare(self, make: Callable[[bytes, random.Random, int], object]) -> Callable[[int], None]:
+        rng = random.Random(0)
         places = [self.mixture.locate(index, seed=0) for index in range(min(self.mixture.epoch_size, 1024))]
         data = [component.source[component.record(position)]["image"] for component, position in places]
 
@@ -217,14 +218,14 @@ class Clock:
         self._last = time.process_time()
 
 
-def _bare_pillow(data: bytes, rng: np.random.Generator, size: int) -> np.ndarray:
+def _bare_pillow(data: bytes, rng: random.Random, size: int) -> np.ndarray:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     box = random_crop(rng, width=image.width, height=image.height, min_scale=AUGMENT["min_scale"])
     box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def _bare_own(data: bytes, rng: np.random.Generator, size: int) -> np.ndarray:
+def _bare_own(data: bytes, rng: random.Random, size: int) -> np.ndarray:
     encoded = EncodedImage(data, max_pixels=IMAGE_LIMIT)
     box = random_crop(rng, width=encoded.width, height=encoded.height, min_scale=AUGMENT["min_scale"])
     return resized_crop(decode_for_crop(encoded, box=box, size=size), box=box, width=encoded.width, size=size)

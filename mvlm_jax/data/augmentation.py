@@ -5,6 +5,7 @@ The operations and their magnitudes are ALBEF's, which computes them with OpenCV
 
 import functools
 import math
+import random
 import re
 from collections.abc import Callable
 
@@ -27,7 +28,7 @@ cv2.setNumThreads(0)
 def training_image(
     data: bytes,
     *,
-    rng: np.random.Generator,
+    rng: random.Random,
     caption: str,
     size: int,
     max_pixels: int,
@@ -51,9 +52,7 @@ def training_image(
     return distorted(picture, rng=rng, flip=flip, operations=operations, magnitude=magnitude)
 
 
-def random_crop(
-    rng: np.random.Generator, *, width: int, height: int, min_scale: float
-) -> tuple[float, float, float, float]:
+def random_crop(rng: random.Random, *, width: int, height: int, min_scale: float) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in pixels; the largest centred crop of a legal ratio after ten vain draws."""
     for _ in range(10):
         area = width * height * rng.uniform(min_scale, 1.0)
@@ -93,16 +92,16 @@ def resized_crop(
 
 
 def distorted(
-    image: UInt8[np.ndarray, "S S 3"], *, rng: np.random.Generator, flip: bool, operations: int, magnitude: int
+    image: UInt8[np.ndarray, "S S 3"], *, rng: random.Random, flip: bool, operations: int, magnitude: int
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Flipped every other time where that is allowed, then so many random operations of a magnitude of 0 to 10."""
     # Drawn even where it is not used: two captions of one image then get the same crop and operations.
     if (rng.random() < 0.5) and flip:
         image = cv2.flip(image, 1)
-    for name in rng.integers(len(NAMES), size=operations):
-        applied, negative = rng.random(2) < (OPERATION_PROBABILITY, 0.5)
+    for name in rng.choices(NAMES, k=operations):
+        applied, negative = rng.random() < OPERATION_PROBABILITY, rng.random() < 0.5
         if applied:
-            image = OPERATIONS[NAMES[name]](image, magnitude / 10, -1 if negative else 1)
+            image = OPERATIONS[name](image, magnitude / 10, -1 if negative else 1)
     return image
 
 

@@ -65,7 +65,9 @@ class Mixture:
         self.components = tuple(components)
         if not self.components or not all(map(len, self.components)):
             raise UserError("the training source holds no example; a run needs at least one of each source")
-        self._ends = list(itertools.accumulate(component.examples_per_epoch for component in self.components))
+        self._lengths = [len(component) for component in self.components]
+        self._counts = [component.examples_per_epoch for component in self.components]
+        self._ends = list(itertools.accumulate(self._counts))
 
     @property
     def epoch_size(self) -> int:
@@ -77,14 +79,13 @@ class Mixture:
         epoch, place = divmod(index, self.epoch_size)
         place = index_shuffle(place, self.epoch_size - 1, _seed(seed, "epoch", epoch), ROUNDS)
         number = bisect.bisect_right(self._ends, place)
-        component = self.components[number]
-        count, length = component.examples_per_epoch, len(component)
+        count, length = self._counts[number], self._lengths[number]
         nth = epoch * count + place - (self._ends[number] - count)
         turn, position = divmod(nth, length)
         if count % length:
             # An epoch sees a part of a pass: a part of the file would be no fair sample of it.
             position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
-        return component, position
+        return self.components[number], position
 
     def captions(self) -> Iterator[str]:
         """Every caption of every example that is seen and there, once, for training a tokenizer."""

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 from examples import encoded, picture
@@ -12,7 +14,7 @@ PLAIN = {"size": 32, "max_pixels": LIMIT, "min_scale": 1.0, "flip": False, "oper
 
 
 def made(data: bytes, *, seed: int = 0, caption: str = "a dog", **options) -> np.ndarray:
-    return training_image(data, rng=np.random.default_rng(seed), caption=caption, **{**PLAIN, **options})
+    return training_image(data, rng=random.Random(seed), caption=caption, **{**PLAIN, **options})
 
 
 def red_then_blue() -> bytes:
@@ -64,7 +66,7 @@ def test_crop_has_at_least_one_pixel():
 
 
 def flipped_share(caption: str, *, flip: bool = True) -> float:
-    data, rng = red_then_blue(), np.random.default_rng(0)
+    data, rng = red_then_blue(), random.Random(0)
     options = {**PLAIN, "flip": flip}
     return np.mean([training_image(data, rng=rng, caption=caption, **options)[16, 4, 2] > 128 for _ in range(200)])
 
@@ -82,7 +84,7 @@ def test_flip_is_applied_to_half_of_the_others(caption):
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (100, 1000), (1, 1), (3000, 2)])
 def test_crops_stay_inside_with_legal_area_and_ratio(width, height):
-    rng = np.random.default_rng(0)
+    rng = random.Random(0)
     for _ in range(100):
         left, top, right, bottom = random_crop(rng, width=width, height=height, min_scale=0.2)
         assert 0 <= left < right <= width + 1e-9 and 0 <= top < bottom <= height + 1e-9
@@ -136,6 +138,6 @@ def test_one_colour_survives_operations_on_its_histogram():
 
 def test_each_of_the_drawn_operations_is_applied_every_other_time(monkeypatch):
     monkeypatch.setattr(augmentation, "OPERATIONS", {name: lambda image, level, sign: image + 1 for name in OPERATIONS})
-    image, rng = np.zeros((4, 4, 3), np.uint8), np.random.default_rng(0)
+    image, rng = np.zeros((4, 4, 3), np.uint8), random.Random(0)
     applied = [int(distorted(image, rng=rng, flip=False, operations=2, magnitude=7)[0, 0, 0]) for _ in range(400)]
     assert np.abs(np.bincount(applied) / 400 - (0.25, 0.5, 0.25)).max() < 0.08
