@@ -10,11 +10,11 @@ where torch is not installed.
 """
 
 import argparse
+import functools
 import importlib.util
 import io
 import itertools
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -114,7 +114,7 @@ class Bench:
             "bare decode + crop + resize, the same libraries": self._bare(_bare_own),
         }
         if _torch_is_there():
-            contenders["PyTorch DataLoader + Pillow, num_workers=0"] = self._torch(workers=0)
+            contenders["PyTorch DataLoader + Pillow, num_workers=0"] = self._torch()
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(-1, self.rounds):
             for name, run in contenders.items():
@@ -126,27 +126,41 @@ class Bench:
         _report("one thread, images/s per core", rates)
         return rates
 
-    def workers(self) -> dict[str, list[float]]:
-        """Images a second by the clock once workers are under way; a list of all rounds each."""
-        contenders: dict[str, Callable[[int], Iterator]] = {
-            "this pipeline, 1 worker": lambda seed: self._iterator(workers=1, seed=seed),
-            "this pipeline, 2 workers": lambda seed: self._iterator(workers=2, seed=seed),
+    def workers(self) -> dict[str, dict[str, list[float]]]:
+        """Images a second once workers are under way, by the clock and by processor time; a list of all rounds each.
+
+        By processor time: what the workers would deliver with a core for each of them, from the time that all of them
+        spent on an image. On a machine with other work only this says how the pipeline scales.
+        """
+        contenders: dict[str, tuple[int, Callable[[int], Iterator]]] = {
+            "this pipeline, 2 workers": (2, lambda seed: self._iterator(workers=2, seed=seed)),
+            "this pipeline, 1 worker": (1, lambda seed: self._iterator(workers=1, seed=seed)),
         }
         if _torch_is_there():
-            contenders["PyTorch DataLoader + Pillow, num_workers=1"] = lambda seed: self._loader(workers=1, seed=seed)
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
+            for workers in (2, 1):
+                name = f"PyTorch DataLoader + Pillow, num_workers={workers}"
+                contenders[name] = workers, functools.partial(self._loader, workers)
+        by_clock: dict[str, list[float]] = {name: [] for name in contenders}
+        by_processor: dict[str, list[float]] = {name: [] for name in contenders}
+        of_this_process: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(max(1, self.rounds // 3)):
-            for name, start_iterator in contenders.items():
+            for name, (workers, start_iterator) in contenders.items():
                 iterator = start_iterator(number)
                 for _ in range(6):  # past what was made ahead while the first was awaited
                     next(iterator)
-                start, count = time.perf_counter(), 24
+                start, spent, own, count = time.perf_counter(), _of_children(), time.process_time(), 24
                 for _ in range(count):
                     next(iterator)
-                rates[name].append(count * self.rows / (time.perf_counter() - start))
+                images = count * self.rows
+                by_clock[name].append(images / (time.perf_counter() - start))
+                by_processor[name].append(workers * images / (_of_children() - spent))
+                of_this_process[name].append(images / (time.process_time() - own))
                 getattr(iterator, "close", getattr(iterator, "_shutdown_workers", lambda: None))()
-        _report("worker processes, images/s by the clock", rates)
-        return rates
+                del iterator
+        _report("worker processes, images/s by the clock", by_clock)
+        _report("worker processes, images/s by processor time of the workers", by_processor)
+        _report("worker processes, images/s by processor time of the process that they serve", of_this_process)
+        return {"clock": by_clock, "processor": by_processor, "served": of_this_process}
 
     def memory(self) -> dict[str, list[float]]:
         """Resident MiB of all processes, the largest of each of three epochs, for 0 and 2 workers."""
@@ -191,11 +205,11 @@ class Bench:
 
         return run
 
-    def _torch(self, *, workers: int) -> Callable[[int], None]:
-        endless = itertools.chain.from_iterable(self._loader(workers=workers, seed=seed) for seed in itertools.count())
+    def _torch(self) -> Callable[[int], None]:
+        endless = itertools.chain.from_iterable(self._loader(0, seed) for seed in itertools.count())
         return lambda number: next(endless)
 
-    def _loader(self, *, workers: int, seed: int) -> Iterator:
+    def _loader(self, workers: int, seed: int) -> Iterator:
         from torch_pipeline import Pairs, batches
 
         if self._files is None:
@@ -255,8 +269,14 @@ def _write_files(mixture: Mixture, directory: Path) -> list[tuple[Path, list[str
     return pairs
 
 
+def _of_children() -> float:
+    """Seconds of processor time that the running children have spent."""
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(spent.user + spent.system for spent in times)
+
+
 def _resident() -> float:
-    process = psutil.Process(os.getpid())
+    process = psutil.Process()
     sizes = [process.memory_info().rss]
     for child in process.children(recursive=True):
         try:
