@@ -6,7 +6,8 @@ from mvlm_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "name, arguments", [("demo", ()), ("flickr8k", ()), ("flickr8k", ("small",)), ("pretrain_4m", ())]
+    "name, arguments",
+    [("demo", ()), ("flickr8k", ()), ("flickr8k", ("small",)), ("pretrain_4m", ()), ("pretrain_4m", ("large",))],
 )
 def test_every_recipe_is_valid_and_survives_json(name, arguments):
     config = recipe(name, *arguments)

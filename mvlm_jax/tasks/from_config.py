@@ -36,6 +36,17 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     )
 
 
+def describe_task(config: ConfigDict) -> Task:
+    """The task without its data: it has shapes, parameters and a loss, but no batches and nothing to evaluate."""
+
+    def missing(*_):
+        raise NotImplementedError("a described task has no data")
+
+    # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
+    tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
+    return Pretrain(config=config, tokenizer=tokenizer, batches=missing, eval_split=missing, eval_name="none")
+
+
 def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
     """The run's own tokenizer where it has one, else the configured file, else the one beside the text weights that
     the run starts from, else one trained on the training captions.

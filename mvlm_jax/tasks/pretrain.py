@@ -1,6 +1,7 @@
 """Masked vision-language pre-training (paper, section 3)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
 from mvlm_jax.objectives import masking
 from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+from mvlm_jax.training.per_device import per_device
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, StartWeights, SumAndCount
 
@@ -60,6 +62,16 @@ class Pretrain:
             masked_patches=masking.masked_cells(cells=cells, ratio=mask.image_ratio) * mask.image_cell**2,
             text_slots=masking.text_slots(max_length=length, ratio=mask.text_ratio),
         )
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, size = self.config.batch_size, self.config.image.size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((rows, self.config.text.max_length), jnp.int32),
+            "image_id": jax.ShapeDtypeStruct((rows,), jnp.int32),
+            "skipped": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        }
 
     def init(self, key: Key[Array, ""]) -> Params:
         size = self.config.image.size
@@ -103,6 +115,9 @@ class Pretrain:
             condition_on=config.mask.condition_on,
             group=config.matching.group,
             weights=config.loss.to_dict(),
+            per_device=functools.partial(
+                per_device, sharding_rules=self.sharding_rules, dtype=self.model.dtype, multiple=config.matching.group
+            ),
         )
         return loss, {**metrics, "skipped_images": (batch["skipped"].sum(), jnp.int32(1))}
 
