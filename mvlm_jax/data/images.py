@@ -52,7 +52,7 @@ class EncodedImage:
         self.width, self.height = plain  # in pixels, of the upright image
 
     def pixels(self, *, scale: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
-        """Upright RGB; a JPEG may come back smaller, yet at no less than `scale` of its sides.
+        """Upright RGB, to be asked for once; a JPEG may come back smaller, yet at no less than `scale` of its sides.
 
         Raises:
           UndecodableImage: what is wrong with the body.
