@@ -38,8 +38,6 @@ PARTS = ("stages", "core", "workers", "memory")
 IMAGE_LIMIT = 89_478_485  # pixels
 LENGTH = 40  # tokens
 AUGMENT = {"min_scale": 0.2, "flip": True, "operations": 2, "magnitude": 7}  # config.py's defaults
-AHEAD, MEASURED = 6, 8  # batches that workers may have ready by then, and the ones that they make after that
-ROUNDS_OF_WORKERS = 5  # as many as one epoch of PyTorch's loader has batches for
 LOADED = 5_000  # images, at most, that are written out as files for PyTorch
 
 
@@ -134,32 +132,35 @@ class Bench:
         By processor time: what the workers would deliver with a core for each of them, from the time that all of them
         spent on an image. On a machine with other work only this says how the pipeline scales.
         """
-        contenders: dict[str, tuple[int, Callable[[], Iterator]]] = {
-            "this pipeline, 2 workers": (2, lambda: self._iterator(workers=2, seed=0)),
-            "this pipeline, 1 worker": (1, lambda: self._iterator(workers=1, seed=0)),
+        contenders: dict[str, tuple[int, Callable[[int], Iterator]]] = {
+            "this pipeline, 2 workers": (2, lambda seed: self._iterator(workers=2, seed=seed)),
+            "this pipeline, 1 worker": (1, lambda seed: self._iterator(workers=1, seed=seed)),
         }
         if _torch_is_there():
             for workers in (2, 1):
                 name = f"PyTorch DataLoader + Pillow, num_workers={workers}"
-                contenders[name] = workers, functools.partial(self._loader, workers, 0)
-        served = [Served(name, workers, start) for name, (workers, start) in contenders.items()]
-        for _ in range(min(self.rounds, ROUNDS_OF_WORKERS)):
-            for one in served:
-                one.measure(images_a_batch=self.rows)
-        for one in served:
-            one.close()
-        _report("worker processes, images/s by the clock", {one.name: one.by_clock for one in served})
-        _report(
-            "worker processes, images/s by processor time of the workers", {one.name: one.by_workers for one in served}
-        )
-        _report(
-            "worker processes, images/s by processor time of the process that they serve",
-            {one.name: one.by_this_process for one in served},
-        )
-        return {
-            one.name: {"clock": one.by_clock, "workers": one.by_workers, "served": one.by_this_process}
-            for one in served
-        }
+                contenders[name] = workers, functools.partial(self._loader, workers)
+        by_clock: dict[str, list[float]] = {name: [] for name in contenders}
+        by_processor: dict[str, list[float]] = {name: [] for name in contenders}
+        of_this_process: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(max(1, self.rounds // 3)):
+            for name, (workers, start_iterator) in contenders.items():
+                iterator = start_iterator(number)
+                for _ in range(6):  # past what was made ahead while the first was awaited
+                    next(iterator)
+                start, spent, own, count = time.perf_counter(), _of_children(), time.process_time(), 24
+                for _ in range(count):
+                    next(iterator)
+                images = count * self.rows
+                by_clock[name].append(images / (time.perf_counter() - start))
+                by_processor[name].append(workers * images / (_of_children() - spent))
+                of_this_process[name].append(images / (time.process_time() - own))
+                getattr(iterator, "close", getattr(iterator, "_shutdown_workers", lambda: None))()
+                del iterator
+        _report("worker processes, images/s by the clock", by_clock)
+        _report("worker processes, images/s by processor time of the workers", by_processor)
+        _report("worker processes, images/s by processor time of the process that they serve", of_this_process)
+        return {"clock": by_clock, "processor": by_processor, "served": of_this_process}
 
     def memory(self) -> dict[str, list[float]]:
         """Resident MiB of all processes, the largest of each of three epochs, for 0 and 2 workers."""
@@ -219,43 +220,6 @@ class Bench:
         return batches(dataset, batch_size=self.rows, workers=workers, seed=seed)
 
 
-class Served:
-    """Batches from worker processes that stay alive, idle while another is measured."""
-
-    def __init__(self, name: str, workers: int, start: Callable[[], Iterator]) -> None:
-        others = psutil.Process().children()
-        self.name, self._workers, self._batches = name, workers, start()
-        next(self._batches)
-        self._children = [child for child in psutil.Process().children() if child not in others]
-        self.by_clock, self.by_workers, self.by_this_process = [], [], []
-
-    def measure(self, *, images_a_batch: int) -> None:
-        """Adds one figure to each list, of images a second."""
-        spent = self._spent()
-        for _ in range(AHEAD):
-            next(self._batches)
-        start, own = time.perf_counter(), time.process_time()
-        for _ in range(MEASURED):
-            next(self._batches)
-        images = MEASURED * images_a_batch
-        self.by_clock.append(images / (time.perf_counter() - start))
-        self.by_this_process.append(images / (time.process_time() - own))
-        now, before = self._spent(), 0.0
-        while now > before:  # until they have made ahead again what was taken
-            time.sleep(0.5)
-            now, before = self._spent(), now
-        self.by_workers.append(self._workers * (AHEAD + MEASURED) * images_a_batch / (now - spent))
-
-    def close(self) -> None:
-        """Ends the workers."""
-        getattr(self._batches, "close", getattr(self._batches, "_shutdown_workers", lambda: None))()
-
-    def _spent(self) -> float:
-        """Seconds of processor time of the workers."""
-        times = [child.cpu_times() for child in self._children]
-        return sum(each.user + each.system for each in times)
-
-
 class Clock:
     """Adds the processor time of each stage to lists, in microseconds an image."""
 
@@ -303,6 +267,12 @@ def _write_files(mixture: Mixture, directory: Path) -> list[tuple[Path, list[str
         path.write_bytes(example["image"])
         pairs.append((path, example["captions"]))
     return pairs
+
+
+def _of_children() -> float:
+    """Seconds of processor time that the running children have spent."""
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def _resident() -> float:
