@@ -36,6 +36,14 @@ def test_unknown_fields_and_wrong_types_are_refused():
         config.steps = "many"
 
 
+@pytest.mark.parametrize(("name", "value"), [("fraction", 0.0), ("fraction", 1.5), ("fraction_seed", -1)])
+def test_part_of_the_data_that_there_is_not_is_refused(name, value):
+    config = config_lib.default()
+    config.data[name] = value
+    with pytest.raises(UserError, match=f"^config.data.{name}={value} must lie "):
+        config_lib.validate(config)
+
+
 def test_a_config_file_of_another_version_is_refused():
     text = config_lib.to_json(config_lib.default()).replace('"seed"', '"sead"')
     with pytest.raises(UserError, match="sead"):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.mixtures import Mixture, open_mixture
+from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
+from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
@@ -31,7 +32,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         batches=functools.partial(_batches, config, tokenizer),
         image_ids=functools.partial(_image_ids, config),
         eval_split=functools.partial(_eval_split, config, tokenizer),
-        eval_name=config.data.eval.rpartition(":")[2],
+        eval_name=split_name(config.data.eval),
     )
 
 
@@ -69,8 +70,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
             )
         tokenizer = Tokenizer.load(file, kind=text.kind)
     else:
-        source = open_source(config.data.train, data_dir=config.data.data_dir)
-        tokenizer = train_tokenizer(training_captions(source), kind=text.kind, vocab_size=text.vocab_size)
+        tokenizer = train_tokenizer(_mixture(config).captions(), kind=text.kind, vocab_size=text.vocab_size)
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but config.text.vocab_size={text.vocab_size}; "
@@ -79,11 +79,16 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
     return tokenizer
 
 
+def _mixture(config: ConfigDict) -> Mixture:
+    data = config.data
+    return open_mixture(data.train, data_dir=data.data_dir, fraction=data.fraction, fraction_seed=data.fraction_seed)
+
+
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
     data = config.data
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     return train_batches(
-        open_source(data.train, data_dir=data.data_dir),
+        _mixture(config),
         tokenizer,
         image_size=config.image.size,
         max_length=config.text.max_length,
@@ -100,15 +105,14 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
 
 def _image_ids(config: ConfigDict, step: int) -> list[str]:
     data = config.data
-    return train_image_ids(
-        open_source(data.train, data_dir=data.data_dir),
-        step=step,
-        batch_size=config.batch_size,
+    examples = TrainExamples(
+        mixture=_mixture(config),
         seed=config.seed,
         image_size=config.image.size,
         max_image_pixels=data.max_image_pixels,
-        min_scale=data.augment.min_scale,
+        **data.augment,
     )
+    return [examples[index].image_id for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
