@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import EvalSplit
@@ -20,7 +20,7 @@ from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
 from mvlm_jax.objectives import masking
-from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+from mvlm_jax.objectives.pretraining import Draws, draw, pretraining_losses
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, StartWeights, SumAndCount
 
@@ -80,12 +80,13 @@ class Pretrain:
         )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
-    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
+    def draws(self, text: Int[Array, "B L"], streams: Streams) -> Draws:
+        """What a step hides of a batch with these captions."""
         config, ids = self.config, self.tokenizer.ids
-        draws = draw(
+        return draw(
             streams.key("mask"),
             streams.key("negatives"),
-            batch["text"],
+            text,
             grid=config.image.size // config.image.patch,
             cell=config.mask.image_cell,
             image_ratio=config.mask.image_ratio,
@@ -93,13 +94,16 @@ class Pretrain:
             special_ids=tuple(ids),
             mask_id=ids.mask,
         )
+
+    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
+        config = self.config
         loss, metrics = pretraining_losses(
             self.model,
             params,
             batch["image"],
             batch["text"],
             batch["image_id"],
-            draws,
+            self.draws(batch["text"], streams),
             condition_on=config.mask.condition_on,
             group=config.matching.group,
             weights=config.loss.to_dict(),
