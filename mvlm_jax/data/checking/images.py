@@ -10,7 +10,7 @@ from PIL import Image
 
 from mvlm_jax.data.images import FORMATS, UndecodableImage, decode_image
 
-SIDE, FREQUENCIES, CELLS = 64, 16, 4  # of the copy that is hashed: pixels, rows and columns of its spectrum, colours
+SIDE, FREQUENCIES, CELLS = 64, 16, 8  # a side, of the copy that is hashed, of its spectrum and of its colours
 LARGEST_ASPECT = 4.0
 BLANK_PART, BLANK_LEVELS = 0.995, 8  # so much of a blank image is so near its commonest colour
 GREY_PART = 1 / 16  # of a JPEG: less of it missing cannot be told from a border
@@ -23,7 +23,7 @@ class Fingerprint(NamedTuple):
 
     digest: UInt64[np.ndarray, "2"]  # of the encoded bytes
     shape: UInt64[np.ndarray, "4"]  # signs of the 256 lowest frequencies of the brightness, the 64 lowest first
-    colours: UInt8[np.ndarray, "48"]  # of 4 x 4 cells, RGB
+    colours: UInt8[np.ndarray, "192"]  # of 8 x 8 cells, RGB
     flat: bool  # blank: every shape is noise then
 
 

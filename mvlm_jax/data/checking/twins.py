@@ -3,12 +3,14 @@
 import itertools
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt32, UInt64
 
-# Of 256 signs and of 256 levels. Scaling, quality 10 and WebP change at most 24 signs, a hundredth cut off each border
-# 30; no two of 24 million pairs of different photographs are nearer than 70. Scenes that differ in colour alone agree
-# in all signs.
-MOST_SIGNS, MOST_LEVELS = 32, 48
+# Of 256 signs. Scaling, JPEG of quality 10 and WebP change at most 24 of them, a hundredth cut off each border 30; no
+# two of 24 million pairs of different photographs are nearer than 70.
+MOST_SIGNS = 32
+# Of 256, between any two cells of equal place once brightness and contrast are made equal: drawings on plain ground
+# can agree in all signs and differ in their colours. The same changes make up to 18.
+MOST_LEVELS = 24
 # Two images that agree in 3 of the 8 bytes of the lowest frequencies are compared: all that differ in at most 5 of
 # these 64 signs do, and most of the others that are near enough.
 BYTES, AGREEING = 8, 3
@@ -41,7 +43,7 @@ def near_pairs(
 
 
 def _near_in_buckets(
-    keys: UInt64[np.ndarray, " E"] | np.ndarray,
+    keys: UInt32[np.ndarray, " E"],
     shapes: UInt64[np.ndarray, "E 4"],
     colours: UInt8[np.ndarray, "E C"],
 ) -> Int[np.ndarray, "P 2"]:
@@ -67,9 +69,18 @@ def _are_near(
     other_colours: UInt8[np.ndarray, "P C"],
 ) -> Bool[np.ndarray, " P"]:
     near = _differing_signs(shapes, others) <= MOST_SIGNS
-    levels = np.abs(colours[near].astype(np.int16) - other_colours[near]).max(axis=1, initial=0)
-    near[near] = levels <= MOST_LEVELS
+    near[near] = _differing_levels(colours[near], other_colours[near]) <= MOST_LEVELS
     return near
+
+
+def _differing_levels(colours: UInt8[np.ndarray, "P C"], others: UInt8[np.ndarray, "P C"]) -> Float[np.ndarray, " P"]:
+    """The largest one between cells, with the best fitting brightness and contrast."""
+    levels, targets = colours.astype(np.float32), others.astype(np.float32)
+    levels -= levels.mean(axis=1, keepdims=True)
+    targets -= targets.mean(axis=1, keepdims=True)
+    products = (levels * targets).sum(axis=1, keepdims=True)
+    contrast = products / np.maximum((levels * levels).sum(axis=1, keepdims=True), 1)
+    return np.abs(targets - contrast * levels).max(axis=1, initial=0)
 
 
 def _differing_signs(shapes: UInt64[np.ndarray, "P 4"], others: UInt64[np.ndarray, "P 4"]) -> Int[np.ndarray, " P"]:
