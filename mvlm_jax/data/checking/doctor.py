@@ -96,7 +96,7 @@ def examine(
     chunks = [
         (split, source, range(start, min(start + CHUNK, len(source))))
         for split, source in sources.items()
-        for start in range(0, len(source), CHUNK)
+        for start in range(0, max(1, len(source)), CHUNK)
     ]
     seen = []
     with (
@@ -123,7 +123,9 @@ def examine(
         examples={split: len(source) for split, source in collection.splits.items()},
         captions={split: notes.captions_of(split) for split in collection.splits},
         against={name: len(source) for name, source in (against or {}).items()},
-        lengths=np.bincount(notes.lengths) if tokenizer is not None else np.zeros(0, np.int64),
+        lengths=np.bincount(notes.lengths[notes.caption_rows < own])
+        if tokenizer is not None
+        else np.zeros(0, np.int64),
         max_length=limits.max_length,
     )
 
@@ -172,9 +174,9 @@ def _inspect(split: str, source: Source, indices: range, *, limits: Limits, toke
         ids=_hashes(ids),
         decoded=np.array([fingerprint is not None for fingerprint in prints], bool),
         flat=np.array([fingerprint.flat for fingerprint in known], bool),
-        digests=np.stack([fingerprint.digest for fingerprint in known]),
-        shapes=np.stack([fingerprint.shape for fingerprint in known]),
-        colours=np.stack([fingerprint.colours for fingerprint in known]),
+        digests=np.array([fingerprint.digest for fingerprint in known], np.uint64).reshape(-1, 2),
+        shapes=np.array([fingerprint.shape for fingerprint in known], np.uint64).reshape(-1, 4),
+        colours=np.array([fingerprint.colours for fingerprint in known], np.uint8).reshape(-1, CELLS * CELLS * 3),
         caption_counts=np.array([len(captions) for captions in said], np.int32),
         captions=_hashes(map(normalized, flat)),
         lengths=lengths,
@@ -216,9 +218,9 @@ class _Notes:
         self._starts = np.cumsum([0, *map(len, sources.values())])
 
         def joined(field: str) -> Any:
-            return np.concatenate([getattr(part, field) for part in parts]) if parts else np.zeros(0, np.int32)
+            return np.concatenate([getattr(part, field) for part in parts])
 
-        self.ids, self.decoded, self.flat = joined("ids"), joined("decoded").astype(bool), joined("flat").astype(bool)
+        self.ids, self.decoded, self.flat = joined("ids"), joined("decoded"), joined("flat")
         self.digests, self.shapes, self.colours = joined("digests"), joined("shapes"), joined("colours")
         self.captions, self.lengths = joined("captions"), joined("lengths")
         self.caption_rows = np.repeat(np.arange(len(self.ids)), joined("caption_counts"))
@@ -327,7 +329,7 @@ def _near_copies(notes: _Notes, *, own: int) -> Iterator[Finding]:
 
 
 def _chunks_of(splits: Mapping[str, Source]) -> int:
-    return sum(-(-len(source) // CHUNK) for source in splits.values())
+    return sum(max(1, -(-len(source) // CHUNK)) for source in splits.values())
 
 
 def _hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " E"]:

@@ -11,6 +11,7 @@ from PIL import Image
 from mvlm_jax.data.images import FORMATS, UndecodableImage, decode_image
 
 SIDE, FREQUENCIES, CELLS = 64, 16, 8  # a side, of the copy that is hashed, of its spectrum and of its colours
+WEAKEST_WAVE = 0.2  # levels; a codec changes what is weaker, and in smooth pictures most waves are
 LARGEST_ASPECT = 4.0
 BLANK_PART, BLANK_LEVELS = 0.995, 8  # so much of a blank image is so near its commonest colour
 GREY_PART = 1 / 16  # of a JPEG: less of it missing cannot be told from a border
@@ -22,7 +23,7 @@ class Fingerprint(NamedTuple):
     """`shape` and `colours` survive scaling, encoding anew and changes of brightness; `digest` survives nothing."""
 
     digest: UInt64[np.ndarray, "2"]  # of the encoded bytes
-    shape: UInt64[np.ndarray, "4"]  # signs of the 256 lowest frequencies of the brightness, the 64 lowest first
+    shape: UInt64[np.ndarray, "4"]  # where the 256 lowest waves of the brightness are positive, the 64 lowest first
     colours: UInt8[np.ndarray, "192"]  # of 8 x 8 cells, RGB
     flat: bool  # blank: every shape is noise then
 
@@ -68,7 +69,7 @@ def look(data: bytes, *, max_pixels: int, shortest_side: float) -> Look:
 def fingerprint(data: bytes, copy: Image.Image, *, flat: bool) -> Fingerprint:
     """Of encoded bytes and their picture at SIDE x SIDE pixels."""
     brightness = np.asarray(copy.convert("L"), np.float32)
-    signs = _WAVES @ brightness @ _WAVES.T > 0
+    signs = _WAVES @ brightness @ _WAVES.T > WEAKEST_WAVE * SIDE * SIDE / 4
     signs[0, 0] = False  # the mean, which is always positive
     lowest = np.zeros_like(signs)
     lowest[: FREQUENCIES // 2, : FREQUENCIES // 2] = True
