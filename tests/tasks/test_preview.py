@@ -41,7 +41,8 @@ def test_masks_are_those_that_the_step_gives_to_its_losses(task, monkeypatch):
     monkeypatch.setattr(pretrain, "pretraining_losses", recorded)
     batches = iter(task.train_batches(0))
     for step in range(STEP + 1):
-        task.loss({}, next(batches), Streams(seed=task.config.seed, step=jnp.int32(step)))
+        batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
+        task.loss({}, batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
 
     (image, text, given), (batch, draws) = seen[-1], step_inputs(task, step=STEP)
     np.testing.assert_array_equal(image, batch["image"])
