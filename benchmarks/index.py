@@ -93,12 +93,13 @@ def training_batch_ms(source) -> float:
     """Milliseconds a batch of decoded, augmented and tokenized records."""
     from absl import flags
 
+    from mvlm_jax.data.mixtures import Component, Mixture
     from mvlm_jax.data.pipeline import train_batches
     from mvlm_jax.data.text import train_tokenizer
 
     flags.FLAGS.mark_as_parsed()
     batches = train_batches(
-        source,
+        Mixture([Component(source)]),
         train_tokenizer(["a red square"], kind="bert", vocab_size=100),
         image_size=64,
         max_length=8,

@@ -3,6 +3,10 @@
 mvlm prepare --dataset=pairs4m --source=DOWNLOADS --data_dir=DATA --max_side=512
 mvlm prepare --dataset=coco --source=DOWNLOADS/coco --data_dir=DATA --max_side=512
 mvlm train --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=DATA
+mvlm compile --config=configs/pretrain_4m.py --topology=v5e:4x4 --config.model.remat=dots
+
+`pretrain_4m.py:large` is the same for the large model, its parameters in parts over 16 devices. What either needs of a
+TPU slice, and for how long, is in docs/scaling.md.
 
 docs/data.md says what DOWNLOADS holds. Cost and scores of this implementation are not measured: the paper reports
 scores with encoders that start from published weights.
@@ -16,8 +20,14 @@ EPOCHS, WARMUP_EPOCHS = 50, 5
 IMAGES = 4_000_000
 
 
-def get_config() -> ConfigDict:
+def get_config(size: str = "base") -> ConfigDict:
     config = config_lib.default()
+    if size == "large":
+        config.model = config_lib.model_size("large")
+        config.model.remat = "dots"
+        config.mesh.fsdp = 16
+    elif size != "base":
+        raise ValueError(f"size {size!r} is not one of base, large")
     config.data.train = "tfds:pairs4m:train"
     config.data.eval = "tfds:coco:val"
     config.data.workers = 16

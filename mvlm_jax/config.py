@@ -81,7 +81,11 @@ def default() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.data = ConfigDict()
-    config.data.train = "tfds:shapes:train"  # the source that a run is trained on
+    # What a run is trained on: one source, or several with the times that each example comes in an epoch, as in
+    # "2*tfds:coco:train + tfds:vg:train".
+    config.data.train = "tfds:shapes:train"
+    config.data.fraction = 1.0  # of the examples of each training source, chosen by their ids; the paper's limited data
+    config.data.fraction_seed = 0  # which ones: the same at every `seed`
     config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
     config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.workers = 0  # processes that decode and augment; 0: threads of this process
@@ -186,8 +190,11 @@ def validate(config: ConfigDict) -> None:
             f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
             f"{config.mask.image_cell} patches of {config.image.patch}"
         )
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
+    for name in ("seed", "data.fraction_seed"):
+        if not 0 <= fields[name] < 2**32:
+            raise UserError(f"config.{name}={fields[name]} must lie between 0 and {2**32 - 1}")
+    if not 0 < config.data.fraction <= 1:
+        raise UserError(f"config.data.fraction={config.data.fraction} must lie above 0 and at most at 1")
     augment = config.data.augment
     if not 0 < augment.min_scale <= 1:
         raise UserError(f"config.data.augment.min_scale={augment.min_scale} must lie above 0 and at most at 1")

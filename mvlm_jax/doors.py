@@ -14,7 +14,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training import hosts
 
-DOORS = ("train", "evaluate", "prepare", "weights")
+DOORS = ("train", "evaluate", "prepare", "weights", "compile")
 
 
 def run(

@@ -6,7 +6,8 @@ from mvlm_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "name, arguments", [("demo", ()), ("flickr8k", ()), ("flickr8k", ("small",)), ("pretrain_4m", ())]
+    "name, arguments",
+    [("demo", ()), ("flickr8k", ()), ("flickr8k", ("small",)), ("pretrain_4m", ()), ("pretrain_4m", ("large",))],
 )
 def test_every_recipe_is_valid_and_survives_json(name, arguments):
     config = recipe(name, *arguments)
@@ -33,6 +34,14 @@ def test_unknown_fields_and_wrong_types_are_refused():
         config.stepz = 1
     with pytest.raises(TypeError):
         config.steps = "many"
+
+
+@pytest.mark.parametrize(("name", "value"), [("fraction", 0.0), ("fraction", 1.5), ("fraction_seed", -1)])
+def test_part_of_the_data_that_there_is_not_is_refused(name, value):
+    config = config_lib.default()
+    config.data[name] = value
+    with pytest.raises(UserError, match=f"^config.data.{name}={value} must lie "):
+        config_lib.validate(config)
 
 
 def test_a_config_file_of_another_version_is_refused():

@@ -183,6 +183,7 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_
         ("evaluate", "mvlm evaluate --config="),
         ("prepare", "mvlm prepare --dataset="),
         ("weights", "mvlm weights export --workdir="),
+        ("compile", "mvlm compile --config="),
     ],
 )
 def test_help_shows_an_example(door, example, capsys):

@@ -17,27 +17,32 @@ class HardNegatives(NamedTuple):
     valid: Bool[Array, "groups G"]  # false where the whole group shares the pair's image
 
 
+def negative_noise(key: Key[Array, ""], *, pairs: int, group: int) -> Float[Array, "groups 2 G G"]:
+    """What `hard_negatives` samples with, for its texts and its images; drawn for the whole batch at once."""
+    text_key, image_key = jax.random.split(key)
+    shape = (pairs // group, group, group)
+    return jnp.stack([jax.random.gumbel(text_key, shape), jax.random.gumbel(image_key, shape)], axis=1)
+
+
 def hard_negatives(
-    key: Key[Array, ""],
+    noise: Float[Array, "groups 2 G G"],
     z_image: Float[Array, "B E"],
     z_text: Float[Array, "B E"],
     image_id: Int[Array, " B"],
     temperature: Float[Array, ""],
-    *,
-    group: int,
 ) -> HardNegatives:
-    """Samples negatives by the softmax of the contrastive similarity inside groups of `group` consecutive pairs.
+    """Samples negatives by the softmax of the contrastive similarity inside groups of consecutive pairs.
 
     Groups keep matching free of communication, and its negatives independent of the number of devices.
     """
-    z_image, z_text, image_id = (in_groups(x, group=group) for x in (z_image, z_text, image_id))
+    z_image, z_text, image_id = (in_groups(x, group=noise.shape[-1]) for x in (z_image, z_text, image_id))
     similarity = jnp.einsum("gie,gje->gij", z_image, z_text) / temperature
     same = image_id[:, :, None] == image_id[:, None, :]
     logits = jnp.where(same, -jnp.inf, jax.lax.stop_gradient(similarity))
-    text_key, image_key = jax.random.split(key)
+    # The largest of logits with Gumbel noise is a sample of their softmax.
     return HardNegatives(
-        text=jax.random.categorical(text_key, logits, axis=-1),
-        image=jax.random.categorical(image_key, logits.swapaxes(1, 2), axis=-1),
+        text=jnp.argmax(logits + noise[:, 0], axis=-1),
+        image=jnp.argmax(logits.swapaxes(1, 2) + noise[:, 1], axis=-1),
         valid=~same.all(axis=-1),
     )
 

@@ -1,7 +1,7 @@
 """The four losses of a batch, each part of the model run as seldom as they allow (paper, equation 5)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -44,6 +44,27 @@ def draw(
     )
 
 
+class Pairs(NamedTuple):
+    """Rows of a batch with what was drawn for them."""
+
+    image: UInt8[Array, "B H W 3"]
+    text: Int[Array, "B L"]
+    image_id: Int[Array, " B"]
+    image_mask: masking.ImageMask
+    text_mask: masking.TextMask
+    negative_noise: Float[Array, "groups 2 G G"]
+
+
+class Embeddings(NamedTuple):
+    """What contrast over the global batch needs of each pair."""
+
+    image: Float[Array, "B E"]
+    text: Float[Array, "B E"]
+
+
+Local = Callable[[PyTree, Pairs], tuple[Metrics, Embeddings | None]]
+
+
 def pretraining_losses(
     model: MaskVLM,
     params: PyTree,
@@ -55,50 +76,74 @@ def pretraining_losses(
     condition_on: str,
     group: int,
     weights: Mapping[str, float],
+    per_device: Callable[[Local], Local] = lambda local: local,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The weighted sum of MIM, MLM, ITC and ITM, and every metric as (sum, count).
 
-    Clean and masked images pass the image encoder together, texts likewise; each cross encoder runs once for the
-    reconstruction and once for all three matching pairings. A loss of weight 0 is not computed.
+    A loss of weight 0 is not computed.
 
     Args:
       condition_on: what the other modality shows a reconstruction: `unmasked`, `masked` or `none`.
       weights: of `mim`, `mlm`, `itc` and `itm`.
+      per_device: runs a function of the parameters and of whole groups of pairs on parts of the batch, and adds up
+        the first of its two results; by default it runs on the whole batch.
     """
+    noise = matching.negative_noise(draws.negatives, pairs=image.shape[0], group=group)
+    pairs = Pairs(image, text, image_id, draws.image, draws.text, noise)
+    local = functools.partial(_local_losses, model, condition_on=condition_on, weights=weights)
+    metrics, embeddings = per_device(local)(params, pairs)
+
+    if embeddings is not None:
+        temperature = model.apply(FrozenDict(params=params), method="temperature")
+        metrics["temperature"] = (temperature, jnp.float32(1))
+        if weights["itc"]:
+            metrics["itc"] = contrastive.contrastive_loss(embeddings.image, embeddings.text, image_id, temperature)
+
+    names = [name for name in ("mim", "mlm", "itc", "itm") if weights[name]]
+    loss = sum((weights[name] * mean(*metrics[name]) for name in names), jnp.float32(0))
+    return loss, metrics
+
+
+def _local_losses(
+    model: MaskVLM, params: PyTree, pairs: Pairs, *, condition_on: str, weights: Mapping[str, float]
+) -> tuple[Metrics, Embeddings | None]:
+    """Everything that needs no pair outside the groups of `pairs`.
+
+    Clean and masked images pass the image encoder together, texts likewise; each cross encoder runs once for the
+    reconstruction and once for all three matching pairings.
+    """
+    image_mask, masked_text = pairs.image_mask, pairs.text_mask
     run = functools.partial(model.apply, FrozenDict(params=params))
-    patches = run(image, method="patches")
-    text_mask = run(text, method="text_mask")
-    clean = jnp.zeros_like(draws.image.patch_mask)
-    v, v_masked = _unstack(run(patches, jnp.stack([clean, draws.image.patch_mask], axis=1), method="encode_image"))
-    w, w_masked = _unstack(_encode_texts(run, jnp.stack([text, draws.text.text], axis=1)))
+    patches = run(pairs.image, method="patches")
+    text_mask = run(pairs.text, method="text_mask")
+    clean = jnp.zeros_like(image_mask.patch_mask)
+    v, v_masked = _unstack(run(patches, jnp.stack([clean, image_mask.patch_mask], axis=1), method="encode_image"))
+    w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, masked_text.text], axis=1)))
     metrics: Metrics = {}
+    embeddings = None
 
     if weights["mim"]:
         context = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]
         fused = run(v_masked, context, text_mask, method="fuse_image")
-        predicted = run(fused, context, text_mask, draws.image.slots, method="decode_image")
-        target = jnp.take_along_axis(patches, draws.image.slots[:, :, None], axis=1)
+        predicted = run(fused, context, text_mask, image_mask.slots, method="decode_image")
+        target = jnp.take_along_axis(patches, image_mask.slots[:, :, None], axis=1)
         metrics["mim"] = _totals(reconstruction.masked_image_loss(predicted, target))
 
     if weights["mlm"]:
         context = {"unmasked": v, "masked": v_masked, "none": None}[condition_on]
-        fused = run(w_masked, text_mask, context, draws.text.slots, method="fuse_text")
+        fused = run(w_masked, text_mask, context, masked_text.slots, method="fuse_text")
         logits = run(fused, method="classify_tokens")
-        targets, slot_weights = draws.text.targets, draws.text.weights
+        targets, slot_weights = masked_text.targets, masked_text.weights
         metrics["mlm"] = _totals(reconstruction.masked_text_loss(logits, targets, slot_weights))
         correct = reconstruction.masked_text_correct(logits, targets, slot_weights)
         metrics["mlm_accuracy"] = (correct.sum(), slot_weights.sum())
 
     if weights["itc"] or weights["itm"]:
-        z_image, z_text = run(v, method="project_image"), run(w, method="project_text")
-        temperature = run(method="temperature")
-        metrics["temperature"] = (temperature, jnp.float32(1))
-
-    if weights["itc"]:
-        metrics["itc"] = contrastive.contrastive_loss(z_image, z_text, image_id, temperature)
+        embeddings = Embeddings(run(v, method="project_image"), run(w, method="project_text"))
 
     if weights["itm"]:
-        negatives = matching.hard_negatives(draws.negatives, z_image, z_text, image_id, temperature, group=group)
+        temperature = run(method="temperature")
+        negatives = matching.hard_negatives(pairs.negative_noise, *embeddings, pairs.image_id, temperature)
         wrong_v = matching.take_from_groups(v, negatives.image)
         wrong_w = matching.take_from_groups(w, negatives.text)
         wrong_mask = matching.take_from_groups(text_mask, negatives.text)
@@ -117,9 +162,7 @@ def pretraining_losses(
             matching.matching_weights(valid).sum(),
         )
 
-    names = [name for name in ("mim", "mlm", "itc", "itm") if weights[name]]
-    loss = sum((weights[name] * mean(*metrics[name]) for name in names), jnp.float32(0))
-    return loss, metrics
+    return metrics, embeddings
 
 
 def mean(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
+from mvlm_jax.data.mixtures import Mixture, open_mixture
+from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
 from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
@@ -35,6 +36,17 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     )
 
 
+def describe_task(config: ConfigDict) -> Task:
+    """The task without its data: it has shapes, parameters and a loss, but no batches and nothing to evaluate."""
+
+    def missing(*_):
+        raise NotImplementedError("a described task has no data")
+
+    # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
+    tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
+    return Pretrain(config=config, tokenizer=tokenizer, batches=missing, eval_split=missing, eval_name="none")
+
+
 def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
     """The run's own tokenizer where it has one, else the configured file, else the one beside the text weights that
     the run starts from, else one trained on the training captions.
@@ -56,8 +68,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
             )
         tokenizer = Tokenizer.load(file, kind=text.kind)
     else:
-        source = open_source(config.data.train, data_dir=config.data.data_dir)
-        tokenizer = train_tokenizer(training_captions(source), kind=text.kind, vocab_size=text.vocab_size)
+        tokenizer = train_tokenizer(_mixture(config).captions(), kind=text.kind, vocab_size=text.vocab_size)
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but config.text.vocab_size={text.vocab_size}; "
@@ -66,11 +77,16 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
     return tokenizer
 
 
+def _mixture(config: ConfigDict) -> Mixture:
+    data = config.data
+    return open_mixture(data.train, data_dir=data.data_dir, fraction=data.fraction, fraction_seed=data.fraction_seed)
+
+
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
     data = config.data
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     return train_batches(
-        open_source(data.train, data_dir=data.data_dir),
+        _mixture(config),
         tokenizer,
         image_size=config.image.size,
         max_length=config.text.max_length,
@@ -87,15 +103,14 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
 
 def _image_ids(config: ConfigDict, step: int) -> list[str]:
     data = config.data
-    return train_image_ids(
-        open_source(data.train, data_dir=data.data_dir),
-        step=step,
-        batch_size=config.batch_size,
+    examples = TrainExamples(
+        mixture=_mixture(config),
         seed=config.seed,
         image_size=config.image.size,
         max_image_pixels=data.max_image_pixels,
-        min_scale=data.augment.min_scale,
+        **data.augment,
     )
+    return [examples[index].image_id for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):

@@ -1,6 +1,7 @@
 """Masked vision-language pre-training (paper, section 3)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import EvalSplit
@@ -20,7 +21,8 @@ from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
 from mvlm_jax.objectives import masking
-from mvlm_jax.objectives.pretraining import Draws, draw, pretraining_losses
+from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+from mvlm_jax.training.per_device import per_device
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, StartWeights, SumAndCount
 
@@ -61,6 +63,16 @@ class Pretrain:
             text_slots=masking.text_slots(max_length=length, ratio=mask.text_ratio),
         )
 
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, size = self.config.batch_size, self.config.image.size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((rows, self.config.text.max_length), jnp.int32),
+            "image_id": jax.ShapeDtypeStruct((rows,), jnp.int32),
+            "skipped": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        }
+
     def init(self, key: Key[Array, ""]) -> Params:
         size = self.config.image.size
         image = jnp.zeros((1, size, size, 3), jnp.uint8)
@@ -80,13 +92,12 @@ class Pretrain:
         )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
-    def draws(self, text: Int[Array, "B L"], streams: Streams) -> Draws:
-        """What a step hides of a batch with these captions."""
+    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
         config, ids = self.config, self.tokenizer.ids
-        return draw(
+        draws = draw(
             streams.key("mask"),
             streams.key("negatives"),
-            text,
+            batch["text"],
             grid=config.image.size // config.image.patch,
             cell=config.mask.image_cell,
             image_ratio=config.mask.image_ratio,
@@ -94,19 +105,19 @@ class Pretrain:
             special_ids=tuple(ids),
             mask_id=ids.mask,
         )
-
-    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
-        config = self.config
         loss, metrics = pretraining_losses(
             self.model,
             params,
             batch["image"],
             batch["text"],
             batch["image_id"],
-            self.draws(batch["text"], streams),
+            draws,
             condition_on=config.mask.condition_on,
             group=config.matching.group,
             weights=config.loss.to_dict(),
+            per_device=functools.partial(
+                per_device, sharding_rules=self.sharding_rules, dtype=self.model.dtype, multiple=config.matching.group
+            ),
         )
         return loss, {**metrics, "skipped_images": (batch["skipped"].sum(), jnp.int32(1))}
 

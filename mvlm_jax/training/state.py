@@ -108,7 +108,9 @@ def make_train_step(
 
     def step(state, batch):
         streams = Streams(seed=seed, step=state.step)
-        (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, streams)
+        # The loss finds the mesh in context, also where the caller has set none.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, streams)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         update = state.step + 1
         metrics = {name: numerator / count for name, (numerator, count) in sums.items()}

@@ -36,6 +36,7 @@ class Task(Protocol):
     optimizer_rules: Sequence[tuple[str, str]]  # the group whose learning rate a parameter follows: encoder or rest
     decay_rules: Sequence[tuple[str, bool]]  # whether weight decay applies
     flops_per_step: float  # of the model, forward and backward, over the global batch
+    batch_shapes: Mapping[str, jax.ShapeDtypeStruct]  # of the global batch
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; traced by `jax.jit`, so that they are born sharded."""

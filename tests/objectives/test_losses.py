@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from mvlm_jax.objectives.contrastive import contrastive_loss
-from mvlm_jax.objectives.matching import hard_negatives, matching_correct, matching_loss, take_from_groups
+from mvlm_jax.objectives.matching import (
+    hard_negatives,
+    matching_correct,
+    matching_loss,
+    negative_noise,
+    take_from_groups,
+)
 from mvlm_jax.objectives.reconstruction import masked_image_loss, masked_text_correct, masked_text_loss
 
 
@@ -77,7 +83,8 @@ def test_negatives_never_share_the_image_and_never_leave_the_group():
     ids = jnp.array([1, 1, 2, 3, 4, 5, 4, 4])
     for seed in range(30):
         keys = jax.random.split(jax.random.key(seed), 3)
-        found = hard_negatives(keys[0], unit(keys[1], 8), unit(keys[2], 8), ids, jnp.float32(0.07), group=4)
+        noise = negative_noise(keys[0], pairs=8, group=4)
+        found = hard_negatives(noise, unit(keys[1], 8), unit(keys[2], 8), ids, jnp.float32(0.07))
         for places in (found.text, found.image):
             chosen = take_from_groups(ids, places)
             assert np.all(np.asarray(chosen) != np.asarray(ids))
@@ -87,7 +94,8 @@ def test_negatives_never_share_the_image_and_never_leave_the_group():
 def test_a_group_of_one_image_has_no_valid_negative():
     ids = jnp.array([7, 7, 1, 2])
     z = unit(jax.random.key(0), 4)
-    found = hard_negatives(jax.random.key(1), z, z, ids, jnp.float32(0.1), group=2)
+    noise = negative_noise(jax.random.key(1), pairs=4, group=2)
+    found = hard_negatives(noise, z, z, ids, jnp.float32(0.1))
     np.testing.assert_array_equal(found.valid, [[False, False], [True, True]])
 
 
@@ -95,7 +103,9 @@ def test_negatives_are_drawn_by_the_softmax_of_similarity():
     # Image 0 sees texts 1 and 2 at similarity 1 and 0: at temperature 1 drawn as e : 1.
     z_image = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     z_text = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    draw = lambda key: hard_negatives(key, z_image, z_text, jnp.arange(3), jnp.float32(1.0), group=3).text[0, 0]
+    draw = lambda key: hard_negatives(
+        negative_noise(key, pairs=3, group=3), z_image, z_text, jnp.arange(3), jnp.float32(1.0)
+    ).text[0, 0]
     chosen = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(2), 4000)))
     assert set(chosen) == {1, 2}
     assert np.mean(chosen == 1) == pytest.approx(np.e / (np.e + 1), abs=0.03)

@@ -108,7 +108,8 @@ def plain_form(model, params, batch, draws, *, condition_on):
     itc = -(share * jax.nn.log_softmax(similarity)).sum(1) - (share * jax.nn.log_softmax(similarity.T)).sum(1)
     itc = itc.mean() / 2
 
-    negatives = matching.hard_negatives(draws.negatives, z_image, z_text, image_id, temperature, group=GROUP)
+    noise = matching.negative_noise(draws.negatives, pairs=BATCH, group=GROUP)
+    negatives = matching.hard_negatives(noise, z_image, z_text, image_id, temperature)
     base = (jnp.arange(BATCH) // GROUP) * GROUP
     wrong_text, wrong_image = base + negatives.text.reshape(-1), base + negatives.image.reshape(-1)
 
@@ -257,8 +258,9 @@ def test_groups_keep_negatives_at_home(model, params, batch, draws):
     z = jax.random.normal(jax.random.key(3), (BATCH, 16))
     z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
     ids = batch["image_id"]
-    found = matching.hard_negatives(jax.random.key(5), z, z, ids, jnp.float32(0.1), group=GROUP)
-    changed = z.at[GROUP:].set(-z[GROUP:])
+    noise = matching.negative_noise(jax.random.key(5), pairs=BATCH, group=GROUP)
+    found = matching.hard_negatives(noise, z, z, ids, jnp.float32(0.1))
+    again = matching.hard_negatives(noise, changed, changed, ids, jnp.float32(0.1))
     again = matching.hard_negatives(jax.random.key(5), changed, changed, ids, jnp.float32(0.1), group=GROUP)
     np.testing.assert_array_equal(found.text[0], again.text[0])
     np.testing.assert_array_equal(found.image[0], again.image[0])

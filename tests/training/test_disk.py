@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 
+import jax
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
@@ -17,12 +18,19 @@ FIELDS = {"steps": 12, "log_every": 12}
 RESOURCE = pytest.importorskip("resource")
 
 
+class HeavyTask(ToyTask):
+    """With a parameter of 2 MB: its checkpoint has files far larger than whatever else a run writes."""
+
+    def init(self, key):
+        return super().init(key) | {"ballast": jax.random.normal(key, (2**19,))}
+
+
 def train_through_a_door(workdir, **options):
     return doors.run(
         name="train",
         doc="",
         define_flags=lambda values, argv: None,
-        main=lambda _: train(ToyTask(**options), config=toy_config(**FIELDS), workdir=workdir),
+        main=lambda _: train(HeavyTask(**options), config=toy_config(**FIELDS), workdir=workdir),
         argv=[],
     )
 
@@ -44,14 +52,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_on
     tmp_path, small_files, capfd
 ):
     whole = tmp_path / "whole"
-    train(ToyTask(), config=toy_config(**FIELDS), workdir=whole)
+    train(HeavyTask(), config=toy_config(**FIELDS), workdir=whole)
 
-    # What is logged fits in, the files of a checkpoint do not.
+    # What is logged fits in, here and in the file that takes the output of a test; the files of a checkpoint do not.
     def fill(step):
         if step == 4:
             while not (tmp_path / "run" / "checkpoints" / "3").exists():
                 time.sleep(0.01)
-            small_files(4000)
+            small_files(2**20)
 
     status = train_through_a_door(tmp_path / "run", before_batch=fill)
     small_files(RESOURCE.RLIM_INFINITY)

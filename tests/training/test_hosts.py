@@ -12,6 +12,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.inference import load
 from mvlm_jax.training import hosts
 from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
 
 DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
 
@@ -168,7 +169,7 @@ def test_a_cluster_is_joined_without_flags_unless_one_process_is_asked_for(initi
     hosts.connect(num_processes=1)
     assert initialized == []
     hosts.connect()
-    assert initialized == [{}]
+    assert initialized == [{"heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_SECONDS}]
 
 
 def test_a_cluster_that_cannot_be_joined_is_a_mistake_with_a_way_out(monkeypatch):

@@ -1,0 +1,59 @@
+"""Compiles the training step for a TPU topology on a machine without one: does it fit, what does it cost, how long?
+
+Example:
+  mvlm compile --config=configs/pretrain_4m.py --topology=v5e:4x4 --config.model.remat=dots
+
+Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes ten minutes or more of one
+core. --fit looks for the largest batch a chip holds, and for the cheapest remat policy that holds it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mvlm_jax import doors
+from mvlm_jax.compiling.topology import EXAMPLES, describe
+from mvlm_jax.errors import UserError
+
+
+def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    doors.define_config(values, argv)
+    flags.DEFINE_string("topology", None, f"Family and size, such as {EXAMPLES}.", flag_values=values)
+    flags.mark_flag_as_required("topology", flag_values=values)
+    flags.DEFINE_integer(
+        "slices", 1, "Slices of this topology, joined by the data centre's network.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "File to write the figures to.", flag_values=values)
+    flags.DEFINE_boolean("fit", False, "Find the largest batch and the cheapest remat policy.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    config = doors.checked_config(values)
+    if values.json and not Path(values.json).parent.is_dir():
+        raise UserError(f"--json={values.json}: the directory {Path(values.json).parent} does not exist")
+    topology = describe(values.topology, slices=values.slices)
+    # These import JAX, which must find the environment that `describe` has settled.
+    from mvlm_jax.compiling.ahead import batch_parts, compile_step, fit
+    from mvlm_jax.compiling.report import summary, table, what_to_change
+    from mvlm_jax.training.workdir import write_json
+
+    if values.fit:
+        config, step = fit(config, topology.devices, report=print)
+    else:
+        step = compile_step(config, topology.devices)
+    figures = summary(step, topology=topology, steps=config.steps)
+    print(table(figures, step=step, topology=topology, config=config))
+    if not figures["fits"]:
+        print(f"to make it fit: {what_to_change(config, parts=batch_parts(config, topology.devices))}")
+    if values.json:
+        write_json(Path(values.json), figures)
+
+
+def door(argv: Sequence[str]) -> int:
+    return doors.run(name="compile", doc=__doc__, define_flags=define_flags, main=main, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(door(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The training step, compiled for devices that need not be there."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mvlm_jax.compiling.fitting import largest_fit
+from mvlm_jax.compiling.hlo import Program, read
+from mvlm_jax.errors import UserError
+from mvlm_jax.models.from_config import compute_dtype
+from mvlm_jax.tasks.from_config import describe_task
+from mvlm_jax.training.mesh import BATCH_AXES, make_mesh
+from mvlm_jax.training.program import Program as TrainingProgram
+from mvlm_jax.training.program import make_program
+from mvlm_jax.training.task import Task
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class DescribedStep(NamedTuple):
+    """A step as shapes and shardings."""
+
+    task: Task
+    mesh: Mesh
+    program: TrainingProgram
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def arguments(self) -> int:
+        """Bytes of the state and the batch on one chip."""
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves((self.program.state, self.batch))
+        )
+
+
+class CompiledStep(NamedTuple):
+    """Bytes are those of one chip. `program` is missing where the chip's memory cannot hold it."""
+
+    task: Task
+    params: int
+    arguments: int  # the state and the batch
+    temporaries: int
+    fits: bool
+    program: Program | None
+
+
+def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
+    """The step that `training.loop` runs, with `dtype` as `auto` is on these devices, not on this machine.
+
+    Raises:
+      UserError: the config does not fit the number of devices.
+    """
+    config = config.copy_and_resolve_references()
+    config.dtype = str(compute_dtype(config.dtype, backend=devices[0].platform))
+    task = describe_task(config)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
+    program = make_program(task=task, config=config, mesh=mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
+        for name, rows in task.batch_shapes.items()
+    }
+    return DescribedStep(task, mesh, program, batch)
+
+
+def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
+    """Compiles the step; makes no array and reads no data.
+
+    Raises:
+      UserError: the config does not fit the number of devices.
+    """
+    described = describe_step(config, devices)
+    task, program = described.task, described.program
+    params = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    with jax.set_mesh(described.mesh):
+        lowered = program.step.lower(program.state, described.batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = wanted_memory(str(error), arguments=described.arguments)
+        if wanted is None:
+            raise
+        return CompiledStep(task, params, described.arguments, wanted, fits=False, program=None)
+    memory = compiled.memory_analysis()
+    # The program itself lies in the same memory, and so do outputs that do not take an argument's place.
+    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    temporaries += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    arguments = memory.argument_size_in_bytes
+    return CompiledStep(task, params, arguments, temporaries, fits=True, program=read(compiled.as_text()))
+
+
+def fit(
+    config: ConfigDict, devices: Sequence[Any], *, report: Callable[[str], None]
+) -> tuple[ConfigDict, CompiledStep]:
+    """The config with the largest batch, and for it the cheapest remat policy, that these devices hold.
+
+    Raises:
+      UserError: not even one matching group on each of them fits.
+    """
+    parts, group = batch_parts(config, devices), config.matching.group
+    tried: dict[tuple[int, str], tuple[ConfigDict, CompiledStep]] = {}
+
+    def fits(pairs: int, policy: str) -> bool:
+        candidate = config.copy_and_resolve_references()
+        candidate.batch_size, candidate.model.remat = pairs * parts, policy
+        step = compile_step(candidate, devices)
+        tried[pairs, policy] = candidate, step
+        report(f"{pairs} pairs a chip, remat {policy}: {'fits' if step.fits else 'does not fit'}")
+        return step.fits
+
+    found = largest_fit(fits, group=group)
+    if found is None:
+        raise UserError(
+            f"not even one matching group of {group} pairs a chip fits with config.model.remat=full; "
+            f"set config.mesh.fsdp above {config.mesh.fsdp}, or choose chips with more memory"
+        )
+    return tried[found]
+
+
+def batch_parts(config: ConfigDict, devices: Sequence[Any]) -> int:
+    """How many equal parts the mesh cuts the global batch into."""
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def wanted_memory(message: str, *, arguments: int) -> int | None:
+    """Bytes of temporaries for which libtpu found no room in HBM; None where it complains of something else."""
+    number = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"memory required for HLO temporaries \({number}\) exceeds", message)
+    if found:
+        return int(float(found[1]) * _UNITS[found[2]])
+    found = re.search(rf"memory space hbm\. Used {number} of", message)
+    return max(0, int(float(found[1]) * _UNITS[found[2]]) - arguments) if found else None

@@ -1,0 +1,106 @@
+"""What compiling ahead of time tells of a run: whether it fits, what it costs, how long it takes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mvlm_jax.compiling import costs
+from mvlm_jax.compiling.ahead import CompiledStep
+from mvlm_jax.compiling.hlo import Program
+from mvlm_jax.compiling.topology import Topology
+from mvlm_jax.training.throughput import peak_flops
+
+
+class Roofline(NamedTuple):
+    """Seconds of a step on one chip at its peak figures; no run is faster, and real ones are slower."""
+
+    matrix: float  # the matrix units alone
+    memory: float  # HBM alone
+    chip: float  # operation by operation, whichever of the two takes longer
+    links: float  # communication, overlapped with nothing
+
+    @property
+    def step(self) -> float:
+        return self.chip + self.links
+
+
+def roofline(program: Program, topology: Topology) -> Roofline:
+    flops = peak_flops(topology.devices[0].device_kind)
+    chip = topology.chip
+    steps = costs.operations(program)
+    return Roofline(
+        matrix=sum(step.times * step.flops for step in steps) / flops,
+        memory=sum(step.times * step.bytes for step in steps) / chip.hbm_bandwidth,
+        chip=sum(step.times * max(step.flops / flops, step.bytes / chip.hbm_bandwidth) for step in steps),
+        links=sum(collective.traffic for collective in costs.collectives(program)) / chip.ici_bandwidth,
+    )
+
+
+def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, Any]:
+    """What `--json` writes; what only a program that fits can tell is None where it does not."""
+    chips = len(topology.devices)
+    total = step.arguments + step.temporaries
+    counted = step.program is not None
+    seconds = roofline(step.program, topology).step if counted else None
+    return {
+        "chips": chips,
+        "params": step.params,
+        "hbm_bytes_per_chip": {
+            "arguments": step.arguments,
+            "temporaries": step.temporaries,
+            "total": total,
+            "capacity": topology.chip.hbm_bytes,
+        },
+        "model_flops_per_chip": step.task.flops_per_step / chips,
+        "compiled_flops_per_chip": costs.matrix_flops(step.program) if counted else None,
+        "collective_bytes_per_chip": costs.bytes_by_kind(costs.collectives(step.program)) if counted else None,
+        "step_seconds_estimate": seconds,
+        "hours_estimate": seconds * steps / 3600 if counted else None,
+        "fits": step.fits and total <= topology.chip.hbm_bytes,
+    }
+
+
+def table(values: Mapping[str, Any], *, step: CompiledStep, topology: Topology, config: ConfigDict) -> str:
+    rows = list(_rows(values, step=step, topology=topology, config=config))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def what_to_change(config: ConfigDict, *, parts: int) -> str:
+    """For a step that does not fit: what frees memory, the cheapest first."""
+    changes = []
+    cheaper = {"none": ("dots", "full"), "dots": ("full",)}.get(config.model.remat, ())
+    changes += [f"--config.model.remat={policy}" for policy in cheaper]
+    if config.batch_size // parts > config.matching.group:
+        changes.append(f"--config.batch_size={parts * config.matching.group} (one matching group a chip)")
+    changes.append("more parts of the parameters (--config.mesh.fsdp), more chips, or chips with more memory")
+    return "; or ".join(changes) + "; --fit tries batches and remat policies"
+
+
+def _rows(
+    values: Mapping[str, Any], *, step: CompiledStep, topology: Topology, config: ConfigDict
+) -> Iterator[tuple[str, str]]:
+    chips, memory = values["chips"], values["hbm_bytes_per_chip"]
+    yield "topology", f"{topology.name}, {chips} chips"
+    yield "mesh", ", ".join(f"{axis} {size}" for axis, size in config.mesh.to_dict().items())
+    yield "batch", f"{config.batch_size} pairs, {config.batch_size / chips:g} a chip; remat {config.model.remat}"
+    yield "parameters", f"{values['params']:,}"
+    for name in ("arguments", "temporaries", "total", "capacity"):
+        yield f"HBM a chip, {name}", f"{memory[name] / 2**30:.2f} GiB"
+    yield "model FLOPs a chip", f"{values['model_flops_per_chip']:.4g}"
+    if step.program is not None:
+        seconds = roofline(step.program, topology)
+        compiled = values["compiled_flops_per_chip"]
+        yield (
+            "compiled FLOPs a chip",
+            f"{compiled:.4g} ({compiled / values['model_flops_per_chip']:.3f} of the model's)",
+        )
+        for kind, size in values["collective_bytes_per_chip"].items():
+            yield f"{kind} a chip", f"{size / 2**20:.1f} MiB"
+        yield "step, matrix units alone", f"{1000 * seconds.matrix:.1f} ms"
+        yield "step, HBM alone", f"{1000 * seconds.memory:.1f} ms"
+        yield "step, links alone", f"{1000 * seconds.links:.1f} ms"
+        yield "step, estimate", f"{1000 * seconds.step:.1f} ms, {config.batch_size / seconds.step:.0f} pairs a second"
+        yield "run, estimate", f"{values['hours_estimate']:.1f} hours for {config.steps} steps"
+    yield "fits", "yes" if values["fits"] else "no"

@@ -1,0 +1,94 @@
+"""The training step as XLA compiles it for eight devices: what it computes and what it sends, never run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import prepare_shapes, recipe
+
+from mvlm_jax.compiling.ahead import compile_step, describe_step
+from mvlm_jax.compiling.costs import bytes_by_kind, collectives, gathered_features, matrix_flops
+from mvlm_jax.compiling.needed import least_collective_bytes
+from mvlm_jax.tasks.from_config import describe_task, make_task
+
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+
+# Wide enough that features, weights and embeddings cannot be taken for one another; lengths: 36 patches and the class
+# token, 24 masked patches, 16 words.
+FIELDS = {
+    "dtype": "float32", "image.size": 96, "image.patch": 16, "text.vocab_size": 1003, "text.max_length": 16,
+    "model.width": 128, "model.heads": 2, "model.layers": 2, "model.cross_layers": 1, "model.decoder_layers": 1,
+    "matching.group": 4, "batch_size": 64,
+}  # fmt: skip
+LENGTHS = (37, 36, 24, 16)
+
+
+def config_on(**changes):
+    config = recipe("pretrain_4m")
+    config.update_from_flattened_dict(FIELDS | {name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+@pytest.fixture(scope="module", params=[{"mesh__fsdp": 1}, {"mesh__fsdp": 4}], ids=["data", "fsdp"])
+def compiled(request):
+    config = config_on(**request.param)
+    return config, compile_step(config, jax.devices())
+
+
+def test_little_more_is_sent_than_must_be(compiled):
+    config, step = compiled
+    least = least_collective_bytes(
+        describe_step(config, jax.devices()).program.state.params,
+        batch_size=config.batch_size,
+        projection=config.model.projection,
+        dtype=jnp.float32,
+    )
+    sent = sum(bytes_by_kind(collectives(step.program)).values())
+    assert least <= sent <= 1.1 * least
+
+
+def test_no_feature_leaves_its_device(compiled):
+    config, step = compiled
+    found = collectives(step.program)
+    assert found
+    assert not list(gathered_features(found, lengths=LENGTHS, width=config.model.width))
+
+
+def test_little_more_is_computed_than_the_losses_need(compiled):
+    _, step = compiled
+    needed = step.task.flops_per_step / 8
+    assert 0.95 * needed <= matrix_flops(step.program) <= 1.05 * needed
+
+
+def test_features_do_travel_where_groups_span_devices():
+    """What the tests above would see if a device held a part of a group only."""
+    step = compile_step(config_on(matching__group=16, model__layers=1), jax.devices())
+    assert list(gathered_features(collectives(step.program), lengths=LENGTHS, width=128))
+
+
+def test_memory_of_the_arguments_is_that_of_the_state(compiled):
+    config, step = compiled
+    described = describe_step(config, jax.devices())
+    assert step.params == sum(leaf.size for leaf in jax.tree.leaves(described.program.state.params))
+    assert step.arguments == pytest.approx(described.arguments, rel=0.01)
+    assert step.fits and step.temporaries > 0
+
+
+def test_a_described_task_is_the_task_without_its_data(tmp_path):
+    prepare_shapes(tmp_path)
+    config = recipe("demo")
+    config.data.data_dir, config.batch_size = str(tmp_path), 32
+    task, described = make_task(config, workdir=tmp_path / "run"), describe_task(config)
+    rows = next(iter(task.train_batches(0)))
+    assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {
+        name: (shape.shape, shape.dtype) for name, shape in described.batch_shapes.items()
+    }
+    assert described.tokenizer.ids == task.tokenizer.ids
+    assert described.flops_per_step == task.flops_per_step
+    assert dataclasses.asdict(described.model) == dataclasses.asdict(task.model)
+
+
+def test_auto_means_the_type_of_the_devices_compiled_for():
+    config = config_on(dtype="auto")
+    assert describe_step(config, jax.devices()).task.model.dtype == jnp.float32
