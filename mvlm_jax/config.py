@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
-CHANGEABLE_ON_RESUME = ("mesh.", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every",
-                        "max_skipped_updates", "eval.")  # fmt: skip
+CHANGEABLE_ON_RESUME = (
+    "mesh.", "accumulate", "model.remat", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every",
+    "max_skipped_updates", "eval.",
+)  # fmt: skip
 # Fields that an evaluation may set otherwise than the training it evaluates.
 CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
@@ -28,7 +30,8 @@ def default() -> ConfigDict:
     config.seed = 0  # everything random derives from (seed, stream, step)
     config.task = "pretrain"
     config.steps = 1000  # optimizer updates in the whole run
-    config.batch_size = 512  # pairs in a step over all devices; a multiple of matching.group
+    config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
+    config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
     config.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), float32, bfloat16
     config.log_every = 20  # steps between two lines of metrics.jsonl
     config.max_skipped_updates = 10  # in a row, for a loss or gradient that is not finite, before the run stops
@@ -135,7 +138,7 @@ def model_size(name: str) -> ConfigDict:
     model.mlp_ratio = 4  # width of an MLP's hidden layer, in widths
     model.projection = 256  # width of the space in which images and texts are compared
     model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
-    model.remat = "none"  # what the backward pass of the encoders computes anew: none, dots, full
+    model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
     return model
 
 
@@ -157,7 +160,7 @@ def validate(config: ConfigDict) -> None:
     for name, legal in choices.items():
         if fields[name] not in legal:
             raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
-    at_least_one = ("steps", "batch_size", "log_every", "max_skipped_updates",
+    at_least_one = ("steps", "batch_size", "accumulate", "log_every", "max_skipped_updates",
                     "image.size", "image.patch", "text.vocab_size",
                     "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
                     "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
@@ -205,9 +208,11 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
     if not 0 < config.image.epsilon < 1:
         raise UserError(f"config.image.epsilon={config.image.epsilon} must lie between 0 and 1")
-    if config.batch_size % config.matching.group:
+    microbatches = config.accumulate * config.matching.group
+    if config.batch_size % microbatches:
         raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of config.matching.group={config.matching.group}"
+            f"config.batch_size={config.batch_size} must be a multiple of {microbatches}, "
+            f"config.accumulate={config.accumulate} times config.matching.group={config.matching.group}"
         )
 
 

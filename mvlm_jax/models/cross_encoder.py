@@ -4,7 +4,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from mvlm_jax.models.layers import CrossBlock, Rows
+from mvlm_jax.models.layers import CrossBlock, Rows, rematerialized
 
 
 class CrossEncoder(nn.Module):
@@ -13,6 +13,7 @@ class CrossEncoder(nn.Module):
     layers: int
     heads: int
     mlp_ratio: int
+    remat: str
     dtype: DTypeLike
     epsilon: float = 1e-6
 
@@ -27,7 +28,12 @@ class CrossEncoder(nn.Module):
     ) -> Float[Array, "B R D"]:
         """Features of the tokens in `rows` (all of them by default)."""
         for index in range(self.layers):
-            last = index == self.layers - 1
             block = CrossBlock(self.heads, self.mlp_ratio, self.epsilon, self.dtype, name=f"block_{index}")
-            x = block(x, mask, context, context_mask, rows if last else None)
+            last = index == self.layers - 1
+            x = self._apply(block, x, mask, context, context_mask, rows if last else None)
         return nn.LayerNorm(self.epsilon, dtype=self.dtype, name="final_norm")(x)
+
+    def _apply(self, block: CrossBlock, x, mask, context, context_mask, rows):
+        # Rows are closed over, as a slice is not an argument that remat can take.
+        call = rematerialized(lambda block, *arguments: block(*arguments, rows), remat=self.remat)
+        return call(block, x, mask, context, context_mask)

@@ -129,20 +129,31 @@ class CrossBlock(nn.Module):
         return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
 
 
+def rematerialized(target, *, remat: str, prevent_cse: bool = True):
+    """`nn.remat` of a block, or of a function of one, with the policy of that name.
+
+    Args:
+      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `full` (everything).
+    """
+    if remat == "none":
+        return target
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return nn.remat(target, policy=policies[remat], prevent_cse=prevent_cse)
+
+
 def scanned_layers(
     block: type[PreNormBlock] | type[PostNormBlock], *, layers: int, remat: str, **block_fields
 ) -> nn.Module:
     """`layers` blocks of one kind in a `lax.scan`, parameters stacked on a leading axis, named `layers`.
 
     Args:
-      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `full` (everything).
+      remat: see `rematerialized`.
     """
-    policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    if remat != "none":
-        block = nn.remat(block, policy=policies[remat], prevent_cse=False)
+    # The scan itself keeps the compiler from merging both computations.
+    block = rematerialized(block, remat=remat, prevent_cse=False)
 
     class Layer(nn.Module):
         @nn.compact

@@ -49,7 +49,9 @@ class MaskVLM(nn.Module):
             "remat": self.remat,
             "dtype": self.dtype,
         }
-        cross = functools.partial(CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
+        cross = functools.partial(
+            CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, remat=self.remat, dtype=self.dtype
+        )
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
         self.image_encoder = ImageEncoder(
             patches=(self.image_size // self.patch) ** 2, epsilon=self.image_epsilon, **encoder

@@ -17,8 +17,7 @@ def contrastive_loss(
     """
     logits = z_image @ z_text.T / temperature
     positive = (image_id[:, None] == image_id[None, :]).astype(jnp.float32)
-    # Symmetric, so its normalised rows serve both directions.
-    target = positive / positive.sum(axis=1, keepdims=True)
-    to_text = -(target * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
-    to_image = -(target * jax.nn.log_softmax(logits.T, axis=1)).sum(axis=1)
-    return ((to_text + to_image) / 2).sum(), jnp.float32(z_image.shape[0])
+    # Down the columns rather than along the rows of a transpose, which would move the whole matrix between devices.
+    to_text = -(positive / positive.sum(axis=1, keepdims=True) * jax.nn.log_softmax(logits, axis=1)).sum()
+    to_image = -(positive / positive.sum(axis=0, keepdims=True) * jax.nn.log_softmax(logits, axis=0)).sum()
+    return (to_text + to_image) / 2, jnp.float32(z_image.shape[0])

@@ -17,15 +17,13 @@ class HardNegatives(NamedTuple):
     valid: Bool[Array, "groups G"]  # false where the whole group shares the pair's image
 
 
-def negative_noise(key: Key[Array, ""], *, pairs: int, group: int) -> Float[Array, "groups 2 G G"]:
-    """What `hard_negatives` samples with, for its texts and its images; drawn for the whole batch at once."""
-    text_key, image_key = jax.random.split(key)
-    shape = (pairs // group, group, group)
-    return jnp.stack([jax.random.gumbel(text_key, shape), jax.random.gumbel(image_key, shape)], axis=1)
+def negative_noise(key: Key[Array, ""], *, pairs: int, group: int) -> Float[Array, "B 2 G"]:
+    """What `hard_negatives` samples each pair's text and image with; drawn for the whole batch at once."""
+    return jax.random.gumbel(key, (pairs, 2, group))
 
 
 def hard_negatives(
-    noise: Float[Array, "groups 2 G G"],
+    noise: Float[Array, "B 2 G"],
     z_image: Float[Array, "B E"],
     z_text: Float[Array, "B E"],
     image_id: Int[Array, " B"],
@@ -35,14 +33,15 @@ def hard_negatives(
 
     Groups keep matching free of communication, and its negatives independent of the number of devices.
     """
-    z_image, z_text, image_id = (in_groups(x, group=noise.shape[-1]) for x in (z_image, z_text, image_id))
+    grouped = (in_groups(x, group=noise.shape[-1]) for x in (z_image, z_text, image_id, noise))
+    z_image, z_text, image_id, noise = grouped
     similarity = jnp.einsum("gie,gje->gij", z_image, z_text) / temperature
     same = image_id[:, :, None] == image_id[:, None, :]
     logits = jnp.where(same, -jnp.inf, jax.lax.stop_gradient(similarity))
     # The largest of logits with Gumbel noise is a sample of their softmax.
     return HardNegatives(
-        text=jnp.argmax(logits + noise[:, 0], axis=-1),
-        image=jnp.argmax(logits.swapaxes(1, 2) + noise[:, 1], axis=-1),
+        text=jnp.argmax(logits + noise[:, :, 0], axis=-1),
+        image=jnp.argmax(logits.swapaxes(1, 2) + noise[:, :, 1], axis=-1),
         valid=~same.all(axis=-1),
     )
 

@@ -1,32 +1,48 @@
 """The four losses of a batch, each part of the model run as seldom as they allow (paper, equation 5)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import contrastive, masking, matching, reconstruction
 
-Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Sums = dict[str, tuple[Num[Array, ""], Num[Array, ""]]]
 
 
-class Draws(NamedTuple):
-    """Everything random in a step: masks, and the key that negatives are sampled with."""
+class Pairs(NamedTuple):
+    """A batch, or whole groups of it, with everything random that was drawn for its pairs."""
 
-    image: masking.ImageMask
-    text: masking.TextMask
-    negatives: Key[Array, ""]
+    image: UInt8[Array, "B H W 3"]
+    text: Int[Array, "B L"]
+    image_id: Int[Array, " B"]
+    image_mask: masking.ImageMask
+    text_mask: masking.TextMask
+    negative_noise: Float[Array, "B 2 G"]
+    skipped: Int[Array, " B"]  # unusable records stepped over for each pair
+
+
+class Embeddings(NamedTuple):
+    """Whole images and texts in the space in which they are compared."""
+
+    image: Float[Array, "B E"]
+    text: Float[Array, "B E"]
 
 
 def draw(
     mask_key: Key[Array, ""],
     negatives_key: Key[Array, ""],
+    image: UInt8[Array, "B H W 3"],
     text: Int[Array, "B L"],
+    image_id: Int[Array, " B"],
+    skipped: Int[Array, " B"],
     *,
     grid: int,
     cell: int,
@@ -34,143 +50,127 @@ def draw(
     text_ratio: float,
     special_ids: tuple[int, ...],
     mask_id: int,
-) -> Draws:
-    """The masks of a batch; see `masking` for what the arguments mean."""
+    group: int,
+) -> Pairs:
+    """The batch with its masks and the noise that negatives are sampled with; see `masking` for the arguments."""
     image_key, text_key = jax.random.split(mask_key)
-    return Draws(
-        image=masking.image_mask(image_key, batch=text.shape[0], grid=grid, cell=cell, ratio=image_ratio),
-        text=masking.text_mask(text_key, text, special_ids=special_ids, mask_id=mask_id, ratio=text_ratio),
-        negatives=negatives_key,
+    pairs = text.shape[0]
+    return Pairs(
+        image,
+        text,
+        image_id,
+        masking.image_mask(image_key, batch=pairs, grid=grid, cell=cell, ratio=image_ratio),
+        masking.text_mask(text_key, text, special_ids=special_ids, mask_id=mask_id, ratio=text_ratio),
+        matching.negative_noise(negatives_key, pairs=pairs, group=group),
+        skipped,
     )
 
 
-class Pairs(NamedTuple):
-    """Rows of a batch with what was drawn for them."""
-
-    image: UInt8[Array, "B H W 3"]
-    text: Int[Array, "B L"]
-    image_id: Int[Array, " B"]
-    image_mask: masking.ImageMask
-    text_mask: masking.TextMask
-    negative_noise: Float[Array, "groups 2 G G"]
-
-
-class Embeddings(NamedTuple):
-    """What contrast over the global batch needs of each pair."""
-
-    image: Float[Array, "B E"]
-    text: Float[Array, "B E"]
-
-
-Local = Callable[[PyTree, Pairs], tuple[Metrics, Embeddings | None]]
-
-
-def pretraining_losses(
-    model: MaskVLM,
-    params: PyTree,
-    image: UInt8[Array, "B H W 3"],
-    text: Int[Array, "B L"],
-    image_id: Int[Array, " B"],
-    draws: Draws,
-    *,
-    condition_on: str,
-    group: int,
-    weights: Mapping[str, float],
-    per_device: Callable[[Local], Local] = lambda local: local,
-) -> tuple[Float[Array, ""], Metrics]:
-    """The weighted sum of MIM, MLM, ITC and ITM, and every metric as (sum, count).
-
-    A loss of weight 0 is not computed.
-
-    Args:
-      condition_on: what the other modality shows a reconstruction: `unmasked`, `masked` or `none`.
-      weights: of `mim`, `mlm`, `itc` and `itm`.
-      per_device: runs a function of the parameters and of whole groups of pairs on parts of the batch, and adds up
-        the first of its two results; by default it runs on the whole batch.
-    """
-    noise = matching.negative_noise(draws.negatives, pairs=image.shape[0], group=group)
-    pairs = Pairs(image, text, image_id, draws.image, draws.text, noise)
-    local = functools.partial(_local_losses, model, condition_on=condition_on, weights=weights)
-    metrics, embeddings = per_device(local)(params, pairs)
-
-    if embeddings is not None:
-        temperature = model.apply(FrozenDict(params=params), method="temperature")
-        metrics["temperature"] = (temperature, jnp.float32(1))
-        if weights["itc"]:
-            metrics["itc"] = contrastive.contrastive_loss(embeddings.image, embeddings.text, image_id, temperature)
-
-    names = [name for name in ("mim", "mlm", "itc", "itm") if weights[name]]
-    loss = sum((weights[name] * mean(*metrics[name]) for name in names), jnp.float32(0))
-    return loss, metrics
-
-
-def _local_losses(
-    model: MaskVLM, params: PyTree, pairs: Pairs, *, condition_on: str, weights: Mapping[str, float]
-) -> tuple[Metrics, Embeddings | None]:
-    """Everything that needs no pair outside the groups of `pairs`.
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """MIM, MLM, ITC and ITM of pairs, and every metric, as (sum, count); an `Objective` of training/task.py.
 
     Clean and masked images pass the image encoder together, texts likewise; each cross encoder runs once for the
-    reconstruction and once for all three matching pairings.
+    reconstruction and once for all three matching pairings. A loss of weight 0 is not computed.
     """
-    image_mask, masked_text = pairs.image_mask, pairs.text_mask
-    run = functools.partial(model.apply, FrozenDict(params=params))
-    patches = run(pairs.image, method="patches")
-    text_mask = run(pairs.text, method="text_mask")
-    clean = jnp.zeros_like(image_mask.patch_mask)
-    v, v_masked = _unstack(run(patches, jnp.stack([clean, image_mask.patch_mask], axis=1), method="encode_image"))
-    w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, masked_text.text], axis=1)))
-    metrics: Metrics = {}
-    embeddings = None
 
-    if weights["mim"]:
-        context = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]
-        fused = run(v_masked, context, text_mask, method="fuse_image")
-        predicted = run(fused, context, text_mask, image_mask.slots, method="decode_image")
-        target = jnp.take_along_axis(patches, image_mask.slots[:, :, None], axis=1)
-        metrics["mim"] = _totals(reconstruction.masked_image_loss(predicted, target))
+    model: MaskVLM
+    condition_on: str  # what the other modality shows a reconstruction: unmasked, masked, none
+    group: int  # consecutive pairs among which hard negatives are sought
+    weights: Mapping[str, float]  # of mim, mlm, itc and itm
 
-    if weights["mlm"]:
-        context = {"unmasked": v, "masked": v_masked, "none": None}[condition_on]
-        fused = run(w_masked, text_mask, context, masked_text.slots, method="fuse_text")
-        logits = run(fused, method="classify_tokens")
-        targets, slot_weights = masked_text.targets, masked_text.weights
-        metrics["mlm"] = _totals(reconstruction.masked_text_loss(logits, targets, slot_weights))
-        correct = reconstruction.masked_text_correct(logits, targets, slot_weights)
-        metrics["mlm_accuracy"] = (correct.sum(), slot_weights.sum())
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.model.dtype
 
-    if weights["itc"] or weights["itm"]:
-        embeddings = Embeddings(run(v, method="project_image"), run(w, method="project_text"))
+    def row_losses(self, params: PyTree, pairs: Pairs) -> tuple[Sums, Embeddings | tuple[()]]:
+        """MIM, MLM and ITM; the embeddings are there where ITC needs them."""
+        run = self._bound(params)
+        patches = run(pairs.image, method="patches")
+        text_mask = run(pairs.text, method="text_mask")
+        masked = pairs.image_mask.patch_mask
+        patch_masks = jnp.stack([jnp.zeros_like(masked), masked], axis=1)
+        v, v_masked = _unstack(run(patches, patch_masks, method="encode_image"))
+        w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, pairs.text_mask.text], axis=1)))
+        sums: Sums = {}
 
-    if weights["itm"]:
-        temperature = run(method="temperature")
-        negatives = matching.hard_negatives(pairs.negative_noise, *embeddings, pairs.image_id, temperature)
-        wrong_v = matching.take_from_groups(v, negatives.image)
-        wrong_w = matching.take_from_groups(w, negatives.text)
-        wrong_mask = matching.take_from_groups(text_mask, negatives.text)
-        # Stacked behind the batch axis, so that the three pairings of a pair stay on the device that holds it.
-        images = _merge(jnp.stack([v, v, wrong_v], axis=1))
-        texts = _merge(jnp.stack([w, wrong_w, w], axis=1))
-        masks = _merge(jnp.stack([text_mask, wrong_mask, text_mask], axis=1))
-        first = slice(0, 1)
-        fused_image = run(images, texts, masks, first, method="fuse_image")[:, 0]
-        fused_text = run(texts, masks, images, first, method="fuse_text")[:, 0]
-        logits = run(fused_image, fused_text, method="match").reshape(-1, 3, 2)
-        valid = negatives.valid.reshape(-1)
-        metrics["itm"] = matching.matching_loss(logits, valid)
-        metrics["itm_accuracy"] = (
-            matching.matching_correct(logits, valid),
-            matching.matching_weights(valid).sum(),
-        )
+        if self.weights["mim"]:
+            context = {"unmasked": w, "masked": w_masked, "none": None}[self.condition_on]
+            slots = pairs.image_mask.slots
+            fused = run(v_masked, context, text_mask, method="fuse_image")
+            predicted = run(fused, context, text_mask, slots, method="decode_image")
+            target = jnp.take_along_axis(patches, slots[:, :, None], axis=1)
+            sums["mim"] = _totals(reconstruction.masked_image_loss(predicted, target))
 
-    return metrics, embeddings
+        if self.weights["mlm"]:
+            context = {"unmasked": v, "masked": v_masked, "none": None}[self.condition_on]
+            hidden = pairs.text_mask
+            fused = run(w_masked, text_mask, context, hidden.slots, method="fuse_text")
+            logits = run(fused, method="classify_tokens")
+            sums["mlm"] = _totals(reconstruction.masked_text_loss(logits, hidden.targets, hidden.weights))
+            correct = reconstruction.masked_text_correct(logits, hidden.targets, hidden.weights)
+            sums["mlm_accuracy"] = (correct.sum(), hidden.weights.sum())
+
+        embeddings = _project(run, v, w) if self.weights["itc"] or self.weights["itm"] else ()
+        if self.weights["itm"]:
+            temperature = run(method="temperature")
+            negatives = matching.hard_negatives(pairs.negative_noise, *embeddings, pairs.image_id, temperature)
+            sums |= _match(run, v, w, text_mask, negatives)
+        return sums, embeddings if self.weights["itc"] else ()
+
+    def embed(self, params: PyTree, pairs: Pairs) -> Embeddings | tuple[()]:
+        """The embeddings of `row_losses` alone."""
+        if not self.weights["itc"]:
+            return ()
+        run = self._bound(params)
+        whole = jnp.zeros_like(pairs.image_mask.patch_mask[:, None])
+        v = run(run(pairs.image, method="patches"), whole, method="encode_image")[:, 0]
+        return _project(run, v, run(pairs.text, method="encode_text"))
+
+    def batch_losses(self, params: PyTree, embeddings: Embeddings | tuple[()], pairs: Pairs) -> Sums:
+        """ITC."""
+        sums: Sums = {"skipped_images": (pairs.skipped.sum(), jnp.float32(1))}
+        temperature = self._bound(params)(method="temperature")
+        if self.weights["itc"] or self.weights["itm"]:
+            sums["temperature"] = (temperature, jnp.float32(1))
+        if self.weights["itc"]:
+            sums["itc"] = contrastive.contrastive_loss(*embeddings, pairs.image_id, temperature)
+        return sums
+
+    def _bound(self, params: PyTree) -> Callable[..., Any]:
+        return functools.partial(self.model.apply, FrozenDict(params=params))
 
 
-def mean(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
-    """total / count; 0 where nothing was counted."""
-    return total / jnp.maximum(count, 1)
+def _match(
+    run: Callable[..., Any],
+    v: Float[Array, "B S D"],
+    w: Float[Array, "B L D"],
+    text_mask: Bool[Array, "B L"],
+    negatives: matching.HardNegatives,
+) -> Sums:
+    wrong_v = matching.take_from_groups(v, negatives.image)
+    wrong_w = matching.take_from_groups(w, negatives.text)
+    wrong_mask = matching.take_from_groups(text_mask, negatives.text)
+    # Stacked behind the batch axis, so that the three pairings of a pair stay on the device that holds it.
+    images = _merge(jnp.stack([v, v, wrong_v], axis=1))
+    texts = _merge(jnp.stack([w, wrong_w, w], axis=1))
+    masks = _merge(jnp.stack([text_mask, wrong_mask, text_mask], axis=1))
+    first = slice(0, 1)
+    fused_image = run(images, texts, masks, first, method="fuse_image")[:, 0]
+    fused_text = run(texts, masks, images, first, method="fuse_text")[:, 0]
+    logits = run(fused_image, fused_text, method="match").reshape(-1, 3, 2)
+    valid = negatives.valid.reshape(-1)
+    return {
+        "itm": matching.matching_loss(logits, valid),
+        "itm_accuracy": (matching.matching_correct(logits, valid), matching.matching_weights(valid).sum()),
+    }
 
 
-def _encode_texts(run, texts: Int[Array, "B views L"]) -> Float[Array, "B views L D"]:
+def _project(run: Callable[..., Any], v: Float[Array, "B S D"], w: Float[Array, "B L D"]) -> Embeddings:
+    return Embeddings(run(v, method="project_image"), run(w, method="project_text"))
+
+
+def _encode_texts(run: Callable[..., Any], texts: Int[Array, "B views L"]) -> Float[Array, "B views L D"]:
     encoded = run(_merge(texts), method="encode_text")
     return encoded.reshape(*texts.shape, -1)
 

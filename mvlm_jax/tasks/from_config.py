@@ -44,7 +44,9 @@ def describe_task(config: ConfigDict) -> Task:
 
     # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
     tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
-    return Pretrain(config=config, tokenizer=tokenizer, batches=missing, eval_split=missing, eval_name="none")
+    return Pretrain(
+        config=config, tokenizer=tokenizer, batches=missing, image_ids=missing, eval_split=missing, eval_name="none"
+    )
 
 
 def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:

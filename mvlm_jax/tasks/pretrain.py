@@ -1,7 +1,6 @@
 """Masked vision-language pre-training (paper, section 3)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.pipeline import EvalSplit
@@ -21,10 +20,9 @@ from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
 from mvlm_jax.objectives import masking
-from mvlm_jax.objectives.pretraining import draw, pretraining_losses
-from mvlm_jax.training.per_device import per_device
+from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Batch, Params, StartWeights, SumAndCount
+from mvlm_jax.training.task import Batch, Params, StartWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,34 +90,33 @@ class Pretrain:
         )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
-    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
+    @cached_property
+    def objective(self) -> Pretraining:
+        config = self.config
+        return Pretraining(
+            self.model,
+            condition_on=config.mask.condition_on,
+            group=config.matching.group,
+            weights=config.loss.to_dict(),
+        )
+
+    def rows(self, batch: Batch, streams: Streams) -> Pairs:
         config, ids = self.config, self.tokenizer.ids
-        draws = draw(
+        return draw(
             streams.key("mask"),
             streams.key("negatives"),
+            batch["image"],
             batch["text"],
+            batch["image_id"],
+            batch["skipped"],
             grid=config.image.size // config.image.patch,
             cell=config.mask.image_cell,
             image_ratio=config.mask.image_ratio,
             text_ratio=config.mask.text_ratio,
             special_ids=tuple(ids),
             mask_id=ids.mask,
-        )
-        loss, metrics = pretraining_losses(
-            self.model,
-            params,
-            batch["image"],
-            batch["text"],
-            batch["image_id"],
-            draws,
-            condition_on=config.mask.condition_on,
             group=config.matching.group,
-            weights=config.loss.to_dict(),
-            per_device=functools.partial(
-                per_device, sharding_rules=self.sharding_rules, dtype=self.model.dtype, multiple=config.matching.group
-            ),
         )
-        return loss, {**metrics, "skipped_images": (batch["skipped"].sum(), jnp.int32(1))}
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         return self.batches(start_step)

@@ -77,17 +77,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that cannot be cut into equal parts.
+def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+    """Refuses a global batch of which the devices cannot have equal parts in each of `accumulate` microbatches.
 
     Raises:
-      UserError: the devices on the axes data and fsdp do not divide it.
+      UserError: the devices on the axes data and fsdp, times the microbatches, do not divide it.
     """
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % parts:
+    if batch_size % (accumulate * parts):
+        times = f", times config.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"config.batch_size={batch_size} must be a multiple of {parts}, "
-            f"the devices on the mesh axes data ({mesh.shape['data']}) and fsdp ({mesh.shape['fsdp']})"
+            f"config.batch_size={batch_size} must be a multiple of {accumulate * parts}, "
+            f"the devices on the mesh axes data ({mesh.shape['data']}) and fsdp ({mesh.shape['fsdp']}){times}"
         )
 
 

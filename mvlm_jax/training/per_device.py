@@ -1,45 +1,39 @@
 """The part of a loss that each device computes from its own rows, with communication at its two ends only."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from mvlm_jax.training.mesh import BATCH_AXES
-from mvlm_jax.training.rules import match_rules
 
 FSDP = "fsdp"
 
 Local = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
-def per_device(
-    local: Local, *, sharding_rules: Sequence[tuple[str, PartitionSpec]], dtype: DTypeLike, multiple: int
-) -> Local:
+def per_device(local: Local, *, mesh: Mesh, shardings: PyTree[NamedSharding], dtype: DTypeLike, multiple: int) -> Local:
     """`local(params, rows) -> (sums, rows)`, each device on its own rows of the batch, the sums added up over devices.
 
     Parameters that lie in parts on the axis fsdp are gathered once, in `dtype`; the gradient of each parameter is
     reduced once, in its own type, however often `local` uses it. XLA's partitioner, left alone, would reduce it once
     for each use, and would rather send features than gather parameters.
 
-    Without a mesh in context, or where a device's rows are not a `multiple`, `local` sees the whole batch.
+    Where a device's rows are not a `multiple`, or there is one device, `local` sees the whole batch.
+
+    Args:
+      shardings: of the parameters.
     """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    specs = jax.tree.map(lambda sharding: _on_fsdp(sharding.spec, mesh=mesh), shardings)
 
     def run(params: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
-        mesh = jax.sharding.get_abstract_mesh()
-        parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         count = jax.tree.leaves(rows)[0].shape[0]
         if parts == 1 or count % (parts * multiple):
             return local(params, rows)
-        specs = jax.tree.map(
-            _on_fsdp if mesh.shape[FSDP] > 1 else lambda _: PartitionSpec(),
-            match_rules(sharding_rules, params),
-            is_leaf=_is_spec,
-        )
 
         def on_device(params, rows):
             whole = jax.tree.map(lambda param, spec: _gathered(param, spec=spec, dtype=dtype), params, specs)
@@ -48,15 +42,25 @@ def per_device(
 
         by_rows = PartitionSpec(BATCH_AXES)
         return jax.shard_map(
-            on_device, in_specs=(specs, by_rows), out_specs=(PartitionSpec(), by_rows), axis_names=set(BATCH_AXES)
+            on_device,
+            mesh=mesh,
+            in_specs=(specs, by_rows),
+            out_specs=(PartitionSpec(), by_rows),
+            axis_names=set(BATCH_AXES),
         )(params, rows)
 
     return run
 
 
+def varying(x: jax.Array) -> jax.Array:
+    """`x` as a value that each device has its own of; the same outside of `per_device`."""
+    axes = tuple(axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+
 def _gathered(param: jax.Array, *, spec: PartitionSpec, dtype: DTypeLike) -> jax.Array:
     if FSDP not in spec:
-        return jax.lax.pcast(param, BATCH_AXES, to="varying")
+        return varying(param)
     dimension = tuple(spec).index(FSDP)
     own_dtype = param.dtype
 
@@ -78,10 +82,6 @@ def _others() -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if axis != FSDP)
 
 
-def _on_fsdp(spec: PartitionSpec) -> PartitionSpec:
-    """What of a rule concerns the axis fsdp; the axis tensor stays with XLA's partitioner."""
-    return PartitionSpec(*(entry if entry == FSDP else None for entry in spec))
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, PartitionSpec)
+def _on_fsdp(spec: PartitionSpec, *, mesh: Mesh) -> PartitionSpec:
+    """What of a sharding concerns the axis fsdp; the axis tensor stays with XLA's partitioner."""
+    return PartitionSpec(*(entry if entry == FSDP and mesh.shape[FSDP] > 1 else None for entry in spec))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from mvlm_jax.training.accumulation import value_and_grad
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer
 from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step, state_shardings
@@ -28,7 +29,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
       UserError: the batch, a parameter or the warm-up does not fit the mesh or the run.
       ValueError: the task's rules leave a parameter uncovered.
     """
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, accumulate=config.accumulate)
     options = config.optimizer
     schedules = learning_rates(
         steps=config.steps,
@@ -51,12 +52,18 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     )
     state = abstract_state(params=params, optimizer=optimizer, mesh=mesh, sharding_rules=task.sharding_rules)
     shardings = state_shardings(state)
+
+    def step_value_and_grad(params, batch, streams):
+        rows = task.rows(batch, streams)
+        options = {"accumulate": config.accumulate, "mesh": mesh, "shardings": shardings.params}
+        return value_and_grad(task.objective, params, rows, **options)
+
     return Program(
         state=state,
         batch_sharding=batch_sharding(mesh),
         init=lambda: init_state(init=task.init, optimizer=optimizer, seed=config.seed, shardings=shardings),
         step=make_train_step(
-            loss=task.loss,
+            value_and_grad=step_value_and_grad,
             optimizer=optimizer,
             schedules=schedules,
             seed=config.seed,

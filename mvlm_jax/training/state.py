@@ -15,9 +15,9 @@ from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
 from mvlm_jax.training.nonfinite import IN_A_ROW, Skipped, kept_unless
 from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Batch, Params, SumAndCount
+from mvlm_jax.training.task import Batch, Params, Sums
 
-LossFn = Callable[[Params, Batch, Streams], tuple[Float[Array, ""], dict[str, SumAndCount]]]
+ValueAndGrad = Callable[[Params, Batch, Streams], tuple[tuple[Float[Array, ""], Sums], Params]]
 
 
 @flax.struct.dataclass
@@ -97,7 +97,7 @@ def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "...
 
 def make_train_step(
     *,
-    loss: LossFn,
+    value_and_grad: ValueAndGrad,
     optimizer: optax.GradientTransformation,
     schedules: Mapping[str, optax.Schedule],
     seed: int,
@@ -108,9 +108,7 @@ def make_train_step(
 
     def step(state, batch):
         streams = Streams(seed=seed, step=state.step)
-        # The loss finds the mesh in context, also where the caller has set none.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, streams)
+        (total, sums), gradients = value_and_grad(state.params, batch, streams)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         update = state.step + 1
         metrics = {name: numerator / count for name, (numerator, count) in sums.items()}

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, PyTree
 
 from mvlm_jax.training.streams import Streams
 
 Params = PyTree[Any]
 Batch = Mapping[str, Any]
+Rows = PyTree[Any]  # arrays with one row an example
 SumAndCount = tuple[Num[Array, ""], Num[Array, ""]]
+Sums = dict[str, SumAndCount]
 
 
 class StartWeights(NamedTuple):
@@ -22,6 +25,30 @@ class StartWeights(NamedTuple):
     params: Mapping[str, Float[np.ndarray, "..."]]  # by "/"-joined path
     report: Mapping[str, Any]  # kept in the run's directory, as JSON
     lines: Sequence[str]  # the same for a reader
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Losses that are means over the global batch, in the parts that many devices and microbatches need.
+
+    Nothing random happens in it: that is drawn for the whole batch before, as rows (`Task.rows`).
+    """
+
+    weights: Mapping[str, float]  # of the losses among the sums; the other sums are metrics only
+    dtype: DTypeLike  # of the computation
+    group: int  # consecutive rows that `row_losses` needs together
+
+    def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
+        """Sums over these rows, their counts a matter of `rows` alone, and the embeddings that `batch_losses` reads."""
+        ...
+
+    def embed(self, params: Params, rows: Rows) -> Rows:
+        """The embeddings alone."""
+        ...
+
+    def batch_losses(self, params: Params, embeddings: Rows, rows: Rows) -> Sums:
+        """Sums that compare all rows of the batch, under names of their own."""
+        ...
 
 
 @runtime_checkable
@@ -37,6 +64,7 @@ class Task(Protocol):
     decay_rules: Sequence[tuple[str, bool]]  # whether weight decay applies
     flops_per_step: float  # of the model, forward and backward, over the global batch
     batch_shapes: Mapping[str, jax.ShapeDtypeStruct]  # of the global batch
+    objective: Objective
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; traced by `jax.jit`, so that they are born sharded."""
@@ -50,8 +78,8 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, params: Params, batch: Batch, streams: Streams) -> tuple[Float[Array, ""], dict[str, SumAndCount]]:
-        """The scalar to minimise over the global batch, and metrics as (sum, count), divided once by the trainer."""
+    def rows(self, batch: Batch, streams: Streams) -> Rows:
+        """The global batch as its objective takes it, with everything random that a step needs."""
         ...
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:

@@ -7,7 +7,8 @@ import pytest
 
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import matching, reconstruction
-from mvlm_jax.objectives.pretraining import draw, pretraining_losses
+from mvlm_jax.objectives.pretraining import Pretraining, draw
+from mvlm_jax.training.accumulation import whole_batch
 
 PAD, MASK = 1, 4
 SPECIAL = (0, 1, 2, 3, 4)
@@ -44,10 +45,18 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def draws(batch):
-    keys = jax.random.split(jax.random.key(7))
+def pairs(batch):
     return draw(
-        *keys, batch["text"], grid=4, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK
+        *jax.random.split(jax.random.key(7)),
+        *batch.values(),
+        jnp.zeros(BATCH, jnp.int32),
+        grid=4,
+        cell=2,
+        image_ratio=0.6,
+        text_ratio=0.3,
+        special_ids=SPECIAL,
+        mask_id=MASK,
+        group=GROUP,
     )
 
 
@@ -64,12 +73,12 @@ def make_params(model, batch):
     return {**noisy, "temperature": params["temperature"]}
 
 
-def saving_form(model, params, batch, draws, **changes):
-    options = {"condition_on": "unmasked", "group": GROUP, "weights": WEIGHTS} | changes
-    return pretraining_losses(model, params, batch["image"], batch["text"], batch["image_id"], draws, **options)
+def saving_form(model, params, pairs, **changes):
+    objective = Pretraining(model, **({"condition_on": "unmasked", "group": GROUP, "weights": WEIGHTS} | changes))
+    return whole_batch(objective, params, pairs)
 
 
-def plain_form(model, params, batch, draws, *, condition_on):
+def plain_form(model, params, pairs, *, condition_on):
     """DESIGN's definitions read aloud: one call of each part for each use, every token computed, then picked."""
 
     apply = jax.jit(model.apply, static_argnames="method")  # each part is compiled once, however often it is used
@@ -80,24 +89,24 @@ def plain_form(model, params, batch, draws, *, condition_on):
     def encode_image(patches, patch_mask):
         return run(patches, patch_mask[:, None], method="encode_image")[:, 0]
 
-    text, image_id = batch["text"], batch["image_id"]
+    text, image_id = pairs.text, pairs.image_id
     text_mask = text != PAD
-    patches = run(batch["image"], method="patches")
-    v = encode_image(patches, jnp.zeros_like(draws.image.patch_mask))
-    v_masked = encode_image(patches, draws.image.patch_mask)
+    patches = run(pairs.image, method="patches")
+    v = encode_image(patches, jnp.zeros_like(pairs.image_mask.patch_mask))
+    v_masked = encode_image(patches, pairs.image_mask.patch_mask)
     w = run(text, method="encode_text")
-    w_masked = run(draws.text.text, method="encode_text")
+    w_masked = run(pairs.text_mask.text, method="encode_text")
     shown_w = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]
     shown_v = {"unmasked": v, "masked": v_masked, "none": None}[condition_on]
 
     every_patch = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
     fused = run(v_masked, shown_w, text_mask, method="fuse_image")
     pixels = run(fused, shown_w, text_mask, every_patch, method="decode_image")
-    hidden = draws.image.patch_mask[..., None]
+    hidden = pairs.image_mask.patch_mask[..., None]
     mim = (jnp.abs(pixels - patches) * hidden).sum() / (hidden.sum() * patches.shape[-1])
 
     logits = run(run(w_masked, text_mask, shown_v, method="fuse_text"), method="classify_tokens")
-    masked = draws.text.text != text
+    masked = pairs.text_mask.text != text
     mlm = (-jax.nn.log_softmax(logits)[jnp.arange(BATCH)[:, None], jnp.arange(LENGTH), text] * masked).sum()
     mlm = mlm / masked.sum()
 
@@ -108,8 +117,7 @@ def plain_form(model, params, batch, draws, *, condition_on):
     itc = -(share * jax.nn.log_softmax(similarity)).sum(1) - (share * jax.nn.log_softmax(similarity.T)).sum(1)
     itc = itc.mean() / 2
 
-    noise = matching.negative_noise(draws.negatives, pairs=BATCH, group=GROUP)
-    negatives = matching.hard_negatives(noise, z_image, z_text, image_id, temperature)
+    negatives = matching.hard_negatives(pairs.negative_noise, z_image, z_text, image_id, temperature)
     base = (jnp.arange(BATCH) // GROUP) * GROUP
     wrong_text, wrong_image = base + negatives.text.reshape(-1), base + negatives.image.reshape(-1)
 
@@ -126,13 +134,13 @@ def plain_form(model, params, batch, draws, *, condition_on):
 
 
 @pytest.mark.parametrize("condition_on, token_head", [("unmasked", "dense"), ("masked", "tied"), ("none", "dense")])
-def test_saving_work_changes_neither_losses_nor_gradients(batch, draws, condition_on, token_head):
+def test_saving_work_changes_neither_losses_nor_gradients(batch, pairs, condition_on, token_head):
     model = make_model(cross_layers=2, decoder_layers=1, token_head=token_head)
     params = make_params(model, batch)
     fast = jax.jit(jax.value_and_grad(
-        lambda p: saving_form(model, p, batch, draws, condition_on=condition_on), has_aux=True
+        lambda p: saving_form(model, p, pairs, condition_on=condition_on), has_aux=True
     ))  # fmt: skip
-    plain = jax.value_and_grad(lambda p: plain_form(model, p, batch, draws, condition_on=condition_on), has_aux=True)
+    plain = jax.value_and_grad(lambda p: plain_form(model, p, pairs, condition_on=condition_on), has_aux=True)
     (total, metrics), gradient = fast(params)
     (reference_total, reference), reference_gradient = plain(params)
     np.testing.assert_allclose(total, reference_total, rtol=1e-5)
@@ -152,116 +160,115 @@ def _at(tree, path):
     return np.asarray(tree)
 
 
-def test_masked_pixels_get_no_gradient_from_mim(model, params, batch, draws):
+def test_masked_pixels_get_no_gradient_from_mim(model, params, pairs):
     """MIM must not read what it is to rebuild: its prediction depends on no masked pixel."""
 
     def predicted(run, v, w, text_mask):
         fused = run(v, w, text_mask, method="fuse_image")
-        return run(fused, w, text_mask, draws.image.slots, method="decode_image")
+        return run(fused, w, text_mask, pairs.image_mask.slots, method="decode_image")
 
-    _assert_only_shown_pixels_matter(model, params, batch, draws, predicted)
+    _assert_only_shown_pixels_matter(model, params, pairs, predicted)
 
 
-def test_masked_pixels_get_no_gradient_from_mlm(model, params, batch, draws):
+def test_masked_pixels_get_no_gradient_from_mlm(model, params, pairs):
     """Shown the masked image, the words are guessed from what is left of it."""
 
     def predicted(run, v, w, text_mask):
-        return run(run(w, text_mask, v, draws.text.slots, method="fuse_text"), method="classify_tokens")
+        return run(run(w, text_mask, v, pairs.text_mask.slots, method="fuse_text"), method="classify_tokens")
 
-    _assert_only_shown_pixels_matter(model, params, batch, draws, predicted)
+    _assert_only_shown_pixels_matter(model, params, pairs, predicted)
 
 
-def _assert_only_shown_pixels_matter(model, params, batch, draws, predicted):
+def _assert_only_shown_pixels_matter(model, params, pairs, predicted):
     def run(*args, method):
         return model.apply({"params": params}, *args, method=method)
 
     def total(patches):
-        v = run(patches, draws.image.patch_mask[:, None], method="encode_image")[:, 0]
-        w = run(batch["text"], method="encode_text")
-        return (predicted(run, v, w, batch["text"] != PAD) ** 2).sum()
+        v = run(patches, pairs.image_mask.patch_mask[:, None], method="encode_image")[:, 0]
+        w = run(pairs.text, method="encode_text")
+        return (predicted(run, v, w, pairs.text != PAD) ** 2).sum()
 
-    gradient = np.asarray(jax.jit(jax.grad(total))(run(batch["image"], method="patches")))
-    hidden = np.asarray(draws.image.patch_mask)
+    gradient = np.asarray(jax.jit(jax.grad(total))(run(pairs.image, method="patches")))
+    hidden = np.asarray(pairs.image_mask.patch_mask)
     assert np.all(gradient[hidden] == 0)
     assert np.all(np.abs(gradient[~hidden]).max(axis=-1) > 0)
 
 
-def test_no_gradient_reaches_predictions_of_unmasked_pixels(batch, draws):
+def test_no_gradient_reaches_predictions_of_unmasked_pixels(pairs):
     """The L1 is taken over masked patches only: a prediction elsewhere could be anything."""
     target = jnp.ones((BATCH, 16, 192))
 
     def loss(pixels):
-        at_slots = jnp.take_along_axis(pixels, draws.image.slots[:, :, None], axis=1)
-        wanted = jnp.take_along_axis(target, draws.image.slots[:, :, None], axis=1)
+        at_slots = jnp.take_along_axis(pixels, pairs.image_mask.slots[:, :, None], axis=1)
+        wanted = jnp.take_along_axis(target, pairs.image_mask.slots[:, :, None], axis=1)
         total, count = reconstruction.masked_image_loss(at_slots, wanted)
         return total.sum() / count.sum()
 
     gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, 16, 192))))
-    hidden = np.asarray(draws.image.patch_mask)
+    hidden = np.asarray(pairs.image_mask.patch_mask)
     assert np.all(gradient[~hidden] == 0)
     np.testing.assert_allclose(gradient[hidden], -1 / (hidden.sum() * 192), rtol=1e-6)
 
 
-def test_no_gradient_reaches_predictions_of_unmasked_tokens(batch, draws):
+def test_no_gradient_reaches_predictions_of_unmasked_tokens(pairs):
     def loss(logits):
-        at_slots = jnp.take_along_axis(logits, draws.text.slots[:, :, None], axis=1)
-        total, count = reconstruction.masked_text_loss(at_slots, draws.text.targets, draws.text.weights)
+        at_slots = jnp.take_along_axis(logits, pairs.text_mask.slots[:, :, None], axis=1)
+        total, count = reconstruction.masked_text_loss(at_slots, pairs.text_mask.targets, pairs.text_mask.weights)
         return total.sum() / count.sum()
 
     gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, LENGTH, 50))))
-    hidden = np.asarray(draws.text.text != batch["text"])
+    hidden = np.asarray(pairs.text_mask.text != pairs.text)
     assert np.all(gradient[~hidden] == 0)
     assert np.all(np.abs(gradient[hidden]).max(axis=-1) > 0)
 
 
-def test_with_no_condition_mim_gives_the_text_side_no_gradient(model, params, batch, draws):
-    gradient = _gradient(model, params, batch, draws, condition_on="none", weights=_only("mim"))
+def test_with_no_condition_mim_gives_the_text_side_no_gradient(model, params, pairs):
+    gradient = _gradient(model, params, pairs, condition_on="none", weights=_only("mim"))
     assert _largest(gradient["text_encoder"]) == 0
     assert _largest(gradient["text_cross_encoder"]) == 0
     assert _largest(gradient["image_cross_encoder"]["block_0"]["cross_attention"]) == 0
     assert _largest(gradient["image_encoder"]) > 0
 
 
-def test_with_no_condition_mlm_gives_the_image_side_no_gradient(model, params, batch, draws):
-    gradient = _gradient(model, params, batch, draws, condition_on="none", weights=_only("mlm"))
+def test_with_no_condition_mlm_gives_the_image_side_no_gradient(model, params, pairs):
+    gradient = _gradient(model, params, pairs, condition_on="none", weights=_only("mlm"))
     assert _largest(gradient["image_encoder"]) == 0
     assert _largest(gradient["image_cross_encoder"]) == 0
     assert _largest(gradient["text_encoder"]) > 0
 
 
 @pytest.mark.parametrize("loss, other", [("mim", "text_encoder"), ("mlm", "image_encoder")])
-def test_by_default_each_reconstruction_trains_the_other_modality(model, params, batch, draws, loss, other):
-    gradient = _gradient(model, params, batch, draws, condition_on="unmasked", weights=_only(loss))
+def test_by_default_each_reconstruction_trains_the_other_modality(model, params, pairs, loss, other):
+    gradient = _gradient(model, params, pairs, condition_on="unmasked", weights=_only(loss))
     assert _largest(gradient[other]) > 0
 
 
-def test_padding_changes_no_loss(model, params, batch, draws):
-    def losses(batch, draws):
-        _, metrics = jax.jit(lambda p: saving_form(model, p, batch, draws))(params)
-        return {name: float(total / count) for name, (total, count) in metrics.items()}
+def test_padding_changes_no_loss(model, params, pairs):
+    def losses(pairs):
+        _, sums = jax.jit(lambda p: saving_form(model, p, pairs))(params)
+        return {name: float(total / count) for name, (total, count) in sums.items()}
 
     def padded(text):
         return jnp.concatenate([text, jnp.full((BATCH, 3), PAD, text.dtype)], axis=1)
 
-    longer = draws._replace(text=draws.text._replace(text=padded(draws.text.text)))
-    before, after = losses(batch, draws), losses({**batch, "text": padded(batch["text"])}, longer)
+    hidden = pairs.text_mask._replace(text=padded(pairs.text_mask.text))
+    before, after = losses(pairs), losses(pairs._replace(text=padded(pairs.text), text_mask=hidden))
     assert before == pytest.approx(after, rel=1e-5)
 
 
-def test_a_loss_of_weight_zero_is_not_computed(model, params, batch, draws):
-    _, metrics = jax.eval_shape(lambda p: saving_form(model, p, batch, draws, weights=_only("mim")), params)
-    assert set(metrics) == {"mim"}
+def test_a_loss_of_weight_zero_is_not_computed(model, params, pairs):
+    _, metrics = jax.eval_shape(lambda p: saving_form(model, p, pairs, weights=_only("mim")), params)
+    assert set(metrics) == {"mim", "skipped_images"}
 
 
-def test_groups_keep_negatives_at_home(model, params, batch, draws):
+def test_groups_keep_negatives_at_home(model, params, pairs):
     """The similarity across groups cannot matter: swapping two whole groups swaps the negatives with them."""
     z = jax.random.normal(jax.random.key(3), (BATCH, 16))
     z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
-    ids = batch["image_id"]
-    noise = matching.negative_noise(jax.random.key(5), pairs=BATCH, group=GROUP)
+    noise, ids = pairs.negative_noise, pairs.image_id
     found = matching.hard_negatives(noise, z, z, ids, jnp.float32(0.1))
+    changed = z.at[GROUP:].set(-z[GROUP:])
     again = matching.hard_negatives(noise, changed, changed, ids, jnp.float32(0.1))
-    again = matching.hard_negatives(jax.random.key(5), changed, changed, ids, jnp.float32(0.1), group=GROUP)
     np.testing.assert_array_equal(found.text[0], again.text[0])
     np.testing.assert_array_equal(found.image[0], again.image[0])
 
@@ -270,8 +277,8 @@ def _only(name):
     return {"mim": 0.0, "mlm": 0.0, "itc": 0.0, "itm": 0.0, name: 1.0}
 
 
-def _gradient(model, params, batch, draws, **changes):
-    return jax.jit(jax.grad(lambda p: saving_form(model, p, batch, draws, **changes)[0]))(params)
+def _gradient(model, params, pairs, **changes):
+    return jax.jit(jax.grad(lambda p: saving_form(model, p, pairs, **changes)[0]))(params)
 
 
 def _largest(tree):

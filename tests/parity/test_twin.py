@@ -20,7 +20,8 @@ import torch_pretraining  # noqa: E402
 from mvlm_jax.models.maskvlm import MaskVLM  # noqa: E402
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES  # noqa: E402
 from mvlm_jax.objectives import matching  # noqa: E402
-from mvlm_jax.objectives.pretraining import draw, mean, pretraining_losses  # noqa: E402
+from mvlm_jax.objectives.pretraining import Pretraining, draw  # noqa: E402
+from mvlm_jax.training.accumulation import whole_batch  # noqa: E402
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer  # noqa: E402
 
 SIZES = {
@@ -72,9 +73,9 @@ class Pair:
         self.params = make_params(self.ours, batch)
         self.twin = twin.MaskVLM(twin.Sizes(**SIZES, text_kind=kind, token_head=token_head))
         twin.load_from_jax(self.twin, self.params)
-        self.draws = draw(
-            jax.random.key(2), jax.random.key(3), jnp.asarray(batch[1]),
-            grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK,
+        self.pairs = draw(
+            jax.random.key(2), jax.random.key(3), *(jnp.asarray(x) for x in batch), jnp.zeros(BATCH, jnp.int32),
+            grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK, group=GROUP,
         )  # fmt: skip
 
     @functools.cached_property
@@ -85,7 +86,7 @@ class Pair:
         v = run(patches, jnp.zeros((BATCH, 1, GRID * GRID), bool), method="encode_image")[:, 0]
         z_image, z_text = run(v, method="project_image"), run(run(text, method="encode_text"), method="project_text")
         places = matching.hard_negatives(
-            self.draws.negatives, z_image, z_text, image_id, run(method="temperature"), group=GROUP
+            self.pairs.negative_noise, z_image, z_text, image_id, run(method="temperature")
         )
         start = np.arange(0, BATCH, GROUP)[:, None]
         assert not np.asarray(places.valid)[2].any() and np.asarray(places.valid)[:2].all()
@@ -98,18 +99,19 @@ class Pair:
         """The four losses and the gradient of their sum, by the twin's paths."""
 
         def total(params):
-            loss, metrics = pretraining_losses(
-                self.ours, params, *(jnp.asarray(x) for x in self.batch), self.draws,
-                condition_on=condition_on, group=GROUP, weights=dict.fromkeys(LOSSES, 1.0),
-            )  # fmt: skip
-            return loss, {name: mean(*metrics[name]) for name in LOSSES}
+            objective = Pretraining(
+                self.ours, condition_on=condition_on, group=GROUP, weights=dict.fromkeys(LOSSES, 1.0)
+            )
+            loss, sums = whole_batch(objective, params, self.pairs)
+            return loss, {name: sums[name][0] / sums[name][1] for name in LOSSES}
 
         (_, losses), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(self.params)
         return {name: float(loss) for name, loss in losses.items()}, gradient
 
     def twin_losses(self, condition_on):
         image, text, image_id = (torch.from_numpy(x) for x in self.batch)
-        masks = torch_pretraining.Masks(*(torch.from_numpy(np.array(x)) for x in (*self.draws.image, *self.draws.text)))
+        drawn = (*self.pairs.image_mask, *self.pairs.text_mask)
+        masks = torch_pretraining.Masks(*(torch.from_numpy(np.array(x)) for x in drawn))
         masks = masks._replace(
             patch_slots=masks.patch_slots.long(),
             token_slots=masks.token_slots.long(),

@@ -34,6 +34,19 @@ def test_every_mesh_trains_the_run_of_one_device(sizes, shapes_dir, on_one_devic
     assert len(np.unique(expected[:, 0])) == len(expected)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"accumulate": 4}, {"model.remat": "dots"}, {"model.remat": "full"}],
+    ids=lambda fields: "-".join(map(str, *fields.items())),
+)
+def test_saving_memory_trains_the_same_run(fields, shapes_dir, on_one_device):
+    one_device = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    losses, ids = trajectory(shapes_dir, one_device, **fields)
+    expected, order = on_one_device
+    assert ids == order
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [*MESHES, (1, 8, 1), (4, 1, 2)])
 def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, shapes_dir):
     config = config_of(shapes_dir, **{"model.width": 64, "model.layers": 4})

@@ -19,14 +19,16 @@ class Diverging(ToyTask):
         self.updates = updates
         self.only_gradient = only_gradient
 
-    def loss(self, params, batch, streams):
-        loss, metrics = super().loss(params, batch, streams)
-        bad = jnp.isin(streams.step + 1, jnp.array(self.updates))
+    def losses(self, params, rows):
+        error, count = super().losses(params, rows)["squared_error"]
+        bad = jnp.isin(rows["step"][0] + 1, jnp.array(self.updates))
         if self.only_gradient:
             # The square root of zero: its value is 0, its slope infinite.
             at_zero = params["head"]["bias"][0] - jax.lax.stop_gradient(params["head"]["bias"][0])
-            return loss + jnp.where(bad, jnp.sqrt(jnp.where(bad, jnp.abs(at_zero), 1.0)), 0.0), metrics
-        return jnp.where(bad, jnp.nan, 1.0) * loss, metrics
+            error += jnp.where(bad, jnp.sqrt(jnp.where(bad, jnp.abs(at_zero), 1.0)), 0.0)
+        else:
+            error *= jnp.where(bad, jnp.nan, 1.0)
+        return {"squared_error": (error, count)}
 
 
 def states(task, steps):

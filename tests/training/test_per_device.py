@@ -9,7 +9,12 @@ from mvlm_jax.training.per_device import per_device
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
-RULES = ((r"kernel", PartitionSpec("fsdp", "tensor")), (r".*", PartitionSpec()))
+SPECS = {"kernel": PartitionSpec("fsdp", "tensor"), "bias": PartitionSpec()}
+
+
+def on_devices(local, *, mesh, params, dtype=jnp.float32, multiple=1):
+    shardings = {name: NamedSharding(mesh, SPECS[name]) for name in params}
+    return per_device(local, mesh=mesh, shardings=shardings, dtype=dtype, multiple=multiple)
 
 
 def local(params, rows):
@@ -19,7 +24,7 @@ def local(params, rows):
     return {"squares": (again**2).sum(), "rows": jnp.float32(rows["x"].shape[0])}, hidden
 
 
-def gradients(*, mesh=None, dtype=jnp.float32, multiple=1, batch=16):
+def gradients(mesh, *, batch=16):
     random = np.random.default_rng(0)
     params = {
         "kernel": random.normal(size=(8, 16)).astype(np.float32),
@@ -28,22 +33,17 @@ def gradients(*, mesh=None, dtype=jnp.float32, multiple=1, batch=16):
     rows = {"x": random.normal(size=(batch, 8)).astype(np.float32)}
 
     def loss(params, rows):
-        sums, hidden = per_device(local, sharding_rules=RULES, dtype=dtype, multiple=multiple)(params, rows)
+        sums, hidden = on_devices(local, mesh=mesh, params=params)(params, rows)
         return sums["squares"] / sums["rows"] + (hidden.mean(axis=0) ** 2).sum()
 
-    if mesh is None:
-        return jax.value_and_grad(loss)(params, rows)
-    kernel = NamedSharding(mesh, RULES[0][1])
-    shardings = {"kernel": kernel, "bias": NamedSharding(mesh, PartitionSpec())}
-    step = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, batch_sharding(mesh)))
-    with jax.set_mesh(mesh):
-        return step(params, rows)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    return jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, batch_sharding(mesh)))(params, rows)
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
 def test_value_and_gradient_are_those_of_one_device(axes):
-    expected = gradients()
-    found = gradients(mesh=make_mesh(**dict(zip(("data", "fsdp", "tensor"), axes))))
+    expected = gradients(make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
+    found = gradients(make_mesh(**dict(zip(("data", "fsdp", "tensor"), axes))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
@@ -57,9 +57,7 @@ def test_a_device_sees_its_own_rows_only():
     mesh = make_mesh(data=4, fsdp=2, tensor=1)
     params, rows = {"bias": jnp.zeros(3)}, {"x": jnp.arange(32.0).reshape(16, 2)}
     for multiple in (2, 4):
-        with jax.set_mesh(mesh):
-            run = per_device(spy, sharding_rules=RULES, dtype=jnp.float32, multiple=multiple)
-            _, kept = jax.jit(run)(params, rows)
+        _, kept = jax.jit(on_devices(spy, mesh=mesh, params=params, multiple=multiple))(params, rows)
         np.testing.assert_array_equal(kept, rows["x"])
     # Two rows a device are no multiple of four: then one function sees all of them.
     assert seen == [(2, 2), (16, 2)]
@@ -73,11 +71,9 @@ def test_parameters_are_gathered_in_the_type_of_the_computation():
 
     def loss(params):
         fetch = lambda params, rows: ({"sum": (params["kernel"][:1, 0] * rows["x"][:, 0]).sum()}, rows)
-        run = per_device(fetch, sharding_rules=RULES, dtype=jnp.bfloat16, multiple=1)
-        return run(params, rows)[0]["sum"]
+        return on_devices(fetch, mesh=mesh, params=params, dtype=jnp.bfloat16)(params, rows)[0]["sum"]
 
-    with jax.set_mesh(mesh):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert float(value) == 8.0
     assert gradient["kernel"].dtype == jnp.float32
     np.testing.assert_array_equal(gradient["kernel"], [[8.0]] + [[0.0]] * 7)

@@ -77,9 +77,12 @@ def test_the_mesh_does_not_change_what_is_computed():
 
 def test_metrics_are_divided_once_over_the_global_batch():
     class Uneven(ToyTask):
-        def loss(self, params, batch, streams):
-            counted = (jnp.arange(16) < 3).astype(jnp.float32)
-            return (params["head"]["bias"] * jnp.array([3.0])).sum(), {"mean": ((counted * 6).sum(), counted.sum())}
+        def rows(self, batch, streams):
+            # Three of sixteen rows are counted, all of them on the first devices.
+            return super().rows(batch, streams) | {"counted": (jnp.arange(16) < 3).astype(jnp.float32)}
+
+        def losses(self, params, rows):
+            return super().losses(params, rows) | {"mean": ((rows["counted"] * 6).sum(), rows["counted"].sum())}
 
     program = program_on(task=Uneven())
     _, metrics = program.step(program.init(), shard_batch(next(ToyTask().train_batches(0)), program.batch_sharding))

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mvlm_jax import config as config_lib
+from mvlm_jax.training.accumulation import Independent
 
 FEATURES, WIDTH = 16, 8
 
@@ -28,6 +29,7 @@ class ToyTask:
     optimizer_rules = ((r"encoder/.*", "encoder"), (r".*", "rest"))
     decay_rules = ((r".*/bias", False), (r".*", True))
     flops_per_step = 1e6
+    batch_shapes = {}
 
     def __init__(self, *, batch_size=16, seed=0, before_batch=lambda step: None):
         self.batch_size = batch_size
@@ -45,12 +47,19 @@ class ToyTask:
     def start_weights(self, shapes):
         return None
 
-    def loss(self, params, batch, streams):
+    @property
+    def objective(self):
+        return Independent(self.losses, weights={"squared_error": 1.0}, dtype=jnp.float32)
+
+    def rows(self, batch, streams):
         keep = jax.random.bernoulli(streams.key("dropout"), 0.8, batch["x"].shape)
-        hidden = jnp.tanh((batch["x"] * keep) @ params["encoder"]["kernel"] + params["encoder"]["bias"])
+        return {**batch, "keep": keep, "step": jnp.broadcast_to(streams.step, batch["y"].shape)}
+
+    def losses(self, params, rows):
+        hidden = jnp.tanh((rows["x"] * rows["keep"]) @ params["encoder"]["kernel"] + params["encoder"]["bias"])
         prediction = (hidden @ params["head"]["kernel"] + params["head"]["bias"])[:, 0]
-        error = jnp.square(prediction - batch["y"])
-        return error.mean(), {"squared_error": (error.sum(), jnp.float32(error.size))}
+        error = jnp.square(prediction - rows["y"])
+        return {"squared_error": (error.sum(), jnp.float32(error.size))}
 
     def train_batches(self, start_step):
         step = start_step

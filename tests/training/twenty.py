@@ -41,9 +41,9 @@ def flags_of(*, data_dir, workdir, mesh=(DEVICES, 1, 1), **fields):
     return demo_flags(data_dir=data_dir, workdir=workdir, **{name.replace(".", "__"): v for name, v in fields.items()})
 
 
-def trajectory(data_dir, mesh):
+def trajectory(data_dir, mesh, **fields):
     """The losses and the image ids of each step."""
-    config = config_of(data_dir)
+    config = config_of(data_dir, **fields)
     task = make_task(config, workdir=data_dir)
     program = make_program(task=task, config=config, mesh=mesh)
     state, lines, ids = program.init(), [], []

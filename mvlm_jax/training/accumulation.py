@@ -1,0 +1,170 @@
+"""The gradient of the whole batch, taken over it at once or a microbatch at a time.
+
+A contrastive loss compares all pairs of a batch, so the gradients of its microbatches do not add up to its own. As in
+GradCache (Gao et al., 2021): the embeddings of every microbatch are computed first and kept, the loss of the whole
+batch gives the gradient with respect to them, and a pass over the microbatches carries it on to the parameters.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
+
+from mvlm_jax.training.mesh import BATCH_AXES
+from mvlm_jax.training.per_device import Local, per_device, varying
+from mvlm_jax.training.task import Objective, Params, Rows, Sums
+
+ValueAndGradient = tuple[tuple[Float[Array, ""], Sums], Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class Independent:
+    """The objective of examples that are not compared with each other."""
+
+    losses: Callable[[Params, Rows], Sums]
+    weights: Mapping[str, float]
+    dtype: DTypeLike
+    group: int = 1
+
+    def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
+        return self.losses(params, rows), ()
+
+    def embed(self, params: Params, rows: Rows) -> Rows:
+        return ()
+
+    def batch_losses(self, params: Params, embeddings: Rows, rows: Rows) -> Sums:
+        return {}
+
+
+def value_and_grad(
+    objective: Objective, params: Params, rows: Rows, *, accumulate: int, mesh: Mesh, shardings: PyTree[NamedSharding]
+) -> ValueAndGradient:
+    """((loss, sums), gradients) of the whole batch, the same to rounding for any number of microbatches.
+
+    Args:
+      accumulate: microbatches; each is an equal share of every device's rows.
+      shardings: of the parameters.
+    """
+    on_devices = partial(
+        per_device, mesh=mesh, shardings=shardings, dtype=objective.dtype, multiple=accumulate * objective.group
+    )
+    if accumulate > 1:
+        cut = partial(_cut, count=accumulate, mesh=mesh)
+        return _accumulated(objective, params, rows, on_devices=on_devices, cut=cut)
+
+    loss = partial(whole_batch, objective, rows=rows, on_devices=on_devices)
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def whole_batch(
+    objective: Objective, params: Params, rows: Rows, *, on_devices: Callable[[Local], Local] = lambda local: local
+) -> tuple[Float[Array, ""], Sums]:
+    """The loss of the whole batch and all its sums.
+
+    Args:
+      on_devices: what spreads a function of parameters and rows over devices, as `per_device` does.
+    """
+    sums, embeddings = on_devices(objective.row_losses)(params, rows)
+    sums |= objective.batch_losses(params, embeddings, rows)
+    return weighted_mean(sums, objective.weights), sums
+
+
+def weighted_mean(sums: Sums, weights: Mapping[str, float]) -> Float[Array, ""]:
+    """The weighted sum of the means of the losses among `sums`; a mean is 0 where nothing was counted."""
+    means = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+    return sum((weight * means[name] for name, weight in weights.items() if name in means), jnp.float32(0))
+
+
+def _accumulated(
+    objective: Objective,
+    params: Params,
+    rows: Rows,
+    *,
+    on_devices: Callable[[Local], Local],
+    cut: Callable[[Rows], Rows],
+) -> ValueAndGradient:
+    def embed(params, rows):
+        each = jax.lax.map(lambda part: objective.embed(params, part), cut(rows))
+        return {}, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+
+    def batch_loss(params, embeddings):
+        sums = objective.batch_losses(params, embeddings, rows)
+        return weighted_mean(sums, objective.weights), sums
+
+    def count(params, rows):
+        sums, _ = objective.row_losses(params, rows)
+        return {name: count for name, (_, count) in sums.items()}, ()
+
+    def microbatch_loss(params, part):
+        rows, pull = part
+        sums, embeddings = objective.row_losses(params, rows)
+        totals = {name: total for name, (total, _) in sums.items()}
+        loss = weighted_mean({name: (total, counts[name]) for name, total in totals.items()}, objective.weights)
+        # Its gradient is the one that the losses of the whole batch send through these embeddings.
+        pulled = sum(map(jnp.vdot, jax.tree.leaves(pull), jax.tree.leaves(embeddings)), jnp.float32(0))
+        return loss + pulled, totals
+
+    def summed(params, parts):
+        return _summed_with_gradient(microbatch_loss)(params, jax.tree.map(cut, parts)), ()
+
+    def row_loss(params, pull):
+        (loss, totals), _ = on_devices(summed)(params, (rows, pull))
+        return loss, totals
+
+    _, embeddings = on_devices(embed)(params, rows)
+    of_batch = jax.value_and_grad(batch_loss, argnums=(0, 1), has_aux=True)
+    (_, sums), (gradients, pull) = of_batch(params, embeddings)
+    # Counts need neither features nor losses: the compiler drops those, which nothing reads.
+    counts, _ = on_devices(count)(params, rows)
+    (_, totals), further = jax.value_and_grad(row_loss, has_aux=True)(params, pull)
+    sums |= {name: (total, counts[name]) for name, total in totals.items()}
+    return (weighted_mean(sums, objective.weights), sums), jax.tree.map(jnp.add, gradients, further)
+
+
+def _summed_with_gradient(loss: Callable[[Params, Any], tuple[Float[Array, ""], Any]]) -> Callable[[Params, Any], Any]:
+    """(params, parts) -> the sums of what `loss` gives over the leading axis of `parts`.
+
+    The gradient of the first sum is taken on the way, so that nothing of one part outlives it.
+    """
+    with_gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def forward(params, parts):
+        def add(carry, part):
+            (value, aux), gradients = with_gradient(params, part)
+            return jax.tree.map(
+                lambda total, more: total + more.astype(total.dtype), carry, (value, aux, gradients)
+            ), ()
+
+        value, aux = jax.eval_shape(loss, params, jax.tree.map(lambda x: x[0], parts))
+        # In float32, whatever the parameters were gathered in.
+        zeros = jax.tree.map(lambda x: varying(jnp.zeros(x.shape, jnp.float32)), (value, aux, params))
+        (value, aux, gradients), _ = jax.lax.scan(add, zeros, parts)
+        return (value, aux), jax.tree.map(lambda total, param: total.astype(param.dtype), gradients, params)
+
+    @jax.custom_vjp
+    def run(params, parts):
+        return forward(params, parts)[0]
+
+    def backward(gradients, cotangents):
+        return jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients), None
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _cut(rows: Rows, *, count: int, mesh: Mesh) -> Rows:
+    """[B, …] to [count, B / count, …]; of rows of the whole mesh, each part is spread over all devices."""
+    spread = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    whole = not set(BATCH_AXES) & set(jax.sharding.get_abstract_mesh().manual_axes)
+
+    def of_leaf(x):
+        parts = x.reshape(count, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(parts, spread) if whole else parts
+
+    return jax.tree.map(of_leaf, rows)
