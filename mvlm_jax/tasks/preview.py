@@ -1,8 +1,7 @@
 """What a step of pre-training sees, as a page: the very images, captions and masks that its losses get."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import page
+from mvlm_jax.objectives.pretraining import Pairs
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.streams import Streams
 
@@ -34,17 +34,20 @@ STYLE = (
 
 def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
     """The first `examples` pairs of the batch of a step, each as augmented and as masked."""
-    batch, draws = step_inputs(task, step=step)
-    ids = task.example_ids(step)
+    pairs, ids = step_pairs(task, step=step), task.example_ids(step)
     count = min(examples, len(ids))
-    masks, slots = np.asarray(draws.image.patch_mask), np.asarray(draws.text.slots)
-    weights = np.asarray(draws.text.weights)
+    images, texts, masks, slots, weights = (
+        np.asarray(array)
+        for array in (
+            pairs.image, pairs.text, pairs.image_mask.patch_mask, pairs.text_mask.slots, pairs.text_mask.weights
+        )
+    )  # fmt: skip
     cards = [
         _card(
             task,
-            image=batch["image"][row],
+            image=images[row],
             patch_mask=masks[row],
-            text=batch["text"][row],
+            text=texts[row],
             hidden={int(slot) for slot, weight in zip(slots[row], weights[row]) if weight},
             name=ids[row],
         )
@@ -67,12 +70,11 @@ def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
     return page.page(title=f"Step {step} of {config.data.train}", body="\n".join(body))
 
 
-def step_inputs(task: Pretrain, *, step: int) -> tuple[Mapping[str, Any], Any]:
-    """The batch of a step and what is hidden of it."""
+def step_pairs(task: Pretrain, *, step: int) -> Pairs:
+    """The batch of a step with what is hidden of it."""
     with contextlib.closing(task.train_batches(step)) as batches:
-        batch = next(iter(batches))
-    streams = Streams(seed=task.config.seed, step=jnp.int32(step))
-    return batch, task.draws(jnp.asarray(batch["text"]), streams)
+        batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
+    return task.rows(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
 
 
 def masked_image(image: UInt8[np.ndarray, "S S 3"], patch_mask: Bool[np.ndarray, " N"]) -> UInt8[np.ndarray, "S S 3"]:

@@ -3,15 +3,15 @@
 import html
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import ROOT, SMALLER, prepare_shapes, recipe
 
 from mvlm_jax import prepare as prepare_door
-from mvlm_jax.tasks import pretrain
 from mvlm_jax.tasks.from_config import make_task
-from mvlm_jax.tasks.preview import MASKED, masked_image, preview_page, step_inputs
+from mvlm_jax.tasks.preview import MASKED, masked_image, preview_page, step_pairs
 from mvlm_jax.training.streams import Streams
 
 STEP = 3
@@ -31,25 +31,13 @@ def task(data_dir):
     return make_task(config, workdir="")
 
 
-def test_masks_are_those_that_the_step_gives_to_its_losses(task, monkeypatch):
-    seen = []
-
-    def recorded(model, params, image, text, image_id, draws, **options):
-        seen.append((image, text, draws))
-        return jnp.float32(0), {}
-
-    monkeypatch.setattr(pretrain, "pretraining_losses", recorded)
+def test_pairs_are_those_of_a_run_that_came_to_the_step(task):
     batches = iter(task.train_batches(0))
     for step in range(STEP + 1):
         batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
-        task.loss({}, batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
-
-    (image, text, given), (batch, draws) = seen[-1], step_inputs(task, step=STEP)
-    np.testing.assert_array_equal(image, batch["image"])
-    np.testing.assert_array_equal(text, batch["text"])
-    np.testing.assert_array_equal(given.image.patch_mask, draws.image.patch_mask)
-    np.testing.assert_array_equal(given.text.text, draws.text.text)
-    assert not np.array_equal(seen[0][2].image.patch_mask, draws.image.patch_mask)
+        reached = task.rows(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
+    jax.tree.map(np.testing.assert_array_equal, step_pairs(task, step=STEP), reached)
+    assert not np.array_equal(step_pairs(task, step=0).image_mask.patch_mask, reached.image_mask.patch_mask)
 
 
 def test_masked_image_hides_the_masked_patches_and_no_pixel_else():
@@ -65,17 +53,18 @@ def test_masked_image_hides_the_masked_patches_and_no_pixel_else():
 
 def test_page_marks_the_hidden_words_of_the_first_pairs(task):
     page = preview_page(task, step=STEP, examples=5)
-    batch, draws = step_inputs(task, step=STEP)
+    pairs = step_pairs(task, step=STEP)
+    text, masked_text = np.asarray(pairs.text), np.asarray(pairs.text_mask.text)
     captions = re.findall(r"<figcaption>(.*?)<br>", page)
     names = re.findall(r'<span class="id">(.*?)</span>', page)
     assert len(captions) == 5 and names == list(task.example_ids(STEP)[:5])
     mask = task.tokenizer.ids.mask
     for row, caption in enumerate(captions):
-        hidden = np.flatnonzero(np.asarray(draws.text.text)[row] == mask)
-        words = [task.tokenizer.decode([int(number)]) for number in batch["text"][row][hidden]]
+        hidden = np.flatnonzero(masked_text[row] == mask)
+        words = [task.tokenizer.decode([int(number)]) for number in text[row][hidden]]
         assert [html.unescape(word) for word in re.findall(r'"hidden">(.*?)</span>', caption)] == words
         whole = html.unescape(re.sub("<[^>]*>", "", caption)).replace(" ", "")
-        assert whole == task.tokenizer.decode(batch["text"][row]).replace(" ", "")
+        assert whole == task.tokenizer.decode(text[row]).replace(" ", "")
     assert page.count("data:image/png;base64,") == 10 and "http" not in page
 
 
