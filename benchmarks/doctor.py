@@ -5,7 +5,7 @@ list (kind, split, id). Status 1 where anything was missed; what was found thoug
 look at, in DIRECTORY/report/check.html.
 
 Example:
-  python benchmarks/doctor.py --source=FLICKR8K --directory=/tmp/doctor
+  python benchmarks/doctor.py --source=FLICKR8K --directory=runs/doctor
 """
 
 import argparse
