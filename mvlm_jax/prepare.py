@@ -24,10 +24,12 @@ from mvlm_jax import doors
 from mvlm_jax.data.builders.flickr8k import Flickr8k
 from mvlm_jax.data.builders.reporting import REPORT, ReportingBuilder
 from mvlm_jax.data.builders.shapes import Shapes
+from mvlm_jax.data.builders.shapes_tasks import ShapesNlvr2, ShapesVe, ShapesVqa
 from mvlm_jax.data.sources import resolved_data_dir
 from mvlm_jax.errors import UserError
 
-DATASETS = ("shapes", "flickr8k")
+DRAWN = ("shapes", "shapes_vqa", "shapes_nlvr2", "shapes_ve")
+DATASETS = (*DRAWN, "flickr8k")
 
 
 def prepare(*, dataset: str, source: str, data_dir: Path) -> Path:
@@ -52,10 +54,11 @@ def prepare(*, dataset: str, source: str, data_dir: Path) -> Path:
 def _builder(dataset: str, *, source: str) -> Callable[..., ReportingBuilder]:
     if dataset not in DATASETS:
         raise UserError(f"--dataset={dataset!r} is not one of {', '.join(DATASETS)}")
-    if dataset == "shapes":
+    if dataset in DRAWN:
         if source:
-            raise UserError(f"--source={source!r} has no use with --dataset=shapes, which is drawn; leave it out")
-        return Shapes
+            raise UserError(f"--source={source!r} has no use with --dataset={dataset}, which is drawn; leave it out")
+        # Looked up when it is needed, so that a test can put a smaller one in its place.
+        return dict(zip(DRAWN, (Shapes, ShapesVqa, ShapesNlvr2, ShapesVe)))[dataset]
     if not source:
         raise UserError(f"--dataset={dataset} needs --source, the directory that holds the published files")
     return lambda **kwargs: Flickr8k(source=source, **kwargs)
@@ -88,7 +91,8 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 def _summary(report: dict[str, Any]) -> Iterator[str]:
     for split, counts in report["splits"].items():
-        yield f"{split}: {counts['examples']} images, {counts['captions']} captions"
+        captioned = f"images, {counts['captions']} captions" if counts["captions"] else "examples"
+        yield f"{split}: {counts['examples']} {captioned}"
         yield from _skips(counts["skipped"])
     yield from _skips(report.get("caption_lines_skipped", {}))
 

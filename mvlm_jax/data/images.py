@@ -18,7 +18,7 @@ SIDE_WORDS = re.compile(r"\b(?:left|right)(?:most|wards?|hand(?:ed)?|side)?\b", 
 
 
 class UndecodableImage(ValueError):
-    """`reason` is one of empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
+    """`reason` is one of absent, empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -58,7 +58,7 @@ def prepared_dir(name: str, *, data_dir: str) -> Path:
     root = resolved_data_dir(data_dir)
     versions = [path.parent for path in (root / name).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
     if not versions:
-        source = "" if name == "shapes" else " --source=DIR"
+        source = "" if name.startswith("shapes") else " --source=DIR"
         raise UserError(
             f"dataset {name!r} is not prepared in {root}; make it with: "
             f"mvlm prepare --dataset={name}{source} --data_dir={root}"
