@@ -1,5 +1,7 @@
 """The model that a config describes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -16,16 +18,21 @@ def compute_dtype(name: str, *, backend: str | None = None) -> DTypeLike:
 
 
 def maskvlm(config: ConfigDict, *, pad_id: int) -> MaskVLM:
-    return MaskVLM(
-        image_size=config.image.size,
-        patch=config.image.patch,
-        mean=tuple(config.image.mean),
-        std=tuple(config.image.std),
-        image_epsilon=config.image.epsilon,
-        text_kind=config.text.kind,
-        vocab_size=config.text.vocab_size,
-        positions=config.text.positions,
-        pad_id=pad_id,
-        dtype=compute_dtype(config.dtype),
+    return MaskVLM(**maskvlm_fields(config, pad_id=pad_id))
+
+
+def maskvlm_fields(config: ConfigDict, *, pad_id: int) -> dict[str, Any]:
+    """The fields of `MaskVLM` and of every model that builds on it."""
+    return {
+        "image_size": config.image.size,
+        "patch": config.image.patch,
+        "mean": tuple(config.image.mean),
+        "std": tuple(config.image.std),
+        "image_epsilon": config.image.epsilon,
+        "text_kind": config.text.kind,
+        "vocab_size": config.text.vocab_size,
+        "positions": config.text.positions,
+        "pad_id": pad_id,
+        "dtype": compute_dtype(config.dtype),
         **config.model,
-    )
+    }
