@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import doors
@@ -27,11 +28,22 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
     doors.define_workdir(values)
     doors.define_hosts(values)
+    flags.DEFINE_list(
+        "k",
+        [],
+        "Numbers of candidates to re-rank, separated by commas; recalls are given for each.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "submission", None, "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).", flag_values=values
+    )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     doors.connect(values)
+    if values.k:
+        _sweep(values.config, values.k)
     config = doors.checked_config(values)
     directory = Path(values.workdir)
     with hosts.together():
@@ -49,10 +61,29 @@ def main(values: flags.FlagValues) -> None:
             step, params = latest
         else:
             raise UserError(f"{directory} has no finished checkpoint; train it first")
+        if values.submission and not hasattr(task, "submission"):
+            raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
         results = task.evaluate(params)
+        submission = task.submission(params) if values.submission else None
     if jax.process_index() == 0:
         workdir_lib.write_evaluations(directory, results, step=step)
+        if submission is not None:
+            _write(Path(values.submission), submission)
         print(json.dumps({stem: {"step": step, **metrics} for stem, metrics in results.items()}))
+
+
+def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--k={','.join(numbers)} must be numbers above 0, separated by commas, as in --k=16,64,256")
+    *smaller, largest = sorted({int(number) for number in numbers})
+    config.eval.rerank, config.eval.sweep = largest, tuple(smaller)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        workdir_lib.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--submission={str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def door(argv: Sequence[str]) -> int:

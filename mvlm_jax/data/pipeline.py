@@ -75,6 +75,11 @@ def train_batches(
     records = _records(source, seed=seed).random_map(load)
     own = tuple(range(batch_size) if rows is None else map(int, rows))
     batches = _Rows(records, batch_size=batch_size, rows=own).batch(len(own))[start_step:]
+    return in_background(batches, workers=workers, prefetch=prefetch)
+
+
+def in_background(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[Batch]:
+    """The batches in order, `prefetch` of them made ahead by threads, or by `workers` processes."""
     threads = min(prefetch, os.cpu_count() or 1)
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

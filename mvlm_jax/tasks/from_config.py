@@ -1,37 +1,71 @@
 """The task that a config describes, with its data opened."""
 
 import functools
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mvlm_jax.data.labelled import answer_list
+from mvlm_jax.data.labelled_pipeline import (
+    Classes,
+    LabelledBatches,
+    LabelledSplit,
+    WeightedAnswers,
+    labelled_batches,
+    training_texts,
+)
+from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
-from mvlm_jax.tasks.pretrain import TOKENIZER_FILE, Pretrain
+from mvlm_jax.tasks.configured import TOKENIZER_FILE
+from mvlm_jax.tasks.entailment import Entailment
+from mvlm_jax.tasks.nlvr2 import Nlvr2
+from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.tasks.retrieval import Retrieval
+from mvlm_jax.tasks.vqa import ANSWERS_FILE, Vqa
 from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
 from mvlm_jax.training.task import Task
+
+LABELLED = {"vqa": Vqa, "nlvr2": Nlvr2, "entailment": Entailment}
 
 
 def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     """
     Raises:
-      UserError: a source or a tokenizer that is not there, or does not fit the config.
+      UserError: a source, a tokenizer or a list of answers that is not there, or does not fit the config.
     """
     with hosts.together():
         tokenizer = open_tokenizer(config, workdir=workdir)
     # Each process that finds none trains its own, from the same captions.
     hosts.check_same(tokenizer=tokenizer.to_json())
-    return Pretrain(
+    eval_name = config.data.eval.rpartition(":")[2]
+    if config.task not in LABELLED:
+        task = Retrieval if config.task == "retrieval" else Pretrain
+        return task(
+            config=config,
+            tokenizer=tokenizer,
+            batches=functools.partial(_batches, config, tokenizer),
+            batch_ids=functools.partial(_image_ids, config),
+            eval_split=functools.partial(_eval_split, config, tokenizer),
+            eval_name=eval_name,
+        )
+    with hosts.together():
+        answers = _answers(config, workdir=workdir) if config.task == "vqa" else {}
+    hosts.check_same(answers=json.dumps(answers))
+    return LABELLED[config.task](
         config=config,
         tokenizer=tokenizer,
-        batches=functools.partial(_batches, config, tokenizer),
-        image_ids=functools.partial(_image_ids, config),
-        eval_split=functools.partial(_eval_split, config, tokenizer),
-        eval_name=config.data.eval.rpartition(":")[2],
+        batches=functools.partial(_labelled_batches, config, tokenizer),
+        batch_ids=lambda step: _labelled(config, tokenizer, rows=range(0)).example_ids(step),
+        eval_split=functools.partial(_labelled_split, config, tokenizer),
+        eval_name=eval_name,
+        **answers,
     )
 
 
@@ -43,14 +77,21 @@ def describe_task(config: ConfigDict) -> Task:
 
     # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
     tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
-    return Pretrain(
-        config=config, tokenizer=tokenizer, batches=missing, image_ids=missing, eval_split=missing, eval_name="none"
+    described = LABELLED.get(config.task, Retrieval if config.task == "retrieval" else Pretrain)
+    return described(
+        config=config,
+        tokenizer=tokenizer,
+        batches=missing,
+        batch_ids=missing,
+        eval_split=missing,
+        eval_name="none",
+        **({"answers": ("yes",)} if config.task == "vqa" else {}),
     )
 
 
 def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
-    """The run's own tokenizer where it has one, else the configured file, else the one beside the text weights that
-    the run starts from, else one trained on the training captions.
+    """The run's own tokenizer where it has one, else the configured file, else the one beside the weights that the run
+    starts from, else one trained on the texts of the training source.
 
     Raises:
       UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows.
@@ -60,6 +101,8 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
         tokenizer = Tokenizer.load(own, kind=text.kind)
     elif text.tokenizer:
         tokenizer = Tokenizer.load(text.tokenizer, kind=text.kind)
+    elif config.init_from.checkpoint:
+        tokenizer = Tokenizer.load(Path(config.init_from.checkpoint).expanduser() / TOKENIZER_FILE, kind=text.kind)
     elif config.init_from.text:
         file = tokenizer_file(config.init_from.text)
         if file is None:
@@ -69,8 +112,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
             )
         tokenizer = Tokenizer.load(file, kind=text.kind)
     else:
-        source = open_source(config.data.train, data_dir=config.data.data_dir)
-        tokenizer = train_tokenizer(training_captions(source), kind=text.kind, vocab_size=text.vocab_size)
+        tokenizer = train_tokenizer(_training_texts(config), kind=text.kind, vocab_size=text.vocab_size)
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but config.text.vocab_size={text.vocab_size}; "
@@ -118,4 +160,61 @@ def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
         max_length=config.text.max_length,
         max_image_pixels=config.data.max_image_pixels,
         image_size=config.image.size,
+    )
+
+
+def _training_texts(config: ConfigDict) -> Iterator[str]:
+    if config.task in LABELLED:
+        return training_texts(open_labelled(config.data.train, data_dir=config.data.data_dir))
+    return training_captions(open_source(config.data.train, data_dir=config.data.data_dir))
+
+
+def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str, ...]]:
+    """The run's own list where it has one, else that of the training questions."""
+    own = Path(workdir) / ANSWERS_FILE
+    if own.is_file():
+        return {"answers": tuple(json.loads(own.read_text()))}
+    source = open_labelled(config.data.train, data_dir=config.data.data_dir)
+    found = answer_list(source, size=config.vqa.answer_list)
+    if not found:
+        raise UserError(f"config.data.train={config.data.train} holds no answers; train on a split that has some")
+    return {"answers": tuple(found)}
+
+
+def _labelled(config: ConfigDict, tokenizer: Tokenizer, *, rows: Iterable[int]) -> LabelledBatches:
+    data, options, task = config.data, config.vqa, LABELLED[config.task]
+    targets = (
+        WeightedAnswers(tokenizer, slots=options.answers_per_question, length=options.answer_length)
+        if config.task == "vqa"
+        else Classes(task.labels)
+    )
+    return LabelledBatches(
+        source=open_labelled(data.train, data_dir=data.data_dir),
+        tokenizer=tokenizer,
+        targets=targets,
+        images=task.images,
+        rows=tuple(map(int, rows)),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        max_image_pixels=data.max_image_pixels,
+        **data.augment,
+    )
+
+
+def _labelled_batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    batches = _labelled(config, tokenizer, rows=process_rows(config.batch_size, batch_sharding(mesh)))
+    return labelled_batches(batches, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+
+
+def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:
+    return LabelledSplit(
+        source=open_labelled(config.data.eval, data_dir=config.data.data_dir),
+        tokenizer=tokenizer,
+        images=LABELLED[config.task].images,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        max_image_pixels=config.data.max_image_pixels,
     )

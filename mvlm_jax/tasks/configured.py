@@ -1,0 +1,58 @@
+"""What the tasks share: everything that a config says and that is no matter of the objective."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.interop.checkpoint import import_checkpoint
+from mvlm_jax.interop.start import import_encoders
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.training.task import Batch, StartWeights
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfiguredTask:
+    """The part of a `Task` that is the same in all of them."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    batches: Callable[[int], Iterator[Batch]]  # from a step on
+    batch_ids: Callable[[int], list[str]]  # of what the batch of a step is made of
+
+    sharding_rules = SHARDING_RULES
+    optimizer_rules = OPTIMIZER_RULES
+    decay_rules = DECAY_RULES
+
+    def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
+        config = self.config
+        if not any(config.init_from.values()):
+            return None
+        if config.init_from.checkpoint:
+            imported = import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
+        else:
+            imported = import_encoders(
+                shapes,
+                init_from=config.init_from.to_dict(),
+                image=config.image,
+                text_kind=config.text.kind,
+                heads=config.model.heads,
+                tokenizer=self.tokenizer,
+            )
+        return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
+
+    def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
+        return self.batches(start_step)
+
+    def example_ids(self, step: int) -> list[str]:
+        return self.batch_ids(step)
+
+    def save_assets(self, workdir: Path) -> None:
+        self.tokenizer.save(workdir / TOKENIZER_FILE)
