@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -15,13 +16,16 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import doors
+from mvlm_jax.data.formats.image_folder import read_templates
 from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.tasks.from_config import make_task
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
+from mvlm_jax.training.task import Params, Task
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -33,6 +37,15 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         [],
         "Numbers of candidates to re-rank, separated by commas; recalls are given for each.",
         flag_values=values,
+    )
+    flags.DEFINE_string(
+        "classify",
+        None,
+        "Folder with a folder of images for each class: zero-shot classification instead of the config's evaluation.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "templates", None, "Prompts for --classify, one a line, with {} in the place of the class.", flag_values=values
     )
     flags.DEFINE_string(
         "submission", None, "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).", flag_values=values
@@ -63,13 +76,31 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"{directory} has no finished checkpoint; train it first")
         if values.submission and not hasattr(task, "submission"):
             raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
-        results = task.evaluate(params)
+        results = _classify(task, params, values, config) if values.classify else task.evaluate(params)
         submission = task.submission(params) if values.submission else None
     if jax.process_index() == 0:
         workdir_lib.write_evaluations(directory, results, step=step)
         if submission is not None:
             _write(Path(values.submission), submission)
         print(json.dumps({stem: {"step": step, **metrics} for stem, metrics in results.items()}))
+
+
+def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
+    if config.task not in ("pretrain", "retrieval"):
+        raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
+    directory = Path(values.classify)
+    found = classify_folder(
+        task.model,
+        params,
+        task.tokenizer,
+        directory,
+        templates=read_templates(Path(values.templates)) if values.templates else TEMPLATES,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        max_image_pixels=config.data.max_image_pixels,
+        batch_size=config.eval.batch_size,
+    )
+    return {f"classification-{directory.resolve().name}": found}
 
 
 def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:

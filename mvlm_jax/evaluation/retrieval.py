@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int, PyTree
+from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import ranking
@@ -101,9 +101,14 @@ def encode_images(model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_siz
     """Embeddings of every image, on the host."""
     embeddings = []
     for images, indices in split.image_batches(batch_size):
-        _, z = _encode_images(model, params, place(padded(images, batch_size), params=params))
+        z = embed_images(model, params, place(padded(images, batch_size), params=params))
         embeddings.append(fetch(z)[: len(indices)])
     return np.concatenate(embeddings)
+
+
+def embed_images(model: MaskVLM, params: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B E"]:
+    """Of one batch, where it lies."""
+    return _encode_images(model, params, image)[1]
 
 
 def encode_texts(

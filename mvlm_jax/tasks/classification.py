@@ -15,7 +15,6 @@ from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.batching import fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.models.from_config import maskvlm_fields
 from mvlm_jax.objectives.reconstruction import cross_entropy
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
@@ -27,11 +26,6 @@ class ClassificationTask(LabelledTask):
 
     name: str  # of the files of the results
     labels: tuple[str, ...]
-
-    @cached_property
-    def model(self) -> ClassifyingModel:
-        fields = maskvlm_fields(self.config, pad_id=self.tokenizer.ids.pad)
-        return ClassifyingModel(**fields, classes=len(self.labels))
 
     @property
     def flops_per_step(self) -> float:

@@ -2,18 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.start import import_encoders
+from mvlm_jax.models.from_config import model_inputs, task_model
+from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
-from mvlm_jax.training.task import Batch, StartWeights
+from mvlm_jax.training.task import Batch, Params, StartWeights
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -30,6 +33,13 @@ class ConfiguredTask:
     sharding_rules = SHARDING_RULES
     optimizer_rules = OPTIMIZER_RULES
     decay_rules = DECAY_RULES
+
+    @cached_property
+    def model(self) -> MaskVLM:
+        return task_model(self.config, pad_id=self.tokenizer.ids.pad)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return self.model.init(key, *model_inputs(self.config))["params"]
 
     def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
         config = self.config

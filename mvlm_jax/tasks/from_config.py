@@ -22,6 +22,7 @@ from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
+from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.nlvr2 import Nlvr2
@@ -192,7 +193,7 @@ def _labelled(config: ConfigDict, tokenizer: Tokenizer, *, rows: Iterable[int]) 
         source=open_labelled(data.train, data_dir=data.data_dir),
         tokenizer=tokenizer,
         targets=targets,
-        images=task.images,
+        images=images_of(config),
         rows=tuple(map(int, rows)),
         batch_size=config.batch_size,
         seed=config.seed,
@@ -213,7 +214,7 @@ def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:
     return LabelledSplit(
         source=open_labelled(config.data.eval, data_dir=config.data.data_dir),
         tokenizer=tokenizer,
-        images=LABELLED[config.task].images,
+        images=images_of(config),
         image_size=config.image.size,
         max_length=config.text.max_length,
         max_image_pixels=config.data.max_image_pixels,

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
+from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
@@ -32,7 +33,10 @@ class LabelledTask(ConfiguredTask):
     eval_split: Callable[[], LabelledSplit]  # opened when it is first needed
     eval_name: str  # names the files of the results
 
-    images = 1  # in each example
+    @property
+    def images(self) -> int:
+        """In each example."""
+        return images_of(self.config)
 
     @cached_property
     def split(self) -> LabelledSplit:
@@ -51,14 +55,6 @@ class LabelledTask(ConfiguredTask):
     def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the targets in a batch."""
         raise NotImplementedError
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        batch = {name: jnp.zeros((1, *shape.shape[1:]), shape.dtype) for name, shape in self.batch_shapes.items()}
-        return self.model.init(key, batch["image"], batch["text"], *self.model_inputs(batch))["params"]
-
-    def model_inputs(self, batch: Batch) -> tuple[Array, ...]:
-        """What the model is called with beside image and text."""
-        return ()
 
     def rows(self, batch: Batch, streams: Streams) -> Rows:
         return {**batch, **self.seen(batch)}

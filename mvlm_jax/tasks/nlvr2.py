@@ -14,7 +14,6 @@ class Nlvr2(ClassificationTask):
 
     name = "nlvr2"
     labels = ("False", "True")
-    images = 2
 
     def metrics(self, chosen: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
         known = [(row, label) for row, label in chosen if row.answers]

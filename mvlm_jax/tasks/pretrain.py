@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
 from mvlm_jax.models.flops import pretraining_step_flops
-from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.objectives import masking
 from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
 from mvlm_jax.tasks.configured import ConfiguredTask
@@ -27,10 +25,6 @@ class Pretrain(ConfiguredTask):
 
     eval_split: Callable[[], EvalSplit]  # opened when it is first needed
     eval_name: str  # names the files of the results
-
-    @cached_property
-    def model(self):
-        return maskvlm(self.config, pad_id=self.tokenizer.ids.pad)
 
     @cached_property
     def split(self) -> EvalSplit:
@@ -58,11 +52,6 @@ class Pretrain(ConfiguredTask):
             "image_id": jax.ShapeDtypeStruct((rows,), jnp.int32),
             "skipped": jax.ShapeDtypeStruct((rows,), jnp.int32),
         }
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        size = self.config.image.size
-        image = jnp.zeros((1, size, size, 3), jnp.uint8)
-        return self.model.init(key, image, jnp.zeros((1, self.config.text.max_length), jnp.int32))["params"]
 
     @cached_property
     def objective(self) -> Pretraining:

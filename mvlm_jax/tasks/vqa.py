@@ -9,19 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jaxtyping import Array
 
 from mvlm_jax.data.formats.vqa import submission
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
 from mvlm_jax.evaluation.batching import fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
-from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.models.from_config import maskvlm_fields
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
-from mvlm_jax.training.task import Batch, Params, Rows, Sums
+from mvlm_jax.training.task import Params, Rows, Sums
 from mvlm_jax.training.workdir import write_json
 
 ANSWERS_FILE = "answers.json"
@@ -32,11 +29,6 @@ class Vqa(LabelledTask):
     """Likelihood of every answer that was given, weighted by how many gave it; reports the official accuracy."""
 
     answers: tuple[str, ...]  # the list that is ranked
-
-    @cached_property
-    def model(self) -> AnsweringModel:
-        fields, options = maskvlm_fields(self.config, pad_id=self.tokenizer.ids.pad), self.config.vqa
-        return AnsweringModel(**fields, answer_layers=options.decoder_layers, answer_length=options.answer_length)
 
     @property
     def flops_per_step(self) -> float:
@@ -58,16 +50,13 @@ class Vqa(LabelledTask):
             "answer_weights": jax.ShapeDtypeStruct((rows, options.answers_per_question), jnp.float32),
         }
 
-    def model_inputs(self, batch: Batch) -> tuple[Array, ...]:
-        return (batch["answers"][:, :, :-1],)
-
     @cached_property
     def objective(self) -> Independent:
         return Independent(self._losses, weights={"answer": 1.0}, dtype=self.model.dtype)
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
         answers, weights = rows["answers"], rows["answer_weights"]
-        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], *self.model_inputs(rows))
+        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], answers[:, :, :-1])
         targets = answers[:, :, 1:]
         likelihood = token_log_likelihoods(logits, targets, pad_id=self.model.pad_id)
         told = (logits.argmax(axis=-1) == targets) & (targets != self.model.pad_id)

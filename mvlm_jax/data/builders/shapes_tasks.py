@@ -8,7 +8,7 @@ as often as by chance. Of the questions, each scene gets one that is answered ye
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from mvlm_jax.data.builders.shapes import COLORS, HOW_MANY, SHAPES, Scene, Shape
 
 COUNTS = {"train": 20_000, "val": 256, "test": 256}  # the scenes of the dataset `shapes`
 ANNOTATORS = 10
+TRIES = 20_000
 
 
 class Drawn(NamedTuple):
@@ -89,12 +90,14 @@ FORMS = ("both", "one", "left", "right", "more", "fewer")
 
 def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) -> Iterator[Drawn]:
     """Two pairs of images and two statements, each statement true of one pair."""
+
+    def four():
+        pairs = [tuple(_pick(rng, drawn) for _ in range(2)) for _ in range(2)]
+        chosen = _telling_apart(rng, *pairs), _telling_apart(rng, *reversed(pairs))
+        return None if None in chosen else (pairs, chosen)
+
     for number in range(fours):
-        chosen = None
-        while chosen is None:
-            pairs = [tuple(_pick(rng, drawn) for _ in range(2)) for _ in range(2)]
-            chosen = _telling_apart(rng, *pairs), _telling_apart(rng, *reversed(pairs))
-            chosen = None if None in chosen else chosen
+        pairs, chosen = _found(four)
         for which, statement in enumerate(chosen):
             for place, pair in enumerate(pairs):
                 label = "True" if which == place else "False"
@@ -123,10 +126,7 @@ def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) 
         for color, shape in _looks(scene).items():
             by_look[color, shape].append(scene)
     for _ in range(nines):
-        found = None
-        while found is None:
-            found = _nine(by_look, drawn, rng)
-        shown, said = found
+        shown, said = _found(lambda: _nine(by_look, drawn, rng))
         for place, scene in enumerate(shown):
             for which, (color, shape) in enumerate(said):
                 article = "an" if shape[0] in "aeiou" else "a"
@@ -184,6 +184,13 @@ def _of(scene: Scene, **look: str) -> Shape:
 
 def _other(rng: np.random.Generator, values: Sequence[str], value: str) -> str:
     return _pick(rng, [other for other in values if other != value])
+
+
+def _found(search: Callable[[], Any]) -> Any:
+    for _ in range(TRIES):
+        if (found := search()) is not None:
+            return found
+    raise ValueError(f"nothing was found in {TRIES} tries; there are too few scenes to choose from")
 
 
 def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
