@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.from_config import model_inputs, task_model
@@ -46,6 +47,7 @@ class ConfiguredTask:
         if not any(config.init_from.values()):
             return None
         if config.init_from.checkpoint:
+            self._check_tokenizer(config.init_from.checkpoint)
             imported = import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
         else:
             imported = import_encoders(
@@ -57,6 +59,14 @@ class ConfiguredTask:
                 tokenizer=self.tokenizer,
             )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
+
+    def _check_tokenizer(self, checkpoint: str) -> None:
+        theirs = Tokenizer.load(Path(checkpoint).expanduser() / TOKENIZER_FILE, kind=self.config.text.kind)
+        if theirs.to_json() != self.tokenizer.to_json():
+            raise UserError(
+                f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "
+                f"config.init_from.checkpoint={checkpoint}; leave it empty"
+            )
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         return self.batches(start_step)
