@@ -100,7 +100,9 @@ def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir,
     assert status == 0
     source = open_labelled(f"tfds:{SHAPES_OF[name]}:val[:50]", data_dir=str(data_dir))
     ids = [source.row(index).example_id for index in range(50)]
-    if name == "nlvr2":
+    if name == "vqa":
+        assert [entry["question_id"] for entry in json.loads(file.read_text())] == ids
+    else:
         lines = [line.split(",") for line in file.read_text().splitlines()]
         assert [identity for identity, _ in lines] == ids
         assert {label for _, label in lines} <= {"True", "False"}

@@ -43,8 +43,11 @@ def in_minival(row: LabelledRow) -> bool:
 
 
 def submission(answers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What EvalAI takes, from answers by question id."""
-    return [{"question_id": int(question), "answer": answer} for question, answer in answers.items()]
+    """What EvalAI takes, from answers by question id; published ids are numbers."""
+    return [
+        {"question_id": int(question) if question.isdecimal() else question, "answer": answer}
+        for question, answer in answers.items()
+    ]
 
 
 def _rows(directory: Path, split: str) -> list[LabelledRow]:
