@@ -1,13 +1,15 @@
 """The paper's pre-training: 4M images of CC3M, SBU, Visual Genome and COCO, base model, 50 epochs.
 
+mvlm prepare --dataset=pairs4m --source=DOWNLOADS --data_dir=DATA --max_side=512
+mvlm prepare --dataset=coco --source=DOWNLOADS/coco --data_dir=DATA --max_side=512
 mvlm train --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=DATA
 mvlm compile --config=configs/pretrain_4m.py --topology=v5e:4x4 --config.model.remat=dots
 
 `pretrain_4m.py:large` is the same for the large model, its parameters in parts over 16 devices. What either needs of a
 TPU slice, and for how long, is in docs/scaling.md.
 
-DATA holds the prepared dataset `pairs4m`, all four sets in one; `mvlm prepare` does not make it yet. Cost and scores
-of this implementation are not measured: the paper reports scores with encoders that start from published weights.
+docs/data.md says what DOWNLOADS holds. Cost and scores of this implementation are not measured: the paper reports
+scores with encoders that start from published weights.
 """
 
 from ml_collections import ConfigDict

@@ -94,7 +94,11 @@ def default() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.data = ConfigDict()
-    config.data.train = "tfds:shapes:train"  # the source that a run is trained on
+    # What a run is trained on: one source, or several with the times that each example comes in an epoch, as in
+    # "2*tfds:coco:train + tfds:vg:train".
+    config.data.train = "tfds:shapes:train"
+    config.data.fraction = 1.0  # of the examples of each training source, chosen by their ids; the paper's limited data
+    config.data.fraction_seed = 0  # which ones: the same at every `seed`
     config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
     config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.workers = 0  # processes that decode and augment; 0: threads of this process
@@ -220,8 +224,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
         )
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
+    for name in ("seed", "data.fraction_seed"):
+        if not 0 <= fields[name] < 2**32:
+            raise UserError(f"config.{name}={fields[name]} must lie between 0 and {2**32 - 1}")
+    if not 0 < config.data.fraction <= 1:
+        raise UserError(f"config.data.fraction={config.data.fraction} must lie above 0 and at most at 1")
     augment = config.data.augment
     if not 0 < augment.min_scale <= 1:
         raise UserError(f"config.data.augment.min_scale={augment.min_scale} must lie above 0 and at most at 1")

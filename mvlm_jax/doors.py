@@ -55,7 +55,7 @@ def run(
     return 0
 
 
-def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:
     """`--config=FILE[:argument]` with `--config.field=value` overrides."""
     config_flags.DEFINE_config_file(
         "config",
@@ -64,7 +64,8 @@ def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
         flag_values=values,
         sys_argv=list(argv),
     )
-    flags.mark_flag_as_required("config", flag_values=values)
+    if required:
+        flags.mark_flag_as_required("config", flag_values=values)
 
 
 def define_workdir(values: flags.FlagValues) -> None:

@@ -12,9 +12,10 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run that cannot go on though nothing it was given is wrong: no room on the disk, a host lost, a loss of nan.
+    """What cannot go on though it was asked for rightly: no room on the disk, a host lost, a loss of nan, data with
+    faults that the policy stops at.
 
-    The message is one line that says what happened and from where the run can be continued.
+    The message is one line that says what happened, and from where a run can be continued.
     """
 
     status = 1

@@ -66,7 +66,7 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
     ("changes", "message"),
     [
         ({"task": "retrieval"}, "must be 0 in config.task=retrieval"),
-        ({"blind": "image"}, "is a baseline of vqa, nlvr2 and entailment only"),
+        ({"blind": "image"}, "is for vqa, nlvr2 and entailment"),
         ({"init_from.checkpoint": "a", "init_from.text": "b"}, "brings both encoders"),
         ({"vqa.answer_length": 2}, "must be at least 3"),
         ({"eval.sweep": (64,)}, "must be numbers from 1 to config.eval.rerank=32"),
@@ -86,6 +86,14 @@ def test_unknown_fields_and_wrong_types_are_refused():
         config.stepz = 1
     with pytest.raises(TypeError):
         config.steps = "many"
+
+
+@pytest.mark.parametrize(("name", "value"), [("fraction", 0.0), ("fraction", 1.5), ("fraction_seed", -1)])
+def test_part_of_the_data_that_there_is_not_is_refused(name, value):
+    config = config_lib.default()
+    config.data[name] = value
+    with pytest.raises(UserError, match=f"^config.data.{name}={value} must lie "):
+        config_lib.validate(config)
 
 
 def test_a_config_file_of_another_version_is_refused():

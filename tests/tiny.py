@@ -1,11 +1,10 @@
 """A run small enough to be made in a test: the shipped recipe over a small set of drawn scenes."""
 
-import contextlib
 import importlib.util
-import io
 from pathlib import Path
 
-from mvlm_jax.data.builders.shapes import Shapes
+from mvlm_jax.data.builders import shapes
+from mvlm_jax.data.writing.dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = {
@@ -26,9 +25,7 @@ SMALLER = {
 
 
 def prepare_shapes(data_dir: Path) -> None:
-    builder = Shapes(train=64, val=12, test=12, data_dir=data_dir)
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+    write_dataset(shapes.collection(train=64, val=12, test=12), name="shapes", data_dir=data_dir)
 
 
 def recipe(name: str, *arguments):

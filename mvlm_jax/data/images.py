@@ -1,28 +1,77 @@
-"""Encoded bytes to pixels, and pixels to what a model sees."""
+"""Encoded bytes to upright RGB pixels."""
 
+import contextlib
 import io
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-RATIO = (3 / 4, 4 / 3)  # width : height of a random crop
-GREY = (128, 128, 128)  # fills what a shear, a shift or a turn uncovers
-SHIFT = 10 / 256  # of the side, at magnitude 10: ALBEF's 10 pixels of 256
-OPERATION_PROBABILITY = 0.5
-SIDE_WORDS = re.compile(r"\b(?:left|right)(?:most|wards?|hand(?:ed)?|side)?\b", re.IGNORECASE)
+JPEG_START, EXIF_START = b"\xff\xd8\xff", b"Exif\x00\x00"
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF: the field, and its values that swap width and height
+PARTS = (8, 4, 2)  # a JPEG is decoded to one in so many pixels a side; what is between is no faster than all
 
 
-class UndecodableImage(ValueError):
-    """`reason` is one of absent, empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
+class UnusableImage(ValueError):
+    """An image that is left out and counted; `reason` is the word that it is counted under."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+
+
+class AbsentImage(UnusableImage):
+    """Listed, but not there; `reason` is absent."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("absent", detail)
+
+
+class UndecodableImage(UnusableImage):
+    """`reason` is one of empty, unrecognized, too_large, truncated, unsupported_mode, corrupt."""
+
+
+class EncodedImage:
+    """An image whose header is read and whose pixels are not."""
+
+    def __init__(self, data: bytes, *, max_pixels: int) -> None:
+        """
+        Raises:
+          UndecodableImage: by the header; also where it says more than `max_pixels`, or twice Pillow's own limit.
+        """
+        self._data = data
+        self._picture = None  # a JPEG that needs nothing but decoding does without Pillow
+        plain = _plain_jpeg_size(data, max_pixels=max_pixels)
+        if plain is None:
+            self._picture = _opened(data, max_pixels=max_pixels)
+            plain = _upright_size(self._picture)
+        self.width, self.height = plain  # in pixels, of the upright image
+
+    def pixels(self, *, scale: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
+        """Upright RGB, to be asked for once; a JPEG may come back smaller, yet at no less than `scale` of its sides.
+
+        Raises:
+          UndecodableImage: what is wrong with the body.
+        """
+        if self._picture is None:
+            part = next((part for part in PARTS if part * scale <= 1), 1)
+            try:
+                return simplejpeg.decode_jpeg(
+                    self._data, "RGB", min_height=-(-self.height // part), min_width=-(-self.width // part)
+                )
+            except ValueError:
+                # Pillow reads what is wrong in no way that matters, and tells what is wrong with the rest.
+                self._picture = _opened(self._data, max_pixels=self.width * self.height)
+        with self._picture as picture, _reasons_given():
+            if scale < 1:
+                picture.draft(None, tuple(math.ceil(scale * side) for side in picture.size))
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return np.array(to_rgb(picture))
 
 
 def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -35,30 +84,8 @@ def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) 
       UndecodableImage: always this one, whatever is wrong; more than `max_pixels` (or twice Pillow's own limit)
         is refused by the header, before anything is decoded.
     """
-    if not data:
-        raise UndecodableImage("empty", "0 bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UndecodableImage("too_large", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise UndecodableImage("unrecognized", f"{len(data)} bytes that are none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # parsers of damaged headers raise whatever they trip over
-        raise UndecodableImage("corrupt", str(error)) from error
-    with image:
-        if image.width * image.height > max_pixels:
-            raise UndecodableImage("too_large", f"{image.width} x {image.height} is over {max_pixels} pixels")
-        try:
-            if size_hint is not None:
-                image.draft(None, (size_hint, size_hint))
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        except OSError as error:
-            reason = "truncated" if "truncated" in str(error) else "corrupt"
-            raise UndecodableImage(reason, str(error)) from error
-        except Exception as error:  # as above, for damaged bodies
-            raise UndecodableImage("corrupt", str(error)) from error
-        return np.array(to_rgb(upright))
+    image = EncodedImage(data, max_pixels=max_pixels)
+    return image.pixels(scale=min(1.0, (size_hint or math.inf) / min(image.width, image.height)))
 
 
 def evaluate_transform(image: UInt8[np.ndarray, "H W 3"], *, size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -66,57 +93,51 @@ def evaluate_transform(image: UInt8[np.ndarray, "H W 3"], *, size: int) -> UInt8
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def augment(
-    image: UInt8[np.ndarray, "H W 3"],
-    *,
-    rng: np.random.Generator,
-    caption: str,
-    size: int,
-    min_scale: float,
-    flip: bool,
-    operations: int,
-    magnitude: int,
-) -> UInt8[np.ndarray, "S S 3"]:
-    """Random crop of at least `min_scale` of the area, flip, and RandAugment without colour, to `size` pixels a side.
-
-    `magnitude` is 0 to 10. An image whose caption says left or right is never flipped.
-    """
-    picture = Image.fromarray(image)
-    box = random_crop(rng, width=picture.width, height=picture.height, min_scale=min_scale)
-    picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    # Drawn even where it is not used: two captions of one image then get the same crop and operations.
-    turned = rng.random() < 0.5
-    if flip and turned and not SIDE_WORDS.search(caption):
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name in rng.choice(sorted(OPERATIONS), size=operations):
-        applied, negative = rng.random(2) < (OPERATION_PROBABILITY, 0.5)
-        if applied:
-            picture = OPERATIONS[name](picture, magnitude / 10, -1 if negative else 1)
-    return np.array(picture)
+def _plain_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
+    """(width, height) of a JPEG without EXIF in common colours; None for every other image, sound or not."""
+    if not data.startswith(JPEG_START) or EXIF_START in data:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "RGB", "Gray") or width * height > min(max_pixels, Image.MAX_IMAGE_PIXELS):
+        return None
+    return width, height
 
 
-def random_crop(
-    rng: np.random.Generator, *, width: int, height: int, min_scale: float
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in pixels; the largest centred crop of a legal ratio after ten vain draws."""
-    for _ in range(10):
-        area = width * height * rng.uniform(min_scale, 1.0)
-        ratio = math.exp(rng.uniform(*np.log(RATIO)))
-        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if w <= width and h <= height:
-            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            return _inside(left, top, left + w, top + h, width=width, height=height)
-    ratio = min(max(width / height, RATIO[0]), RATIO[1])
-    w, h = min(width, height * ratio), min(height, width / ratio)
-    left, top = (width - w) / 2, (height - h) / 2
-    return _inside(left, top, left + w, top + h, width=width, height=height)
+def _opened(data: bytes, *, max_pixels: int) -> Image.Image:
+    if not data:
+        raise UndecodableImage("empty", "0 bytes")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UndecodableImage("too_large", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise UndecodableImage("unrecognized", f"{len(data)} bytes that are none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # parsers of damaged headers raise whatever they trip over
+        raise UndecodableImage("corrupt", str(error)) from error
+    if picture.width * picture.height > max_pixels:
+        raise UndecodableImage("too_large", f"{picture.width} x {picture.height} is over {max_pixels} pixels")
+    return picture
 
 
-def _inside(
-    left: float, top: float, right: float, bottom: float, *, width: int, height: int
-) -> tuple[float, float, float, float]:
-    # Pillow refuses a box that rounding pushed over the border by one part in 1e16.
-    return max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    with _reasons_given():  # a PNG may have its EXIF behind the pixels, which are then read here
+        sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
+    return (picture.height, picture.width) if sideways else picture.size
+
+
+@contextlib.contextmanager
+def _reasons_given() -> Iterator[None]:
+    try:
+        yield
+    except UndecodableImage:
+        raise
+    except OSError as error:
+        raise UndecodableImage("truncated" if "truncated" in str(error) else "corrupt", str(error)) from error
+    except Exception as error:  # parsers of damaged bodies raise whatever they trip over
+        raise UndecodableImage("corrupt", str(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -128,42 +149,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if levels.min() < 0 or levels.max() > 65535:
             raise UndecodableImage("unsupported_mode", f"{image.mode} with levels outside 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    try:
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layer).convert("RGB")
-        if image.mode in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-            return image.convert("RGB")
-    except (OSError, ValueError) as error:
-        raise UndecodableImage("corrupt", str(error)) from error
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    if image.mode in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        return image.convert("RGB")
     raise UndecodableImage("unsupported_mode", image.mode)
-
-
-def _affine(picture: Image.Image, matrix: tuple[float | int, ...]) -> Image.Image:
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR, fillcolor=GREY
-    )
-
-
-def _enhanced(enhancer: Callable[[Image.Image], ImageEnhance._Enhance], picture: Image.Image, level: float):
-    return enhancer(picture).enhance(level * 1.8 + 0.1)
-
-
-# (picture, level in [0, 1], sign) -> picture; the largest shear is 0.3, the largest turn 30 degrees.
-OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
-    "identity": lambda picture, level, sign: picture,
-    "autocontrast": lambda picture, level, sign: ImageOps.autocontrast(picture),
-    "equalize": lambda picture, level, sign: ImageOps.equalize(picture),
-    "brightness": lambda picture, level, sign: _enhanced(ImageEnhance.Brightness, picture, level),
-    "sharpness": lambda picture, level, sign: _enhanced(ImageEnhance.Sharpness, picture, level),
-    "shear_x": lambda picture, level, sign: _affine(picture, (1, sign * 0.3 * level, 0, 0, 1, 0)),
-    "shear_y": lambda picture, level, sign: _affine(picture, (1, 0, 0, sign * 0.3 * level, 1, 0)),
-    "translate_x": lambda picture, level, sign: _affine(picture, (1, 0, sign * SHIFT * picture.width * level, 0, 1, 0)),
-    "translate_y": lambda picture, level, sign: _affine(
-        picture, (1, 0, 0, 0, 1, sign * SHIFT * picture.height * level)
-    ),
-    "rotate": lambda picture, level, sign: picture.rotate(
-        sign * 30 * level, resample=Image.Resampling.BILINEAR, fillcolor=GREY
-    ),
-}

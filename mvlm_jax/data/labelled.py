@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
-from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.images import AbsentImage
 
 
 class LabelledExample(TypedDict):
@@ -32,7 +32,7 @@ class LabelledSource(Protocol):
     def __getitem__(self, index: int) -> LabelledExample:
         """
         Raises:
-          UndecodableImage: an image is not where the source says.
+          AbsentImage: an image is not where the source says.
         """
         ...
 
@@ -86,4 +86,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UndecodableImage("absent", str(path)) from error
+        raise AbsentImage(str(path)) from error

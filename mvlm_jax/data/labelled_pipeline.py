@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import os
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Int32, UInt8
 
-from mvlm_jax.data.images import UndecodableImage, augment, decode_image, evaluate_transform
+from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource
 from mvlm_jax.data.pipeline import LONGEST_GAP, Batch, in_background
 from mvlm_jax.data.text import Tokenizer
@@ -103,30 +104,16 @@ class LabelledBatches:
         return [self._usable(step * self.batch_size + row)[0]["example_id"] for row in range(self.batch_size)]
 
     def _row(self, index: int) -> dict[str, Any]:
-        example, pixels, targets, skipped = self._usable(index)
-        # Each example has a stream of its own, wherever in a batch it is made.
-        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
-        images = [
-            augment(
-                image,
-                rng=rng,
-                caption=example["text"],
-                size=self.image_size,
-                min_scale=self.min_scale,
-                flip=self.flip,
-                operations=self.operations,
-                magnitude=self.magnitude,
-            )
-            for image in pixels
-        ]
-        return {"image": np.stack(images), "text": example["text"], "skipped": np.array(skipped, np.int32), **targets}
+        example, images, targets, skipped = self._usable(index)
+        skipped = np.array(skipped, np.int32)
+        return {"image": np.stack(images), "text": example["text"], "skipped": skipped, **targets}
 
-    def _usable(self, index: int) -> tuple[LabelledExample, list[UInt8[np.ndarray, "H W 3"]], dict[str, Any], int]:
+    def _usable(self, index: int) -> tuple[LabelledExample, list[UInt8[np.ndarray, "S S 3"]], dict[str, Any], int]:
         """The first usable example from place `index` of the training order on, and how many were stepped over."""
         epoch, place = divmod(index, len(self.source))
         order = _order(len(self.source), self.seed, epoch)
-        # The smallest crop still has the pixels that its resized copy needs.
-        size_hint = math.ceil(self.image_size / math.sqrt(self.min_scale))
+        # Each example has a stream of its own, wherever in a batch it is made.
+        rng = random.Random(self.seed << 64 | index)
         reason = ""
         gap = min(len(self.source), LONGEST_GAP)
         for skipped in range(gap):
@@ -135,18 +122,31 @@ class LabelledBatches:
                 example = self.source[record]
                 targets = self.targets.encode(example["answers"])
                 if targets is not None:
-                    decoded = _decoded(
-                        example, images=self.images, max_pixels=self.max_image_pixels, size_hint=size_hint
-                    )
-                    return example, decoded, targets, skipped
+                    return example, self._images(example, rng), targets, skipped
                 reason = "its answers are none that can be learned"
-            except UndecodableImage as error:
+            except UnusableImage as error:
                 reason = str(error)
             example_id = self.source.row(record).example_id
             if example_id not in self.reported:
                 self.reported.add(example_id)
                 logging.warning("example %s is stepped over: %s", example_id, reason)
         raise UserError(f"{gap} examples in a row cannot be used; the last one: {reason}")
+
+    def _images(self, example: LabelledExample, rng: random.Random) -> list[UInt8[np.ndarray, "S S 3"]]:
+        return [
+            training_image(
+                image,
+                rng=rng,
+                caption=example["text"],
+                size=self.image_size,
+                max_pixels=self.max_image_pixels,
+                min_scale=self.min_scale,
+                flip=self.flip,
+                operations=self.operations,
+                magnitude=self.magnitude,
+            )
+            for image in _checked(example, images=self.images)
+        ]
 
 
 def labelled_batches(batches: LabelledBatches, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
@@ -188,13 +188,11 @@ class LabelledSplit:
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
         row = self.source.row(index)
         try:
-            decoded = _decoded(
-                self.source[index],
-                images=self.images,
-                max_pixels=self.max_image_pixels,
-                size_hint=self.image_size,
-            )
-        except UndecodableImage as error:
+            decoded = [
+                decode_image(image, max_pixels=self.max_image_pixels, size_hint=self.image_size)
+                for image in _checked(self.source[index], images=self.images)
+            ]
+        except UnusableImage as error:
             return row, error.reason
         return row, np.stack([evaluate_transform(image, size=self.image_size) for image in decoded])
 
@@ -210,12 +208,10 @@ def training_texts(source: LabelledSource) -> Iterator[str]:
         yield from row.answers
 
 
-def _decoded(
-    example: LabelledExample, *, images: int, max_pixels: int, size_hint: int
-) -> list[UInt8[np.ndarray, "H W 3"]]:
+def _checked(example: LabelledExample, *, images: int) -> list[bytes]:
     if len(example["images"]) != images:
         raise UserError(f"example {example['example_id']} has {len(example['images'])} images; the task takes {images}")
-    return [decode_image(image, max_pixels=max_pixels, size_hint=size_hint) for image in example["images"]]
+    return example["images"]
 
 
 @functools.lru_cache(maxsize=2)

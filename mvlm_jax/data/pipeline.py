@@ -1,23 +1,27 @@
-"""Examples to batches: the batch of step t is a function of (source, seed, t) alone."""
+"""Examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
 
 import dataclasses
-import functools
 import hashlib
 import math
 import multiprocessing
 import os
+import random
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import logging
 from jaxtyping import Int, Int32, Shaped, UInt8
 
-from mvlm_jax.data.images import UndecodableImage, augment, decode_image, evaluate_transform
+from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
+from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -29,7 +33,7 @@ CACHE_BYTES = 2**30  # decoded pixels of an evaluation split that are kept in me
 
 
 def train_batches(
-    source: Source,
+    mixture: Mixture,
     tokenizer: Tokenizer,
     *,
     image_size: int,
@@ -55,27 +59,23 @@ def train_batches(
       rows: those b of the `batch_size` pairs of each step that this process reads; None: all.
 
     Raises:
-      UserError: an empty source.
+      UserError: a seed that is no 32-bit number.
     """
-    if len(source) == 0:
-        raise UserError("the training source holds no example; a run needs at least one")
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed={seed} must lie between 0 and {2**32 - 1}")
-    load = _Load(
-        source=source,
-        tokenizer=tokenizer,
+    examples = TrainExamples(
+        mixture=mixture,
+        seed=seed,
         image_size=image_size,
-        max_length=max_length,
         max_image_pixels=max_image_pixels,
         min_scale=min_scale,
         flip=flip,
         operations=operations,
         magnitude=magnitude,
     )
-    records = _records(source, seed=seed).random_map(load)
     own = tuple(range(batch_size) if rows is None else map(int, rows))
-    batches = _Rows(records, batch_size=batch_size, rows=own).batch(len(own))[start_step:]
-    return in_background(batches, workers=workers, prefetch=prefetch)
+    steps = TrainBatches(examples, tokenizer, max_length=max_length, batch_size=batch_size, rows=own)
+    return in_background(grain.MapDataset.source(steps)[start_step:], workers=workers, prefetch=prefetch)
 
 
 def in_background(batches: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[Batch]:
@@ -90,28 +90,103 @@ def in_background(batches: grain.MapDataset, *, workers: int, prefetch: int) -> 
     return iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
 
 
-def train_image_ids(
-    source: Source, *, step: int, batch_size: int, seed: int, image_size: int, max_image_pixels: int, min_scale: float
-) -> list[str]:
-    """Of the pairs of one step in `train_batches`, over all processes, as the source spells them."""
-    records = _records(source, seed=seed)[step * batch_size : (step + 1) * batch_size]
-    usable = functools.partial(
-        _usable, source, image_size=image_size, max_image_pixels=max_image_pixels, min_scale=min_scale
-    )
-    return [usable(int(index))[0]["image_id"] for index in records]
+class TrainExample(NamedTuple):
+    """A pair as a run sees it."""
+
+    image_id: str
+    caption: str
+    image: UInt8[np.ndarray, "S S 3"]
+    skipped: int  # unusable records that were stepped over to reach it
 
 
-def training_captions(source: Source) -> Iterator[str]:
-    """Every caption of every record, for training a tokenizer."""
-    for index in range(len(source)):
-        yield from source[index]["captions"]
+@dataclasses.dataclass(frozen=True)
+class TrainExamples:
+    """Random access to the pairs of a run, counted from its start; pickled into worker processes."""
+
+    mixture: Mixture
+    seed: int
+    image_size: int  # pixels a side
+    max_image_pixels: int
+    min_scale: float
+    flip: bool
+    operations: int
+    magnitude: int
+    reported: set[str] = dataclasses.field(default_factory=set)
+
+    def __getitem__(self, index: int) -> TrainExample:
+        """
+        Raises:
+          UserError: so many unusable records in a row that the source must be broken.
+        """
+        # Each pair has a stream of its own, wherever in a batch it is made. Python's generator draws single numbers
+        # ten times as fast as NumPy's; only what it makes of `random()` is the same in every version.
+        rng = random.Random(self.seed << 64 | index)
+        component, position = self.mixture.locate(index, seed=self.seed)
+        reason = ""
+        gap = min(len(component), LONGEST_GAP)
+        for skipped in range(gap):
+            record = component.record(position + skipped)
+            try:
+                example = _without_blanks(component.source[record])
+                if example["captions"]:
+                    caption = rng.choices(example["captions"])[0]
+                    return TrainExample(example["image_id"], caption, self._image(example, caption, rng), skipped)
+                reason = "no_captions"
+            except UnusableImage as error:
+                reason = str(error)
+            example_id = component.source.example_id(record)
+            if example_id not in self.reported:
+                self.reported.add(example_id)
+                logging.warning("record %d (%s) is stepped over: %s", record, example_id, reason)
+        first = component.record(position)
+        raise UserError(f"{gap} records in a row cannot be used, from record {first} on; the last one: {reason}")
+
+    def _image(self, example: Example, caption: str, rng: random.Random) -> UInt8[np.ndarray, "S S 3"]:
+        return training_image(
+            example["image"],
+            rng=rng,
+            caption=caption,
+            size=self.image_size,
+            max_pixels=self.max_image_pixels,
+            min_scale=self.min_scale,
+            flip=self.flip,
+            operations=self.operations,
+            magnitude=self.magnitude,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """Random access to the batches of a run by step; pickled into worker processes."""
+
+    examples: TrainExamples
+    tokenizer: Tokenizer
+    _: dataclasses.KW_ONLY
+    max_length: int
+    batch_size: int
+    rows: tuple[int, ...]  # of each `batch_size` consecutive examples the ones that are read
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        first, size = int(step) * self.batch_size, self.examples.image_size
+        image = np.empty((len(self.rows), size, size, 3), np.uint8)
+        image_id, skipped = np.empty(len(self.rows), np.int32), np.empty(len(self.rows), np.int32)
+        captions = []
+        for place, row in enumerate(self.rows):
+            example_id, caption, image[place], skipped[place] = self.examples[first + row]
+            image_id[place] = stable_hash(example_id)
+            captions.append(caption)
+        text = self.tokenizer.encode(captions, max_length=self.max_length)
+        return {"image": image, "text": text, "image_id": image_id, "skipped": skipped}
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSplit:
     """A whole split in order: all captions as tokens, images on demand.
 
-    Images that cannot be decoded or have no caption are left out and counted in `left_out` by reason.
+    Images that are absent, cannot be decoded or have no caption are left out and counted in `left_out` by reason.
     """
 
     captions: Int32[np.ndarray, "M L"]
@@ -169,23 +244,24 @@ def eval_split(
     left_out: Counter[str] = Counter()
     keep_pixels = len(source) * image_size * image_size * 3 <= CACHE_BYTES
 
-    def check(index: int) -> tuple[Example, np.ndarray | str]:
-        example = source[index]
-        if not example["captions"]:
-            return example, "no_captions"
+    def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
+            example = _without_blanks(source[index])
+            if not example["captions"]:
+                return "no_captions"
             return example, _evaluated(example["image"], image_size=image_size, max_image_pixels=max_image_pixels)
-        except UndecodableImage as error:
-            return example, error.reason
+        except UnusableImage as error:
+            return error.reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # In chunks: `map` would otherwise hold every image of a large split at once.
         for start in range(0, len(source), 256):
             chunk = range(start, min(start + 256, len(source)))
-            for index, (example, image) in zip(chunk, pool.map(check, chunk), strict=True):
-                if isinstance(image, str):
-                    left_out[image] += 1
+            for index, checked in zip(chunk, pool.map(check, chunk), strict=True):
+                if isinstance(checked, str):
+                    left_out[checked] += 1
                     continue
+                example, image = checked
                 captions.extend(example["captions"])
                 caption_image.extend([len(image_ids)] * len(example["captions"]))
                 image_ids.append(example["image_id"])
@@ -210,11 +286,6 @@ def eval_split(
     )
 
 
-def _records(source: Source, *, seed: int) -> grain.MapDataset:
-    """Indices of records in the order of training, epoch after epoch."""
-    return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-
-
 def _outlive_signals_but_not_the_parent(*_) -> None:
     """Makes a worker process end with its parent, and only with it."""
     # A terminal or a scheduler signals the whole group, while the parent still needs batches to finish its step.
@@ -228,100 +299,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Rows(grain.MapDataset):
-    """Of each `batch_size` consecutive elements of another dataset those in the places `rows`."""
-
-    def __init__(self, parent: grain.MapDataset, *, batch_size: int, rows: tuple[int, ...]):
-        super().__init__(parent)
-        self._batch_size, self._rows = batch_size, rows
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        step, place = divmod(index, len(self._rows))
-        return self._parent[step * self._batch_size + self._rows[place]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Load:
-    """(record index, random generator) -> one row of a batch; pickled into worker processes."""
-
-    source: Source
-    tokenizer: Tokenizer
-    image_size: int
-    max_length: int
-    max_image_pixels: int
-    min_scale: float
-    flip: bool
-    operations: int
-    magnitude: int
-    reported: set[int] = dataclasses.field(default_factory=set)
-
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        example, image, skipped = _usable(
-            self.source,
-            int(index),
-            image_size=self.image_size,
-            max_image_pixels=self.max_image_pixels,
-            min_scale=self.min_scale,
-            reported=self.reported,
-        )
-        caption = example["captions"][rng.integers(len(example["captions"]))]
-        augmented = augment(
-            image,
-            rng=rng,
-            caption=caption,
-            size=self.image_size,
-            min_scale=self.min_scale,
-            flip=self.flip,
-            operations=self.operations,
-            magnitude=self.magnitude,
-        )
-        return {
-            "image": augmented,
-            "text": self.tokenizer.encode([caption], max_length=self.max_length)[0],
-            "image_id": np.array(stable_hash(example["image_id"]), np.int32),
-            "skipped": np.array(skipped, np.int32),
-        }
-
-
-def _usable(
-    source: Source,
-    index: int,
-    *,
-    image_size: int,
-    max_image_pixels: int,
-    min_scale: float,
-    reported: set[int] | None = None,
-) -> tuple[Example, np.ndarray, int]:
-    """The first usable record from `index` on, its pixels, and how many were stepped over."""
-    reason = ""
-    # The smallest crop still has the pixels that its resized copy needs.
-    size_hint = math.ceil(image_size / math.sqrt(min_scale))
-    gap = min(len(source), LONGEST_GAP)
-    for skipped in range(gap):
-        record = (index + skipped) % len(source)
-        example = source[record]
-        if not example["captions"]:
-            reason = "no_captions"
-        else:
-            try:
-                pixels = decode_image(example["image"], max_pixels=max_image_pixels, size_hint=size_hint)
-                return example, pixels, skipped
-            except UndecodableImage as error:
-                reason = str(error)
-        if reported is not None and record not in reported:
-            reported.add(record)
-            logging.warning("record %d (%s) is stepped over: %s", record, example["image_id"], reason)
-    raise UserError(f"{gap} records in a row cannot be used, from record {index} on; the last one: {reason}")
-
-
 def stable_hash(identity: str) -> int:
     """A signed 32-bit hash that is the same in every process and version of Python."""
     return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=4).digest(), signed=True)
+
+
+def _without_blanks(example: Example) -> Example:
+    # Prepared datasets have none; a list that is read as it is may.
+    return {**example, "captions": [caption for caption in example["captions"] if caption.strip()]}
 
 
 def _evaluated(data: bytes, *, image_size: int, max_image_pixels: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -1,23 +1,19 @@
-"""Where examples come from."""
+"""Where examples come from: one protocol, opened by URI."""
 
+import glob
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import tensorflow_datasets as tfds
 
+from mvlm_jax.data.examples import Example
+from mvlm_jax.data.formats import annotations, records, table, webdataset
+from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.errors import UserError
-
-SCHEMES = ("tfds:<name>:<split>",)
-FEATURES = ("image", "captions", "image_id")
-
-
-class Example(TypedDict):
-    """One image, encoded, with everything that is said of it."""
-
-    image: bytes
-    captions: list[str]
-    image_id: str
 
 
 @runtime_checkable
@@ -26,22 +22,69 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """
+        Raises:
+          AbsentImage: the image is not where the source says.
+        """
+        ...
+
+    def example_id(self, index: int) -> str:
+        """The example's `image_id`, without reading its image where the format permits."""
+        ...
 
 
 def open_source(uri: str, *, data_dir: str) -> Source:
-    """Opens `tfds:<name>:<split>`; the split may be a slice such as `train[:10%]`.
+    """Opens a collection of captioned images; docs/data.md describes each form.
 
-    An empty `data_dir` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    An empty `data_dir` means $TFDS_DATA_DIR or ~/tensorflow_datasets; only `tfds:` reads it.
 
     Raises:
-      UserError: another scheme, a dataset that is not prepared or has other features, or no such split.
+      UserError: another scheme or option, or files that are not there or hold something else.
+    """
+    scheme, path, options = parse_uri(uri)
+    legal, opener = OPENERS[scheme]
+    unknown = sorted(set(options) - set(legal))
+    if unknown:
+        takes = f"takes {', '.join(legal)}" if legal else "takes none"
+        raise UserError(f"source {uri!r} has an option {unknown[0]!r}; {scheme}: {takes}")
+    return opener(path, data_dir=data_dir, **options)
+
+
+def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
+    """`scheme:path?option=value&option=value` as scheme, path and options; %xx stands for a character in a value.
+
+    Raises:
+      UserError: not of this form, or a path that is no local one.
     """
     scheme, _, rest = uri.partition(":")
-    name, _, split = rest.partition(":")
-    if scheme != "tfds" or not name or not split:
-        raise UserError(f"source {uri!r} is not of the form {' or '.join(SCHEMES)}")
-    return TfdsSource(prepared_dir(name, data_dir=data_dir), split)
+    if scheme not in OPENERS or not rest:
+        raise UserError(f"source {uri!r} is not of the form {', '.join(FORMS)}")
+    path, _, query = rest.partition("?")
+    if "://" in path or path.startswith("//"):
+        raise UserError(f"source {uri!r} does not name a local path; mount or copy the files first")
+    options = {}
+    for option in filter(None, query.split("&")):
+        name, equals, value = option.partition("=")
+        if not equals or not value or name in options:
+            raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
+        options[name] = unquote(value)
+    return scheme, path, options
+
+
+def source_files(uri: str) -> tuple[Path, ...]:
+    """The local files that a URI names itself, without those that they list."""
+    scheme, path, _ = parse_uri(uri)
+    if scheme == "tfds":
+        return ()
+    return tuple(Path(file) for pattern in expand_braces(path) for file in sorted(glob.glob(pattern)))
+
+
+def split_name(uri: str) -> str:
+    """What results over a source are filed under: its split where the URI names one, else its file."""
+    scheme, path, options = parse_uri(uri)
+    name = path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem)
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def resolved_data_dir(data_dir: str) -> Path:
@@ -56,60 +99,54 @@ def prepared_dir(name: str, *, data_dir: str) -> Path:
       UserError: there is none; names the command that makes it.
     """
     root = resolved_data_dir(data_dir)
-    versions = [path.parent for path in (root / name).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
-    if not versions:
+    newest = newest_version(root / name)
+    if newest is None:
         source = "" if name.startswith("shapes") else " --source=DIR"
         raise UserError(
             f"dataset {name!r} is not prepared in {root}; make it with: "
             f"mvlm prepare --dataset={name}{source} --data_dir={root}"
         )
-    return max(versions, key=lambda path: tfds.core.Version(path.name))
+    return newest
 
 
-class TfdsSource:
-    """A split of a prepared dataset, with its images left encoded."""
-
-    def __init__(self, directory: Path, split: str) -> None:
-        self._directory, self._split = directory, split
-        self._open()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
-        return {
-            "image": record["image"],
-            "captions": [_text(caption) for caption in record["captions"]],
-            "image_id": _text(record["image_id"]),
-        }
-
-    def _open(self) -> None:
-        builder = tfds.builder_from_directory(self._directory)
-        missing = [name for name in FEATURES if name not in builder.info.features]
-        if missing:
-            raise UserError(
-                f"dataset {self._directory} has no {', '.join(missing)} but {', '.join(builder.info.features)}; "
-                f"a pair dataset has {', '.join(FEATURES)}"
-            )
-        try:
-            self._records: Any = builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
-        except NotImplementedError as error:
-            raise UserError(f"dataset {self._directory} is not in ArrayRecord files; prepare it anew") from error
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"dataset {builder.name!r} has no split {self._split!r}; its splits are "
-                f"{', '.join(sorted(builder.info.splits))}"
-            ) from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files do not survive pickling.
-        return {"_directory": self._directory, "_split": self._split}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+def newest_version(directory: Path) -> Path | None:
+    """The directory itself where it is a prepared version, else the newest one in it."""
+    if (directory / "dataset_info.json").is_file():
+        return directory
+    versions = [path.parent for path in directory.glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
+    return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+def _open_tfds(path: str, *, data_dir: str) -> Source:
+    name, _, split = path.partition(":")
+    if not re.fullmatch(r"\w+", name) or not split:
+        raise UserError(f"source {'tfds:' + path!r} is not of the form tfds:<name>:<split>")
+    return records.open_dataset(prepared_dir(name, data_dir=data_dir), split)
+
+
+def _open_arrayrecord(path: str, *, data_dir: str) -> Source:
+    directory, split = newest_version(Path(path).parent), Path(path).name
+    if directory is not None and re.fullmatch(r"\w+(\[[^\]]*\])?", split):
+        return records.open_dataset(directory, split)
+    return records.open_files(path)
+
+
+def _local(opener: Callable[..., Source]) -> Callable[..., Source]:
+    return lambda path, *, data_dir, **options: opener(path, **options)
+
+
+# (options, opener) by scheme
+OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source]]] = {
+    "tfds": ((), _open_tfds),
+    "arrayrecord": ((), _open_arrayrecord),
+    "json": (annotations.OPTIONS, _local(annotations.open_json)),
+    "webdataset": ((), _local(webdataset.open_webdataset)),
+    "table": (table.OPTIONS, _local(table.open_table)),
+}
+FORMS = (
+    "tfds:<name>:<split>",
+    "arrayrecord:<files, or a prepared directory/split>",
+    "json:<file>",
+    "webdataset:<tar files>",
+    "table:<csv, tsv or parquet file>",
+)

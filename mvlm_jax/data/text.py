@@ -57,7 +57,9 @@ class Tokenizer:
         """start, tokens, end, padding up to `max_length`; a longer caption is cut and keeps its end token."""
         cleaned = [_clean(caption, limit=CHARACTERS_PER_TOKEN * max_length) for caption in captions]
         ids = np.full((len(captions), max_length), self.ids.pad, np.int32)
-        for row, encoding in zip(ids, self._tokenizer.encode_batch(cleaned, add_special_tokens=False), strict=True):
+        for row, encoding in zip(
+            ids, self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False), strict=True
+        ):
             tokens = encoding.ids[: max_length - 2]
             row[: len(tokens) + 2] = [self.ids.start, *tokens, self.ids.end]
         return ids

@@ -17,8 +17,9 @@ from mvlm_jax.data.labelled_pipeline import (
     training_texts,
 )
 from mvlm_jax.data.labelled_sources import open_labelled
-from mvlm_jax.data.pipeline import eval_split, train_batches, train_image_ids, training_captions
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.mixtures import Mixture, open_mixture
+from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
+from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
@@ -45,7 +46,6 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         tokenizer = open_tokenizer(config, workdir=workdir)
     # Each process that finds none trains its own, from the same captions.
     hosts.check_same(tokenizer=tokenizer.to_json())
-    eval_name = config.data.eval.rpartition(":")[2]
     if config.task not in LABELLED:
         task = Retrieval if config.task == "retrieval" else Pretrain
         return task(
@@ -54,7 +54,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
             batches=functools.partial(_batches, config, tokenizer),
             batch_ids=functools.partial(_image_ids, config),
             eval_split=functools.partial(_eval_split, config, tokenizer),
-            eval_name=eval_name,
+            eval_name=split_name(config.data.eval),
         )
     with hosts.together():
         answers = _answers(config, workdir=workdir) if config.task == "vqa" else {}
@@ -65,7 +65,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         batches=functools.partial(_labelled_batches, config, tokenizer),
         batch_ids=lambda step: _labelled(config, tokenizer, rows=range(0)).example_ids(step),
         eval_split=functools.partial(_labelled_split, config, tokenizer),
-        eval_name=eval_name,
+        eval_name=config.data.eval.rpartition(":")[2],
         **answers,
     )
 
@@ -122,11 +122,16 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
     return tokenizer
 
 
+def _mixture(config: ConfigDict) -> Mixture:
+    data = config.data
+    return open_mixture(data.train, data_dir=data.data_dir, fraction=data.fraction, fraction_seed=data.fraction_seed)
+
+
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
     data = config.data
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     return train_batches(
-        open_source(data.train, data_dir=data.data_dir),
+        _mixture(config),
         tokenizer,
         image_size=config.image.size,
         max_length=config.text.max_length,
@@ -143,15 +148,14 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
 
 def _image_ids(config: ConfigDict, step: int) -> list[str]:
     data = config.data
-    return train_image_ids(
-        open_source(data.train, data_dir=data.data_dir),
-        step=step,
-        batch_size=config.batch_size,
+    examples = TrainExamples(
+        mixture=_mixture(config),
         seed=config.seed,
         image_size=config.image.size,
         max_image_pixels=data.max_image_pixels,
-        min_scale=data.augment.min_scale,
+        **data.augment,
     )
+    return [examples[index].image_id for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
@@ -167,7 +171,7 @@ def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
 def _training_texts(config: ConfigDict) -> Iterator[str]:
     if config.task in LABELLED:
         return training_texts(open_labelled(config.data.train, data_dir=config.data.data_dir))
-    return training_captions(open_source(config.data.train, data_dir=config.data.data_dir))
+    return _mixture(config).captions()
 
 
 def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,8 @@ from absl import flags
 from examples import CAPTIONS
 
 from mvlm_jax.data import text
-from mvlm_jax.data.builders.shapes import Shapes
+from mvlm_jax.data.builders import shapes
+from mvlm_jax.data.writing.dataset import write_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,7 +15,7 @@ def absl_flags_are_parsed():
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("data")
-    Shapes(train=40, val=12, test=12, data_dir=data_dir).download_and_prepare()
+    write_dataset(shapes.collection(train=40, val=12, test=12), name="shapes", data_dir=data_dir)
     return str(data_dir)
 
 

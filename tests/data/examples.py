@@ -33,6 +33,9 @@ class ListSource:
     def __getitem__(self, index):
         return self.examples[index]
 
+    def example_id(self, index):
+        return self.examples[index]["image_id"]
+
 
 def pair_source(count: int, *, captions=("a caption",), broken: tuple[int, ...] = ()) -> ListSource:
     return ListSource(

@@ -6,11 +6,9 @@ import pytest
 from examples import encoded, picture, png_header
 from PIL import Image
 
-from mvlm_jax.data import images
-from mvlm_jax.data.images import UndecodableImage, augment, decode_image, evaluate_transform, random_crop
+from mvlm_jax.data.images import EncodedImage, UndecodableImage, decode_image, evaluate_transform
 
 LIMIT = 10_000_000
-PLAIN = {"size": 32, "min_scale": 1.0, "flip": False, "operations": 0, "magnitude": 7}
 
 
 def flat(mode: str, value) -> Image.Image:
@@ -71,11 +69,26 @@ def test_palette_without_transparency_keeps_its_colours():
     np.testing.assert_array_equal(decode_image(encoded(image), max_pixels=LIMIT), expected)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_has_the_pixels_that_pillow_reads(mode, subsampling, progressive):
+    image = picture(width=101, height=67).convert(mode)
+    data = encoded(image, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data, max_pixels=LIMIT), expected)
+
+
 def test_exif_rotation_is_undone():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it turned by 90 degrees clockwise
-    pixels = decode_image(encoded(Image.fromarray(halves()), "JPEG", exif=exif, quality=95), max_pixels=LIMIT)
-    assert pixels[4, 16, 0] > 200 and pixels[28, 16, 2] > 200
+    wide = Image.fromarray(halves()).resize((64, 32))
+    data = encoded(wide, "JPEG", exif=exif, quality=95)
+    pixels = decode_image(data, max_pixels=LIMIT)
+    assert pixels.shape == (64, 32, 3) and pixels[8, 16, 0] > 200 and pixels[56, 16, 2] > 200
+    image = EncodedImage(data, max_pixels=LIMIT)
+    assert (image.width, image.height) == (32, 64)
+    assert image.pixels(scale=0.5).shape == (32, 16, 3)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG"])
@@ -102,6 +115,12 @@ def test_damage_anywhere_never_raises_anything_else():
             pass
 
 
+def test_jpeg_over_the_limit_is_refused():
+    data = encoded(picture(width=40, height=30), "JPEG")
+    assert reason_of(data, max_pixels=40 * 30 - 1) == "too_large"
+    assert decode_image(data, max_pixels=40 * 30).shape == (30, 40, 3)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [4_000, 12_000, 20_000])
 def test_bomb_is_refused_by_its_header(side):
@@ -117,72 +136,24 @@ def test_size_hint_shrinks_a_jpeg_but_not_below_the_hint():
     assert decode_image(data, max_pixels=LIMIT).shape == (640, 800, 3)
 
 
+@pytest.mark.parametrize(
+    ("scale", "shape"), [(1.0, (67, 101)), (0.51, (67, 101)), (0.5, (34, 51)), (0.26, (34, 51)), (0.01, (9, 13))]
+)
+def test_jpeg_is_decoded_at_the_smallest_scale_that_holds_enough(scale, shape):
+    image = EncodedImage(encoded(picture(width=101, height=67), "JPEG"), max_pixels=LIMIT)
+    assert (image.width, image.height) == (101, 67)
+    assert image.pixels(scale=scale).shape == (*shape, 3)
+
+
+def test_other_formats_keep_their_size_at_any_scale():
+    image = EncodedImage(encoded(picture(width=50, height=40)), max_pixels=LIMIT)
+    assert image.pixels(scale=0.1).shape == (40, 50, 3)
+
+
 def test_evaluation_squeezes_the_whole_image():
     squeezed = evaluate_transform(np.repeat(halves(), 3, axis=0), size=16)
     assert squeezed.shape == (16, 16, 3)
     assert (squeezed[:, :6, 0] == 255).all() and (squeezed[:, 10:, 2] == 255).all()
-
-
-def test_augmentation_is_a_function_of_its_generator():
-    image = np.asarray(picture())
-    options = {**PLAIN, "min_scale": 0.2, "flip": True, "operations": 2, "caption": "a dog"}
-    first, again, other = (augment(image, rng=np.random.default_rng(seed), **options) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
-def test_augmentation_switched_off_is_the_evaluation_transform():
-    image = np.asarray(picture(width=32, height=32))
-    kept = augment(image, rng=np.random.default_rng(0), caption="", **PLAIN)
-    np.testing.assert_allclose(kept.astype(int), image, atol=40)
-    assert (kept.shape, kept.dtype) == ((32, 32, 3), np.uint8)
-
-
-def flipped_share(caption: str, *, flip: bool = True) -> float:
-    rng = np.random.default_rng(0)
-    options = {**PLAIN, "flip": flip}
-    return np.mean([augment(halves(), rng=rng, caption=caption, **options)[16, 4, 2] > 128 for _ in range(200)])
-
-
-@pytest.mark.parametrize("caption", ["the dog on the LEFT", "a right-hand glove", "leftmost star", "left, right."])
-def test_flip_is_never_applied_when_caption_says_left_or_right(caption):
-    assert flipped_share(caption) == 0
-
-
-@pytest.mark.parametrize("caption", ["a bright day", "a cleft rock", ""])
-def test_flip_is_applied_to_half_of_the_others(caption):
-    assert 0.4 < flipped_share(caption) < 0.6
-    assert flipped_share(caption, flip=False) == 0
-
-
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (100, 1000), (1, 1), (3000, 2)])
-def test_crops_stay_inside_with_legal_area_and_ratio(width, height):
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        left, top, right, bottom = random_crop(rng, width=width, height=height, min_scale=0.2)
-        assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        assert 0.749 < (right - left) / (bottom - top) < 1.334
-        if (width, height) == (640, 480):
-            assert 0.199 < (right - left) * (bottom - top) / (640 * 480) <= 1
-
-
-@pytest.mark.parametrize("name", sorted(images.OPERATIONS))
-def test_operations_keep_size_and_are_the_identity_where_they_should(name):
-    image = picture()
-    changed = images.OPERATIONS[name](image, 0.7, -1)
-    assert (changed.size, changed.mode) == (image.size, "RGB")
-    if name == "identity":
-        np.testing.assert_array_equal(np.asarray(changed), np.asarray(image))
-    elif name not in ("autocontrast", "equalize"):
-        assert (np.asarray(changed) != np.asarray(image)).any()
-
-
-def test_translation_moves_by_the_stated_part_of_the_side():
-    image = Image.new("RGB", (256, 4))
-    image.putpixel((100, 2), (255, 255, 255))
-    moved = images.OPERATIONS["translate_x"](image, 1.0, 1)
-    assert moved.getpixel((90, 2)) == (255, 255, 255)
-    assert moved.getpixel((250, 2)) == images.GREY
 
 
 def test_pixels_can_be_written_to():

@@ -1,15 +1,24 @@
 import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from examples import ListSource, pair_source
+from examples import ListSource, encoded, pair_source, picture
 
 from mvlm_jax.data import pipeline
 from mvlm_jax.data.images import decode_image, evaluate_transform
-from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches, training_captions
+from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
+from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 
+HERE = Path(__file__).resolve().parent
 OPTIONS = {
     "image_size": 16,
     "max_length": 16,
@@ -25,7 +34,8 @@ PLAIN = {**OPTIONS, "min_scale": 1.0, "flip": False, "operations": 0}
 
 
 def take(count, source, tokenizer, **options):
-    batches = train_batches(source, tokenizer, **{**OPTIONS, **options})
+    mixture = source if isinstance(source, Mixture) else Mixture([Component(source)])
+    batches = train_batches(mixture, tokenizer, **{**OPTIONS, **options})
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -41,12 +51,15 @@ def assert_equal(left, right):
 
 @pytest.fixture(scope="module")
 def source(shapes_dir):
-    return open_source("tfds:shapes:train", data_dir=shapes_dir)
+    """36 examples an epoch: 1.5 times half of one source, and half of another."""
+    mixture = open_mixture("1.5*tfds:shapes:train + tfds:shapes:val", data_dir=shapes_dir, fraction=0.5)
+    assert mixture.epoch_size == 36
+    return mixture
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(source, tokenizer):
-    return take(12, source, tokenizer)
+    return take(12, source, tokenizer)  # two epochs and two thirds
 
 
 def test_batch_has_the_promised_shapes(uninterrupted):
@@ -64,12 +77,8 @@ def test_resumed_run_sees_the_batches_of_an_uninterrupted_one(start_step, source
     assert_equal(take(3, source, tokenizer, start_step=start_step), uninterrupted[start_step : start_step + 3])
 
 
-def test_worker_processes_change_nothing(source, tokenizer, uninterrupted):
-    assert_equal(take(4, source, tokenizer, start_step=2, workers=2), uninterrupted[2:6])
-
-
 @pytest.mark.parametrize(
-    ("rows", "workers"), [([0, 1, 2, 3], 0), ([4, 5, 6, 7], 0), ([7], 0), ([1, 2, 6], 0), ([1, 2, 6], 2)]
+    ("rows", "workers"), [([0, 1, 2, 3], 0), ([4, 5, 6, 7], 0), ([7], 0), ([1, 2, 6], 0), ([1, 2, 6], 1)]
 )
 def test_a_process_reads_its_own_rows_of_the_global_batch(rows, workers, source, tokenizer, uninterrupted):
     part = take(3, source, tokenizer, start_step=4, rows=rows, workers=workers)
@@ -89,6 +98,63 @@ def test_a_process_reads_no_record_of_another(tokenizer):
     take(2, watched, tokenizer, rows=[2, 3], **PLAIN)
     assert len(watched.read) >= 4
     assert watched.read <= {number for batch in whole_epoch for number in batch["image_id"][[2, 3]].tolist()}
+
+
+def shares(source, tokenizer, *, hosts, **options):
+    """The global batches that all hosts hold together."""
+    rows = np.split(np.arange(OPTIONS["batch_size"]), hosts)
+    parts = [take(3, source, tokenizer, rows=own, **options) for own in rows]
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_rows_of_one_global_batch(hosts, source, tokenizer, uninterrupted):
+    assert_equal(shares(source, tokenizer, start_step=4, hosts=hosts), uninterrupted[4:7])
+
+
+def test_one_worker_process_for_each_of_two_hosts_changes_nothing(source, tokenizer, uninterrupted):
+    assert_equal(shares(source, tokenizer, start_step=2, hosts=2, workers=1), uninterrupted[2:5])
+
+
+def test_four_worker_processes_change_nothing(source, tokenizer, uninterrupted):
+    assert_equal(take(10, source, tokenizer, start_step=2, workers=4), uninterrupted[2:])
+
+
+def test_run_killed_within_an_epoch_continues_without_repeating_or_skipping(shapes_dir, tmp_path):
+    ids = tmp_path / "ids.jsonl"
+    ids.touch()
+    command = [sys.executable, str(HERE / "recorder.py"), shapes_dir, str(ids)]
+    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"}
+
+    run = subprocess.Popen([*command, "--workers=1", "--pause=0.2"], env=environment, stdout=subprocess.PIPE)
+    with run:
+        children = json.loads(run.stdout.readline())
+        while ids.read_text().count("\n") < 7:  # within the second epoch, of five batches
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.kill()
+    assert children and all(_ends(child) for child in children)
+    assert ids.read_text().count("\n") < 10
+
+    subprocess.run([*command, "--steps=15"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in ids.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(15))
+    epochs = np.array([row["ids"] for row in rows]).reshape(3, 40)
+    assert [len(set(epoch)) for epoch in epochs.tolist()] == [40, 40, 40]
+
+
+def _ends(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        for _ in range(200):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        return True
+    return False
 
 
 def test_seed_decides(source, tokenizer, uninterrupted):
@@ -159,16 +225,9 @@ def test_endless_run_of_broken_records_is_refused(tokenizer, monkeypatch):
         take(3, pair_source(20, broken=tuple(range(19))), tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "message"),
-    [
-        (ListSource([]), {}, "no example"),
-        (pair_source(1), {"seed": -1}, "seed=-1"),
-    ],
-)
-def test_wrong_settings_are_refused_before_the_first_batch(source, options, message, tokenizer):
-    with pytest.raises(UserError, match=message):
-        train_batches(source, tokenizer, **{**OPTIONS, **options})
+def test_wrong_seed_is_refused_before_the_first_batch(tokenizer):
+    with pytest.raises(UserError, match="seed=-1"):
+        train_batches(Mixture([Component(pair_source(1))]), tokenizer, **{**OPTIONS, "seed": -1})
 
 
 def test_identity_hash_is_stable():
@@ -204,6 +263,32 @@ def test_evaluation_of_nothing_is_refused(tokenizer):
         evaluated(pair_source(2, broken=(0, 1)), tokenizer)
 
 
-def test_training_captions_are_all_captions(source):
-    assert len(list(training_captions(source))) == 40
-    assert list(training_captions(pair_source(2, captions=["x", "y"]))) == ["x", "y", "x", "y"]
+@pytest.fixture
+def incomplete_list(tmp_path):
+    """A list of which one image is not there and one is said nothing of."""
+    for i in (0, 2, 3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(seed=i)))
+    captions = {0: ["two dogs run", " "], 1: "the left hand", 2: None, 3: "a star"}
+    rows = [{"image": f"{i}.png", "caption": caption} for i, caption in captions.items()]
+    (tmp_path / "ann.json").write_text(json.dumps(rows))
+    return open_source(f"json:{tmp_path}/ann.json", data_dir="")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_absent_images_and_blank_captions_are_stepped_over_and_counted(incomplete_list, workers, tokenizer):
+    blank = tokenizer.encode([" "], max_length=16)[0]
+    for batch in take(2, incomplete_list, tokenizer, workers=workers):
+        found = sorted(zip(batch["image_id"].tolist(), batch["skipped"].tolist(), strict=True))
+        expected = [(0, 0), (3, 0), (3, 1), (3, 2)] * 2
+        assert found == sorted((stable_hash(f"{i}.png"), skipped) for i, skipped in expected)
+        assert not (batch["text"] == blank).all(1).any()
+
+
+def test_absent_images_and_blank_captions_are_left_out_of_evaluation(incomplete_list, tokenizer):
+    split = evaluated(incomplete_list, tokenizer)
+    assert (split.image_ids, split.left_out) == (["0.png", "3.png"], {"absent": 1, "no_captions": 1})
+    np.testing.assert_array_equal(split.captions, tokenizer.encode(["two dogs run", "a star"], max_length=16))
+
+
+def test_captions_of_absent_images_train_no_tokenizer(incomplete_list):
+    assert "the left hand" not in set(Mixture([Component(incomplete_list)]).captions())

@@ -1,4 +1,6 @@
 import fcntl
+import hashlib
+import io
 import json
 import os
 import signal
@@ -7,37 +9,41 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import encoded, picture, png_header
+from examples import ListSource, encoded, pair_source, picture, png_header
 from PIL import Image
 
 from mvlm_jax import doors
 from mvlm_jax import prepare as prepare_door
 from mvlm_jax.data.builders import flickr8k
-from mvlm_jax.data.builders.reporting import Tally
-from mvlm_jax.data.builders.shapes import Shapes
+from mvlm_jax.data.builders.shapes import collection as shapes_collection
+from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.writing import shards
+from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
+from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
 
 FLICKR8K = Path("../shared/data/flickr8k")
 KILLED_IN_THE_MIDDLE = """
-import os, signal, sys
-from mvlm_jax import prepare
+import os, pathlib, signal, sys
 from mvlm_jax.data.builders import shapes
+from mvlm_jax.data.writing.dataset import write_dataset
 drawn, render = [], shapes.render
 def render_or_die(scene):
     drawn.append(scene)
-    if len(drawn) == 300:
+    if len(drawn) == 700:
         os.kill(os.getpid(), signal.SIGKILL)
     return render(scene)
 shapes.render = render_or_die
-sys.exit(prepare.door(["--dataset=shapes", f"--data_dir={sys.argv[1]}"]))
+write_dataset(shapes.collection(train=1100, val=4, test=4), name="shapes", data_dir=pathlib.Path(sys.argv[1]))
 """
 
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    monkeypatch.setattr(prepare_door, "Shapes", lambda **kwargs: Shapes(train=9, val=4, test=4, **kwargs))
+    monkeypatch.setattr(prepare_door.shapes, "collection", lambda: shapes_collection(train=9, val=4, test=4))
 
 
 @pytest.fixture
@@ -83,21 +89,21 @@ def test_unusable_images_and_captions_are_counted_by_reason(published, tmp_path,
     arguments = ("--dataset=flickr8k", f"--source={published}", f"--data_dir={data_dir}")
     assert door(capsys, *arguments)[0] == 0
 
-    report = json.loads((data_dir / "flickr8k" / "1.0.0" / "report.json").read_text())
-    train, dev = report["splits"]["train"], report["splits"]["dev"]
+    manifest = read_manifest(data_dir / "flickr8k" / "1.0.0")
+    train, dev = manifest["splits"]["train"], manifest["splits"]["dev"]
     assert (train["examples"], train["captions"]) == (2, 3)
     assert (dev["examples"], dev["captions"]) == (1, 1)
     assert train["skipped"] == {
-        "absent": {"count": 1, "ids": ["absent.jpg"]},
-        "empty": {"count": 1, "ids": ["zero.jpg"]},
-        "empty_caption": {"count": 2, "ids": ["good.jpg", "blank.jpg"]},
-        "listed_twice": {"count": 2, "ids": ["held.jpg", "good.jpg"]},
-        "no_captions": {"count": 3, "ids": ["silent.jpg", "blank.jpg", "../evil.jpg"]},
-        "too_large": {"count": 1, "ids": ["bomb.jpg"]},
-        "truncated": {"count": 1, "ids": ["cut.jpg"]},
-        "unrecognized": {"count": 1, "ids": ["page.jpg"]},
+        "absent": {"count": 2, "ids": ["../evil.jpg", "absent"]},
+        "empty": {"count": 1, "ids": ["zero"]},
+        "empty_caption": {"count": 2, "ids": ["good", "blank"]},
+        "listed_twice": {"count": 2, "ids": ["held", "good"]},
+        "no_captions": {"count": 2, "ids": ["silent", "blank"]},
+        "too_large": {"count": 1, "ids": ["bomb"]},
+        "truncated": {"count": 1, "ids": ["cut"]},
+        "unrecognized": {"count": 1, "ids": ["page"]},
     }
-    assert report["caption_lines_skipped"] == {
+    assert manifest["lines_left_out"] == {
         "malformed": {"count": 1, "ids": ["line 12"]},
         "not_utf8": {"count": 1, "ids": ["line 11"]},
     }
@@ -113,7 +119,7 @@ def test_source_without_a_usable_image_is_refused_and_leaves_nothing(published, 
     for path in (published / flickr8k.IMAGES).iterdir():
         path.write_bytes(b"")
     message = refusal(capsys, "--dataset=flickr8k", f"--source={published}", f"--data_dir={tmp_path / 'data'}")
-    assert "none of the 1 images listed in Flickr_8k.devImages.txt can be used (empty: 1)" in message
+    assert "none of the 1 images of split dev can be used (empty: 1)" in message
     assert not list((tmp_path / "data").glob("**/*.json"))
 
 
@@ -129,11 +135,15 @@ def test_captions_file_may_start_with_a_byte_order_mark(tmp_path):
     assert flickr8k.read_captions(tmp_path / "tokens", skipped=Tally()) == {"a.jpg": ["one"], "a.jpg.1": ["two"]}
 
 
-def test_report_shows_at_most_twenty_ids():
-    tally = Tally()
+def test_tally_shows_at_most_twenty_ids_however_it_was_added_up():
+    tally, whole = Tally(), Tally()
     for i in range(50):
         tally.add("absent", str(i))
+        if i == 14:
+            whole.merge(tally.as_dict())
+    whole.merge(tally.as_dict())
     assert tally.as_dict() == {"absent": {"count": 50, "ids": [str(i) for i in range(20)]}}
+    assert whole.as_dict() == {"absent": {"count": 65, "ids": [*map(str, range(15)), *map(str, range(5))]}}
 
 
 def test_prepared_dataset_is_left_alone(small_shapes, tmp_path, capsys):
@@ -141,22 +151,166 @@ def test_prepared_dataset_is_left_alone(small_shapes, tmp_path, capsys):
     assert door(capsys, *arguments)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shapes/1.0.0/*")}
     assert prepare_door.door(list(arguments)) == 0
-    output = capsys.readouterr().out
-    assert "already prepared" in output and "train: 9 images, 9 captions" in output
+    assert "train: 9 images, 9 captions" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("shapes/1.0.0/*")} == before
 
 
-def test_killed_prepare_leaves_nothing_that_looks_finished_and_can_run_again(small_shapes, tmp_path, capsys):
+def test_prepared_dataset_is_not_taken_for_one_of_another_source_or_size(published, small_shapes, tmp_path, capsys):
+    data_dir = f"--data_dir={tmp_path}"
+    assert door(capsys, "--dataset=shapes", data_dir)[0] == 0
+    assert "already prepared with checks" in refusal(capsys, "--dataset=shapes", data_dir, "--max_side=32")
+    source = f"--source=json:{published}/pairs.json"
+    (published / "pairs.json").write_text(json.dumps([{"image": "x.jpg", "caption": "a"}]))
+    assert "already prepared with source" in refusal(capsys, "--dataset=shapes", data_dir, source)
+
+
+def manifest_of_shapes(data_dir: Path, **options) -> dict:
+    drawn = shapes_collection(train=1100, val=4, test=4)
+    return read_manifest(write_dataset(drawn, name="shapes", data_dir=data_dir, **options))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return manifest_of_shapes(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_killed_prepare_leaves_nothing_that_looks_finished_and_is_continued(tmp_path, uninterrupted):
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert list((tmp_path / "shapes").glob("*incomplete*"))
-    assert not list(tmp_path.glob("**/report.json"))
     with pytest.raises(UserError, match="is not prepared"):
         open_source("tfds:shapes:train", data_dir=str(tmp_path))
+    first = tmp_path / "shapes" / "incomplete.1.0.0" / "shapes-train.array_record-00000-of-00003"
+    written = first.stat().st_mtime_ns
 
-    assert door(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")[0] == 0
-    assert len(open_source("tfds:shapes:train", data_dir=str(tmp_path))) == 9
-    assert not list((tmp_path / "shapes").glob("*incomplete*"))
+    assert manifest_of_shapes(tmp_path) == uninterrupted
+    assert (tmp_path / "shapes" / "1.0.0" / first.name).stat().st_mtime_ns == written
+    assert sorted(path.name for path in (tmp_path / "shapes").iterdir()) == [".lock", "1.0.0"]
+    names = {path.name for path in (tmp_path / "shapes" / "1.0.0").iterdir()}
+    listed = {shard["file"] for split in uninterrupted["splits"].values() for shard in split["shards"]}
+    ids = {f"ids-{split}.arrow" for split in ("train", "val", "test")}
+    assert names == listed | ids | {MANIFEST, "dataset_info.json", "features.json"}
+
+
+def test_worker_processes_write_the_same_files(tmp_path, uninterrupted):
+    assert manifest_of_shapes(tmp_path, workers=2) == uninterrupted
+
+
+class Deadly(ListSource):
+    """Ends the process that reads it, unless it was made there."""
+
+    def __init__(self, examples):
+        super().__init__(examples)
+        self.made_in = os.getpid()
+
+    def __getitem__(self, index):
+        if os.getpid() != self.made_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_death_of_a_worker_is_one_line_and_the_rest_can_be_written_without(tmp_path):
+    collection = Collection(splits={"train": Deadly(pair_source(3).examples)}, source="deadly")
+    with pytest.raises(UserError, match="a worker process died, .* again with fewer --workers"):
+        write_dataset(collection, name="deadly", data_dir=tmp_path, workers=2)
+    write_dataset(collection, name="deadly", data_dir=tmp_path, workers=1)
+    assert len(open_source("tfds:deadly:train", data_dir=str(tmp_path))) == 3
+
+
+def interrupted(data_dir: Path, monkeypatch, collection: Collection, **options) -> Path:
+    """What is left where the last of all shards could not be written."""
+    write = shards.ArrayRecordWriter
+
+    def full(path, options):
+        if "shapes-test." in path:
+            raise OSError(28, "No space left on device")
+        return write(path, options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(shards, "ArrayRecordWriter", full)
+        write_dataset(collection, name="shapes", data_dir=data_dir, **options)
+    return data_dir / "shapes" / "incomplete.1.0.0" / "shapes-train.array_record-00000-of-00001"
+
+
+def test_damaged_shard_is_written_anew(tmp_path, monkeypatch):
+    shard = interrupted(tmp_path, monkeypatch, shapes_collection(train=9, val=4, test=4))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 100] ^= 1
+    shard.write_bytes(data)
+    directory = write_dataset(shapes_collection(train=9, val=4, test=4), name="shapes", data_dir=tmp_path)
+    digest = read_manifest(directory)["splits"]["train"]["shards"][0]["sha256"]
+    assert hashlib.sha256((directory / shard.name).read_bytes()).hexdigest() == digest
+    assert len([open_source("tfds:shapes:train", data_dir=str(tmp_path))[i] for i in range(9)]) == 9
+
+
+def test_half_written_dataset_of_other_checks_starts_over(tmp_path, monkeypatch):
+    drawn = shapes_collection(train=9, val=4, test=4)
+    interrupted(tmp_path, monkeypatch, drawn)
+    write_dataset(drawn, name="shapes", data_dir=tmp_path, checks=ImageChecks(max_side=32))
+    source = open_source("tfds:shapes:train", data_dir=str(tmp_path))
+    assert {decode_image(source[i]["image"], max_pixels=10_000).shape for i in range(9)} == {(32, 32, 3)}
+
+
+def test_half_written_dataset_of_a_changed_list_starts_over(tmp_path, monkeypatch):
+    def collection(caption: str) -> Collection:
+        (tmp_path / "list.json").write_text(json.dumps([{"image": "a.png", "caption": caption}]))
+        uris = [f"--source={split}=json:{tmp_path}/list.json" for split in ("train", "test")]
+        return prepare_door.collect(
+            "shapes", sources=[uri.removeprefix("--source=") for uri in uris], data_dir=tmp_path
+        )
+
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    interrupted(tmp_path, monkeypatch, collection("an old caption"))
+    write_dataset(collection("a newer caption"), name="shapes", data_dir=tmp_path)
+    assert open_source("tfds:shapes:train", data_dir=str(tmp_path))[0]["captions"] == ["a newer caption"]
+
+
+def test_only_images_over_the_limit_are_made_smaller(tmp_path):
+    images = {
+        "large.jpg": encoded(picture(width=300, height=150), "JPEG"),
+        "tall.png": encoded(picture(width=40, height=200)),
+        "small.jpg": encoded(picture(width=100, height=60), "JPEG"),
+    }
+    for name, data in images.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": name} for name in images]))
+    collection = prepare_door.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
+    write_dataset(collection, name="mine", data_dir=tmp_path, checks=ImageChecks(max_side=100, quality=80))
+    source = open_source("tfds:mine:train", data_dir=str(tmp_path))
+    written = {source[i]["image_id"]: source[i]["image"] for i in range(3)}
+    sizes = {name: decode_image(data, max_pixels=10**6).shape[:2] for name, data in written.items()}
+    assert sizes == {"large.jpg": (50, 100), "tall.png": (100, 20), "small.jpg": (60, 100)}
+    assert written["small.jpg"] == images["small.jpg"]
+    assert all(Image.open(io.BytesIO(written[name])).format == "JPEG" for name in ("large.jpg", "tall.png"))
+
+
+def test_manifest_says_where_everything_is_from(published, tmp_path, capsys):
+    (tmp_path / "LICENCE").write_text("For research only.")
+    arguments = ("--dataset=flickr8k", f"--source={published}", f"--data_dir={tmp_path}")
+    assert door(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
+    manifest = read_manifest(tmp_path / "flickr8k" / "1.0.0")
+    assert (manifest["source"], manifest["licence"]) == (str(published), "For research only.")
+    assert manifest["features"] == {"captions": "Sequence", "image": "Image", "image_id": "Text"}
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            data = (tmp_path / "flickr8k" / "1.0.0" / shard["file"]).read_bytes()
+            assert (shard["bytes"], shard["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert split["examples"] == sum(shard["examples"] for shard in split["shards"])
+
+
+def test_shard_without_a_usable_image_is_no_hole(tmp_path):
+    rows = [{"image": f"{i}.png", "caption": str(i)} for i in range(1100)]
+    for i in (3, 1030):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(seed=i)))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    collection = prepare_door.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
+    directory = write_dataset(collection, name="mine", data_dir=tmp_path)
+    split = read_manifest(directory)["splits"]["train"]
+    assert [shard["examples"] for shard in split["shards"]] == [1, 0, 1]
+    assert split["skipped"]["absent"] == {"count": 1098, "ids": [f"{i}.png" for i in range(21) if i != 3]}
+    source = open_source("tfds:mine:train", data_dir=str(tmp_path))
+    assert (
+        [source.example_id(i) for i in range(2)] == [source[i]["image_id"] for i in range(2)] == ["3.png", "1030.png"]
+    )
 
 
 def test_two_prepares_do_not_write_at_once(small_shapes, tmp_path, capsys):
@@ -166,20 +320,29 @@ def test_two_prepares_do_not_write_at_once(small_shapes, tmp_path, capsys):
         assert "another prepare" in refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(small_shapes, tmp_path, capsys, monkeypatch):
+def test_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(small_shapes, tmp_path, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mvlm_jax.data.builders.reporting.json.dumps", full)
-    message = refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "ArrayRecordWriter", full)
+        message = refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
     assert "cannot be written" in message and "No space left" in message
-    assert [path.name for path in (tmp_path / "shapes").iterdir()] == [".lock"]
+    assert not list((tmp_path / "shapes").glob("*/dataset_info.json"))
+    assert door(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")[0] == 0
 
 
 def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "'cifar' is not one of shapes, flickr8k" in refusal(capsys, "--dataset=cifar")
+    assert "needs --source=URI with one of tfds:, arrayrecord:, json:" in refusal(capsys, "--dataset=cifar")
+    assert "lower-case" in refusal(capsys, "--dataset=../x", "--source=json:a.json")
+    twice = ("--source=json:a.json", "--source=json:b.json")
+    assert "names a split twice" in refusal(capsys, "--dataset=mine", *twice)
+    assert "there is no file 'a.json'" in refusal(capsys, "--dataset=mine", "--source=json:a.json")
+    assert "--licence" in refusal(capsys, "--dataset=shapes", f"--licence={tmp_path}/none")
+    assert "quality" in refusal(capsys, "--dataset=shapes", "--quality=100")
     assert "--dataset" in refusal(capsys)
-    assert "needs --source" in refusal(capsys, "--dataset=flickr8k")
+    assert "needs one --source" in refusal(capsys, "--dataset=flickr8k")
     assert "leave it out" in refusal(capsys, "--dataset=shapes", "--source=x")
     assert "not a directory" in refusal(capsys, "--dataset=flickr8k", f"--source={tmp_path}/nothing")
     assert flickr8k.CAPTIONS in refusal(capsys, "--dataset=flickr8k", f"--source={tmp_path}")

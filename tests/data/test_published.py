@@ -8,7 +8,7 @@ from examples import encoded, picture
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import in_minival, open_vqa, submission
-from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.labelled import LabelledSource, answer_list
 from mvlm_jax.errors import UserError
 
@@ -54,7 +54,7 @@ def test_questions_of_vqa_have_their_ten_answers_and_their_image(tmp_path):
     assert example["text"] == "What is this? 458752"
     assert example["answers"] == ["net"] * 7 + ["netting"] * 3
     assert (example["kind"], example["example_id"]) == ("other", "458752000")
-    with pytest.raises(UndecodableImage, match="absent.*COCO_train2014_000000000009"):
+    with pytest.raises(AbsentImage, match="absent.*COCO_train2014_000000000009"):
         source[0]
 
 

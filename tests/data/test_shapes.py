@@ -5,7 +5,6 @@ import re
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mvlm_jax.data.builders import shapes
 from mvlm_jax.data.builders.shapes import COLORS, RADIUS, render, scenes
 
 COUNTS = {"train": 3000, "val": 100, "test": 100}
@@ -97,4 +96,3 @@ def test_built_dataset_holds_the_scene_as_json(shapes_dir):
     assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
         "train": 40, "val": 12, "test": 12,
     }  # fmt: skip
-    assert shapes.Shapes(data_dir=shapes_dir).is_prepared()

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mvlm_jax.data.images import decode_image
-from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.data.sources import Source, open_source, split_name
 from mvlm_jax.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_empty_data_dir_means_the_environment_variable(shapes_dir, monkeypatch):
     assert len(open_source("tfds:shapes:test", data_dir="")) == 12
 
 
-@pytest.mark.parametrize("uri", ["json:/a.json", "shapes", "tfds:shapes", "tfds::train", ""])
+@pytest.mark.parametrize("uri", ["hdf5:/a.h5", "shapes", "tfds:shapes", "tfds::train", "json:", ""])
 def test_other_schemes_are_refused_with_the_legal_ones(uri, tmp_path):
     assert "tfds:<name>:<split>" in refusal(uri, str(tmp_path))
 
@@ -73,3 +73,30 @@ def test_tensorflow_is_never_imported(shapes_dir):
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("uri", ["json:gs://bucket/a.json", "arrayrecord:gs://bucket/x*", "table:https://a.org/b.csv"])
+def test_remote_paths_are_refused(uri, tmp_path):
+    assert "local path" in refusal(uri, str(tmp_path))
+
+
+def test_wrong_options_are_refused_with_the_legal_ones(tmp_path):
+    assert "'root'; json: takes split, image_root" in refusal("json:/a.json?root=/b", str(tmp_path))
+    assert "webdataset: takes none" in refusal("webdataset:/a.tar?split=train", str(tmp_path))
+    assert "'split' is not an option=value" in refusal("json:/a.json?split", str(tmp_path))
+    assert "given once" in refusal("json:/a.json?split=a&split=b", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("tfds:flickr8k:dev", "dev"),
+        ("tfds:flickr8k:dev[:10%]", "dev_10"),
+        ("json:/data/dataset_coco.json?split=val", "val"),
+        ("table:/data/my pairs.csv", "my_pairs"),
+        ("arrayrecord:/data/coco/val", "val"),
+        ("webdataset:/data/{000..099}.tar", "000..099"),
+    ],
+)
+def test_results_are_filed_under_a_name_that_a_file_can_have(uri, name):
+    assert split_name(uri) == name

@@ -1,5 +1,7 @@
 """Scenes of coloured shapes, drawn by the project so that everything runs with no download."""
 
+import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -7,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-from mvlm_jax.data.builders.reporting import ReportingBuilder
+from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Example
 
 CANVAS = 64  # pixels a side
 RADIUS = {"small": 5, "large": 9}  # pixels
@@ -116,39 +118,59 @@ def scenes(*, counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, Scene
             yield split, scene
 
 
-class Shapes(ReportingBuilder):
-    """Shapes on a plain grey canvas, one caption each, and the scene as JSON for tasks drawn from it."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, train: int = 20_000, val: int = 256, test: int = 256, seed: int = 0, **kwargs: Any) -> None:
-        self._counts = {"train": train, "val": val, "test": test}
-        self._seed = seed
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.pair_features(scene=tfds.features.Text())
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        made: dict[str, list[Scene]] = {split: [] for split in self._counts}
-        for split, scene in scenes(counts=self._counts, seed=self._seed):
-            made[split].append(scene)
-        return {split: self._generate_examples(split, made[split]) for split in self._counts}
-
-    def _generate_examples(self, split: str, made: list[Scene]) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from self.counted(split, (_example(split, index, scene) for index, scene in enumerate(made)))
+class SceneExample(Example):
+    scene: str  # the shapes as JSON, for tasks drawn from them
 
 
-def _example(split: str, index: int, scene: Scene) -> dict[str, Any]:
-    encoded = io.BytesIO()
-    render(scene).save(encoded, "PNG", compress_level=1)
-    encoded.seek(0)
-    return {
-        "image": encoded,
-        "captions": [scene.caption],
-        "image_id": f"shapes-{split}-{index:06d}",
-        "scene": json.dumps([shape._asdict() for shape in scene.shapes]),
-    }
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """All scenes of one seed, drawn when the first of them is asked for."""
+
+    counts: Mapping[str, int]
+    seed: int
+
+    @functools.cached_property
+    def scenes(self) -> dict[str, list[Scene]]:
+        """By split."""
+        drawn: dict[str, list[Scene]] = {split: [] for split in self.counts}
+        for split, scene in scenes(counts=self.counts, seed=self.seed):
+            drawn[split].append(scene)
+        return drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Shapes on a plain grey canvas, one caption each."""
+
+    drawing: Drawing
+    split: str
+
+    def __len__(self) -> int:
+        return self.drawing.counts[self.split]
+
+    def __getitem__(self, index: int) -> SceneExample:
+        scene = self.drawing.scenes[self.split][index]
+        encoded = io.BytesIO()
+        render(scene).save(encoded, "PNG", compress_level=1)
+        return {
+            "image": encoded.getvalue(),
+            "captions": [scene.caption],
+            "image_id": self.example_id(index),
+            "scene": json.dumps([shape._asdict() for shape in scene.shapes]),
+        }
+
+    def example_id(self, index: int) -> str:
+        return f"shapes-{self.split}-{index:06d}"
+
+
+def collection(*, train: int = 20_000, val: int = 256, test: int = 256, seed: int = 0) -> Collection:
+    """The scenes of one seed, as many as asked for in each split."""
+    drawing = Drawing({"train": train, "val": val, "test": test}, seed)
+    return Collection(
+        splits={split: Shapes(drawing, split) for split in drawing.counts},
+        source=f"drawn with seed {seed}, {', '.join(f'{split} {count}' for split, count in drawing.counts.items())}",
+        texts=("scene",),
+    )
 
 
 def _relation(cell: tuple[int, int], other: tuple[int, int]) -> str | None:

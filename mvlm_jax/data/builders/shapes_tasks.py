@@ -6,16 +6,20 @@ contradicted by another and left open by the third. So whoever sees only the ima
 as often as by chance. Of the questions, each scene gets one that is answered yes and one that is answered no.
 """
 
+import contextlib
 import io
+import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mvlm_jax.data.builders.reporting import ReportingBuilder
 from mvlm_jax.data.builders.shapes import COLORS, HOW_MANY, SHAPES, Scene, Shape, render, scenes
+from mvlm_jax.errors import UserError
 
 COUNTS = {"train": 20_000, "val": 256, "test": 256}  # the scenes of the dataset `shapes`
 ANNOTATORS = 10
@@ -197,14 +201,16 @@ def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
     return values[rng.integers(len(values))]
 
 
-class ShapesTask(ReportingBuilder, skip_registration=True):
+class ShapesTask(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Examples over the scenes of the dataset `shapes`, split as they are, with their images drawn."""
 
     VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded; and TFDS' search for checksums imports importlib_resources, which it does not install.
+    url_infos: Mapping[str, Any] = {}
 
     def __init__(self, *, seed: int = 0, counts: Mapping[str, int] = COUNTS, **kwargs: Any) -> None:
         self._seed, self._scenes = seed, dict(counts)
-        super().__init__(**kwargs)
+        super().__init__(file_format="array_record", **kwargs)
 
     def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
         raise NotImplementedError
@@ -218,6 +224,7 @@ class ShapesTask(ReportingBuilder, skip_registration=True):
                 **texts,
             }
         )
+        # Records stay in the order they were made: evaluation reads them in order, training shuffles on its own.
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -228,22 +235,18 @@ class ShapesTask(ReportingBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str, drawn: list[Scene]) -> Iterator[tuple[int, dict[str, Any]]]:
         rng = np.random.default_rng((self._seed, list(COUNTS).index(split), 1))
-        yield from self.counted(split, map(self._example, self.examples(split, drawn, rng)))
-
-    def _example(self, example: Drawn) -> dict[str, Any]:
-        return {
-            "images": [_png(scene) for scene in example.scenes],
-            "text": example.text,
-            "answers": [example.answer] * (ANNOTATORS if example.kind else 1),
-            "kind": example.kind,
-            "group": example.group,
-        }
-
-    def counted(self, split: str, examples: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        self._examples[split] = 0
-        for index, example in enumerate(examples):
-            self._examples[split] += 1
-            yield index, {**example, "example_id": f"{self.name}-{split}-{index:06d}"}
+        for index, example in enumerate(self.examples(split, drawn, rng)):
+            yield (
+                index,
+                {
+                    "images": [_png(scene) for scene in example.scenes],
+                    "text": example.text,
+                    "answers": [example.answer] * (ANNOTATORS if example.kind else 1),
+                    "kind": example.kind,
+                    "group": example.group,
+                    "example_id": f"{self.name}-{split}-{index:06d}",
+                },
+            )
 
 
 class ShapesVqa(ShapesTask):
@@ -266,6 +269,29 @@ class ShapesVe(ShapesTask):
 
     def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
         return hypotheses(drawn, rng, nines=len(drawn) // (6 if split == "train" else 2))
+
+
+BUILDERS = {"shapes_vqa": ShapesVqa, "shapes_nlvr2": ShapesNlvr2, "shapes_ve": ShapesVe}
+
+
+def write_task(name: str, *, data_dir: Path) -> dict[str, int]:
+    """Writes one of `BUILDERS`, unless it is there already, and returns how many examples each split has.
+
+    Raises:
+      UserError: `data_dir` cannot be written.
+    """
+    try:
+        # TFDS makes a directory for downloads even where nothing is downloaded.
+        with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
+            builder = BUILDERS[name](data_dir=data_dir)
+            tfds.disable_progress_bar()
+            builder.download_and_prepare(download_dir=downloads)
+    except (OSError, RuntimeError) as error:
+        # The ArrayRecord writer raises RuntimeError where a file of Python's own would raise OSError.
+        if isinstance(error, RuntimeError) and "write() failed" not in str(error):
+            raise
+        raise UserError(f"--data_dir={str(data_dir)!r} cannot be written: {error}") from error
+    return {split: info.num_examples for split, info in builder.info.splits.items()}
 
 
 def _png(scene: Scene) -> io.BytesIO:

@@ -1,0 +1,83 @@
+"""Web images that img2dataset fetched: CC3M (Sharma et al., ACL 2018) and SBU (Ordonez et al., NeurIPS 2011)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from mvlm_jax.data.builders.layout import check_layout
+from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.formats.annotations import caption_text
+from mvlm_jax.data.formats.listed import Row, listed
+from mvlm_jax.data.formats.webdataset import open_webdataset
+from mvlm_jax.data.sources import Source
+from mvlm_jax.errors import UserError
+
+SBU_URLS = "SBU_captioned_photo_dataset_urls.txt"
+SBU_CAPTIONS = "SBU_captioned_photo_dataset_captions.txt"
+SBU_IMAGES = "images"
+
+
+def cc3m(directory: Path) -> Collection:
+    """What img2dataset made of `Train_GCC-training.tsv`; the validation part, where there is one, in `val/`.
+
+    Raises:
+      UserError: no output of img2dataset is there.
+    """
+    source, files = open_fetched(directory)
+    splits = {"train": source}
+    if (directory / "val").is_dir():
+        splits["val"], more = open_fetched(directory / "val")
+        files += more
+    return Collection(splits=splits, source=str(directory), files=files)
+
+
+def sbu(directory: Path) -> Collection:
+    """The published lists of addresses and captions beside `images/`, whose files are named as the addresses end; or
+    what img2dataset made of them.
+
+    Raises:
+      UserError: neither is there, or the lists differ in length.
+    """
+    lists = (directory / SBU_URLS, directory / SBU_CAPTIONS)
+    if not lists[0].is_file():
+        source, files = open_fetched(directory)
+        return Collection(splits={"train": source}, source=str(directory), files=files)
+    check_layout(directory, dataset="SBU", parts=(SBU_URLS, SBU_CAPTIONS, SBU_IMAGES))
+    urls, captions = (file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n") for file in lists)
+    if len(urls) != len(captions):
+        raise UserError(f"{SBU_URLS} has {len(urls)} lines and {SBU_CAPTIONS} {len(captions)}; they belong together")
+    names = (Path(urlsplit(url.strip()).path).name for url in urls)
+    rows = (Row(name, [caption], Path(name).stem) for name, caption in zip(names, captions) if name)
+    source = listed(rows, root=directory / SBU_IMAGES)
+    return Collection(splits={"train": source}, source=str(directory), files=lists)
+
+
+def open_fetched(directory: Path) -> tuple[Source, tuple[Path, ...]]:
+    """Output of img2dataset in its formats `webdataset` (tar files) and `files` (directories beside parquet files).
+
+    Raises:
+      UserError: neither is there.
+    """
+    tars, tables = sorted(directory.glob("*.tar")), sorted(directory.glob("*.parquet"))
+    if tars:
+        return open_webdataset(str(directory / "*.tar")), tuple(tars)
+    if tables:
+        return listed(_fetched_rows(tables), root=directory), tuple(tables)
+    raise UserError(
+        f"--source={str(directory)!r} has no 00000.tar or 00000.parquet; fetch the images with img2dataset, "
+        "--output_format=webdataset or files"
+    )
+
+
+def _fetched_rows(tables: list[Path]) -> Iterator[Row]:
+    for file in tables:
+        try:
+            table = parquet.read_table(file, columns=["key", "caption"])
+        except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+            raise UserError(f"{str(file)!r} is not a table of img2dataset's: {str(error).splitlines()[0]}") from error
+        # Addresses that failed are rows too; their images are found to be absent.
+        for key, caption in zip(table["key"].to_pylist(), table["caption"].to_pylist()):
+            yield Row(f"{file.stem}/{key}.jpg", [caption_text(caption)], key)

@@ -1,0 +1,20 @@
+"""What `mvlm prepare` turns into a dataset: sources by split, and what was left out before an image was read."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from mvlm_jax.data.sources import Source
+from mvlm_jax.data.tally import Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """`files` are the lists that it was read from: where one of them changes, a half-written dataset starts over."""
+
+    splits: Mapping[str, Source]
+    source: str  # URI or directory, for the manifest
+    files: tuple[Path, ...] = ()
+    left_out: Mapping[str, Tally] = dataclasses.field(default_factory=dict)  # by split
+    lines_left_out: Tally = dataclasses.field(default_factory=Tally)  # of the lists
+    texts: tuple[str, ...] = ()  # names of further text features, which examples carry and later tasks read

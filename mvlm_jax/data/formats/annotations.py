@@ -1,0 +1,99 @@
+"""JSON annotations: lists as ALBEF's, `dataset_*.json` as Karpathy's, captions as COCO's."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mvlm_jax.data.formats.listed import ListedSource, Row, existing_file, listed, root_of
+from mvlm_jax.errors import UserError
+
+OPTIONS = ("split", "image_root")
+
+
+def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSource:
+    """Opens one of the three layouts, told apart by their keys.
+
+    `split` is one or more of Karpathy's, joined by commas.
+
+    Raises:
+      UserError: another layout, no such split, or an entry without an image or with captions that are no text.
+    """
+    file = existing_file(path)
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path!r} is not JSON: {error}") from error
+    images = content.get("images") if isinstance(content, dict) else None
+    try:
+        if images and "sentences" in images[0]:
+            rows = karpathy_rows(content, splits=split.split(",") if split else [])
+        elif split:
+            raise UserError(f"{path!r} has no splits, but split={split} was asked for; leave it out")
+        elif isinstance(images, list) and isinstance(content.get("annotations"), list):
+            rows = coco_rows(content)
+        elif isinstance(content, list):
+            rows = (_albef_row(entry) for entry in content)
+        else:
+            raise UserError(
+                f"{path!r} is none of: a list of {{image, caption}} (ALBEF), images with sentences (Karpathy), "
+                "images and annotations (COCO)"
+            )
+        return listed(rows, root=root_of(file, image_root))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path!r} has an entry of another layout: {_short(error)}") from error
+
+
+def karpathy_rows(content: Mapping[str, Any], *, splits: list[str]) -> Iterator[Row]:
+    """Rows of Karpathy's splits; an image is known by its COCO id or the stem of its file.
+
+    Raises:
+      UserError: no split is named, or one that is not there.
+    """
+    counts = Counter(image["split"] for image in content["images"])
+    if not splits or set(splits) - set(counts):
+        asked = f"no split {','.join(splits)!r}" if splits else "splits, of which none was chosen"
+        there = ", ".join(f"{name} ({count} images)" for name, count in sorted(counts.items()))
+        raise UserError(f"{content.get('dataset', 'the file')} has {asked}; add ?split= and one or more of {there}")
+    for image in content["images"]:
+        if image["split"] in splits:
+            yield Row(
+                image=str(Path(image.get("filepath", "")) / image["filename"]),
+                captions=[caption_text(sentence["raw"]) for sentence in image["sentences"]],
+                image_id=str(image.get("cocoid", Path(image["filename"]).stem)),
+            )
+
+
+def coco_rows(content: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of COCO's captions, images without any caption included."""
+    captions = defaultdict(list)
+    for annotation in content["annotations"]:
+        captions[annotation["image_id"]].append(caption_text(annotation["caption"]))
+    for image in content["images"]:
+        yield Row(image["file_name"], captions[image["id"]], str(image["id"]))
+
+
+def caption_text(value: Any) -> str:
+    """A caption as text; what has none becomes an empty one, to be counted as such.
+
+    Raises:
+      TypeError: a list or a mapping.
+    """
+    if value is None or value != value:  # JSON's null and NaN
+        return ""
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"caption {value!r} is not text")
+    return str(value)
+
+
+def _albef_row(entry: Mapping[str, Any]) -> Row:
+    caption = entry["caption"]
+    captions = caption if isinstance(caption, list) else [caption]
+    image_id = entry.get("image_id")
+    return Row(entry["image"], [caption_text(text) for text in captions], "" if image_id is None else str(image_id))
+
+
+def _short(error: Exception) -> str:
+    message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return message if len(message) < 200 else message[:200] + "…"

@@ -1,0 +1,104 @@
+"""Images in files of their own, listed with their captions somewhere else."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from mvlm_jax.data.examples import Example
+from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """One line of a list; several may speak of the same image."""
+
+    image: str  # path, relative to the root that the list is read with
+    captions: list[str]
+    image_id: str = ""  # empty: the path
+
+
+class ListedSource:
+    """Captions in memory, images read on demand."""
+
+    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array) -> None:
+        self._root = root
+        # Arrow's columns take a tenth of the memory of Python's strings, and are pickled as they lie there.
+        self._images, self._captions, self._ids = images, captions, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Example:
+        return {
+            "image": read_image(self._root / self._images[index].as_py()),
+            "captions": self._captions[index].as_py(),
+            "image_id": self._ids[index].as_py(),
+        }
+
+    def example_id(self, index: int) -> str:
+        return self._ids[index].as_py()
+
+
+def listed(rows: Iterable[Row], *, root: Path) -> ListedSource:
+    """The captions of an image gathered from all its rows, images in the order of their first one.
+
+    Raises:
+      UserError: a row names a URL.
+    """
+    captions: dict[str, list[str]] = {}
+    ids: dict[str, str] = {}
+    for row in rows:
+        if row.image.startswith(("http://", "https://")):
+            raise UserError(f"{row.image!r} is a URL; fetch the images first (img2dataset does) and give their paths")
+        ids.setdefault(row.image, row.image_id or row.image)
+        captions.setdefault(row.image, []).extend(row.captions)
+    return ListedSource(
+        root=root,
+        images=pa.array(map(_utf8, captions), pa.large_string()),
+        captions=pa.array(([*map(_utf8, said)] for said in captions.values()), pa.large_list(pa.large_string())),
+        ids=pa.array(map(_utf8, ids.values()), pa.large_string()),
+    )
+
+
+def read_image(path: Path) -> bytes:
+    """
+    Raises:
+      AbsentImage: there is no such file.
+      UserError: there is, but it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise AbsentImage(str(path)) from error
+    except ValueError as error:  # a null character in the path
+        raise AbsentImage(repr(path)) from error
+    except OSError as error:
+        raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def existing_file(path: str) -> Path:
+    """
+    Raises:
+      UserError: it is no file.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path!r}")
+    return Path(path)
+
+
+def root_of(file: Path, image_root: str) -> Path:
+    """The directory that paths in a list start from: `image_root`, else the list's own.
+
+    Raises:
+      UserError: `image_root` is no directory.
+    """
+    if image_root and not Path(image_root).is_dir():
+        raise UserError(f"image_root={image_root!r} is not a directory")
+    return Path(image_root) if image_root else file.parent
+
+
+def _utf8(text: str) -> str:
+    # JSON may hold half a surrogate pair, which has no UTF-8 form.
+    return text.encode("utf-8", "replace").decode("utf-8")

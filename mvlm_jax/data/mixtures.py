@@ -1,0 +1,162 @@
+"""Several sources as one endless sequence of examples, and the part of a source that a limited-data run sees."""
+
+import bisect
+import functools
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from grain.experimental import index_shuffle
+from jaxtyping import Int32
+
+from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.errors import UserError
+
+MANY = 200_000  # ids: looking at more takes seconds
+ROUNDS = 4  # of the cipher behind a shuffle: as many as Grain takes
+FORM = "[weight*]uri, several of them joined by ' + '"
+
+
+class Term(NamedTuple):
+    """One source of a mixture, not yet opened."""
+
+    weight: float  # times that each example comes in an epoch
+    uri: str
+
+
+class Component:
+    """The part of a source that a run sees."""
+
+    def __init__(self, source: Source, *, weight: float = 1.0, records: Int32[np.ndarray, " M"] | None = None) -> None:
+        """`weight`: times that each example comes in an epoch; `records`: the ones that are seen, None for all."""
+        self.source, self.weight = source, weight
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self.source) if self._records is None else len(self._records)
+
+    def record(self, position: int) -> int:
+        """The index in the source of the example at a position; positions past the end start anew."""
+        position %= len(self)
+        return position if self._records is None else int(self._records[position])
+
+    @property
+    def examples_per_epoch(self) -> int:
+        return max(1, round(self.weight * len(self)))
+
+
+class Mixture:
+    """All components together, epoch after epoch, each in an order of its own; any place of any epoch at once.
+
+    A component's examples come in passes that hold each of them exactly once. Where its weight is no whole number, an
+    epoch ends within a pass and the next epoch goes on with it.
+
+    Raises:
+      UserError: no component, or one without an example.
+    """
+
+    def __init__(self, components: Sequence[Component]) -> None:
+        self.components = tuple(components)
+        if not self.components or not all(map(len, self.components)):
+            raise UserError("the training source holds no example; a run needs at least one of each source")
+        self._lengths = [len(component) for component in self.components]
+        self._counts = [component.examples_per_epoch for component in self.components]
+        self._ends = list(itertools.accumulate(self._counts))
+
+    @property
+    def epoch_size(self) -> int:
+        """Examples in an epoch."""
+        return self._ends[-1]
+
+    def locate(self, index: int, *, seed: int) -> tuple[Component, int]:
+        """The component, and the position in it, of the example that comes at `index` from the start of the run."""
+        epoch, place = divmod(index, self.epoch_size)
+        place = index_shuffle(place, self.epoch_size - 1, _seed(seed, "epoch", epoch), ROUNDS)
+        number = bisect.bisect_right(self._ends, place)
+        count, length = self._counts[number], self._lengths[number]
+        nth = epoch * count + place - (self._ends[number] - count)
+        turn, position = divmod(nth, length)
+        if count % length:
+            # An epoch sees a part of a pass: a part of the file would be no fair sample of it.
+            position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
+        return self.components[number], position
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of every example that is seen and there, once, for training a tokenizer."""
+        for component in self.components:
+            for position in range(len(component)):
+                try:
+                    yield from component.source[component.record(position)]["captions"]
+                except AbsentImage:
+                    continue
+
+
+def open_mixture(text: str, *, data_dir: str, fraction: float = 1.0, fraction_seed: int = 0) -> Mixture:
+    """Opens `uri`, or several of them as in `2*tfds:coco:train + tfds:vg:train`; of each source only a fraction.
+
+    Raises:
+      UserError: not of this form, a source that cannot be opened, or nothing left of one.
+    """
+    components = []
+    for weight, uri in parse_mixture(text):
+        source = open_source(uri, data_dir=data_dir)
+        records = None if fraction == 1 else subset(source, fraction=fraction, seed=fraction_seed)
+        if len(source) and records is not None and not len(records):
+            raise UserError(
+                f"config.data.fraction={fraction:g} leaves none of the {len(source)} examples of {uri}; "
+                f"give more than {0.5 / len(source):.2g}"
+            )
+        components.append(Component(source, weight=weight, records=records))
+    return Mixture(components)
+
+
+def parse_mixture(text: str) -> tuple[Term, ...]:
+    """
+    Raises:
+      UserError: a weight that is no positive number, or no source where there must be one.
+    """
+    return tuple(_term(term, whole=text) for term in re.split(r"\s\+(?=\s|$)", text))
+
+
+def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, " M"]:
+    """The records of round(fraction * length) examples, in order: the ones whose ids have the smallest hashes.
+
+    Ids and `seed` alone decide, wherever in the files they are; a smaller fraction is part of every larger one.
+    No image is read where the format keeps ids apart; elsewhere every record is read once.
+    """
+    if len(source) > MANY:
+        logging.info("choosing a fraction of %g by the ids of %d examples", fraction, len(source))
+    salt = seed.to_bytes(8, "little")
+    hashes = np.fromiter((_hash(source.example_id(i), salt=salt) for i in range(len(source))), np.uint64, len(source))
+    smallest = np.argsort(hashes, kind="stable")[: round(fraction * len(source))]
+    return np.sort(smallest).astype(np.int32)
+
+
+def _term(text: str, *, whole: str) -> Term:
+    weight, uri = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL).groups()
+    uri = uri.strip()
+    try:
+        number = 1.0 if weight is None else float(weight)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"source {whole!r} has the weight {weight.strip()!r}; give a number above 0, as in 2*{uri}")
+    if not uri:
+        raise UserError(f"source {whole!r} has an empty term; the form is {FORM}")
+    return Term(number, uri)
+
+
+def _hash(identity: str, *, salt: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=8, salt=salt).digest())
+
+
+@functools.lru_cache(maxsize=64)
+def _seed(seed: int, stream: str, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed} {stream} {number}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest)

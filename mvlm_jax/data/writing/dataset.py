@@ -1,0 +1,281 @@
+"""A whole dataset: shards written in parallel, a manifest, and TFDS' own description of it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.formats.records import ids_file
+from mvlm_jax.data.sources import Source
+from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, write_shard
+from mvlm_jax.errors import UserError
+
+VERSION = "1.0.0"
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+SMALLEST_SHARD, MOST_SHARDS = 512, 256  # examples; files of a split: enough to share out, few enough to keep open
+SHARD_FIELDS = ("file", "examples", "bytes", "sha256")
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+class Shard(NamedTuple):
+    """Some consecutive examples of a split, and the file they go to."""
+
+    split: str
+    indices: range
+    path: Path
+
+
+def write_dataset(
+    collection: Collection,
+    *,
+    name: str,
+    data_dir: Path,
+    workers: int = 1,
+    checks: ImageChecks | None = None,
+    licence: str = "",
+) -> Path:
+    """Writes `data_dir/name/1.0.0` and returns it; a finished one of the same source and checks is left alone.
+
+    The dataset appears by a single rename. What an interruption leaves is continued: finished shards are kept where
+    their digest still fits, and everything starts over where the lists or the checks have changed.
+
+    Args:
+      workers: processes; 1: this one. The files do not depend on it.
+
+    Raises:
+      UserError: a split without a usable image, another `write_dataset` at work, or another dataset of that name.
+      OSError, RuntimeError: `data_dir` cannot be written.
+    """
+    checks = checks or ImageChecks()
+    (data_dir / name).mkdir(parents=True, exist_ok=True)
+    with _only_one(data_dir / name):
+        final, partial = data_dir / name / VERSION, data_dir / name / f"incomplete.{VERSION}"
+        origin = {"source": collection.source, "checks": dataclasses.asdict(checks)}
+        if final.is_dir():
+            _check_same_origin(final, origin)
+            return final
+        _continue_or_start_over(partial, {**origin, **_sizes(collection)})
+        shards = _shards(collection, name=name, directory=partial)
+        _write_missing(shards, collection=collection, workers=workers, checks=checks)
+        try:
+            _describe(partial, name=name, collection=collection, origin=origin, shards=shards, licence=licence)
+        except UserError:
+            shutil.rmtree(partial)
+            raise
+        os.rename(partial, final)
+    return final
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / MANIFEST).read_text())
+
+
+def _check_same_origin(directory: Path, origin: Mapping[str, Any]) -> None:
+    manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
+    for field, value in origin.items():
+        if manifest.get(field) != value:
+            raise UserError(
+                f"{directory} is already prepared with {field} {manifest.get(field)!r}, not {value!r}; "
+                "remove it, or choose another --dataset or --data_dir"
+            )
+
+
+def _sizes(collection: Collection) -> dict[str, Any]:
+    stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in collection.files}
+    return {"splits": {split: len(source) for split, source in collection.splits.items()}, "files": stamps}
+
+
+def _continue_or_start_over(directory: Path, plan: Mapping[str, Any]) -> None:
+    file = directory / PLAN
+    try:
+        if json.loads(file.read_text()) == plan:
+            return
+    except (FileNotFoundError, ValueError):
+        pass
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir()
+    file.write_text(json.dumps(plan))
+
+
+def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard]:
+    shards = []
+    for split, source in collection.splits.items():
+        size = max(SMALLEST_SHARD, -(-len(source) // MOST_SHARDS))
+        starts = range(0, max(1, len(source)), size)
+        for number, start in enumerate(starts):
+            path = directory / f"{name}-{split}.array_record-{number:05d}-of-{len(starts):05d}"
+            shards.append(Shard(split, range(start, min(start + size, len(source))), path))
+    return shards
+
+
+def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
+    total = sum(len(shard.indices) for shard in shards)
+    # No bar where nobody looks: disable=None asks the terminal.
+    with tqdm(total=total, unit=" images", disable=None, smoothing=0.05) as bar:
+        missing = []
+        for shard in shards:
+            if finished_report(shard.path) is None:
+                missing.append(shard)
+            else:
+                bar.update(len(shard.indices))
+        if workers <= 1:
+            for shard in missing:
+                _write(shard, collection.splits, collection.texts, checks)
+                bar.update(len(shard.indices))
+        elif missing:
+            _write_in_parallel(missing, collection=collection, workers=workers, checks=checks, bar=bar)
+
+
+def _write_in_parallel(
+    shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks, bar: tqdm
+) -> None:
+    pool = ProcessPoolExecutor(
+        min(workers, len(shards)),
+        # A fork would take the lock file, and half the state of other threads, with it.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(dict(collection.splits), collection.texts, checks),
+    )
+    try:
+        writing: dict[Future[None], Shard] = {pool.submit(_write_in_worker, shard): shard for shard in shards}
+        while writing:
+            done, _ = wait(writing, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                bar.update(len(writing.pop(future).indices))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps for want of memory; finished shards are kept, so start again with fewer "
+            "--workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(splits: Mapping[str, Source], texts: tuple[str, ...], checks: ImageChecks) -> None:
+    _worker.update(splits=splits, texts=texts, checks=checks)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot tell its workers, which would write on without its lock.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _write_in_worker(shard: Shard) -> None:
+    _write(shard, **_worker)
+
+
+def _write(shard: Shard, splits: Mapping[str, Source], texts: tuple[str, ...], checks: ImageChecks) -> None:
+    write_shard(splits[shard.split], shard.indices, path=shard.path, texts=texts, checks=checks)
+
+
+def _describe(
+    directory: Path,
+    *,
+    name: str,
+    collection: Collection,
+    origin: Mapping[str, Any],
+    shards: list[Shard],
+    licence: str,
+) -> None:
+    splits, infos = {}, []
+    for split, source in collection.splits.items():
+        reports = [json.loads(report_path(shard.path).read_text()) for shard in shards if shard.split == split]
+        skipped = Tally()
+        skipped.merge(collection.left_out[split].as_dict() if split in collection.left_out else {})
+        for report in reports:
+            skipped.merge(report["skipped"])
+        ids = [identity for report in reports for identity in report["ids"]]
+        if not ids:
+            reasons = str(skipped) or "it is empty"
+            raise UserError(f"none of the {len(source)} images of split {split} can be used ({reasons})")
+        _write_ids(ids_file(directory, split), ids)
+        splits[split] = {
+            "examples": len(ids),
+            "captions": sum(report["captions"] for report in reports),
+            "skipped": skipped.as_dict(),
+            "shards": [{field: report[field] for field in SHARD_FIELDS} for report in reports],
+        }
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, template=TEMPLATE, dataset_name=name, split=split, filetype_suffix="array_record"
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[report["examples"] for report in reports],
+                num_bytes=sum(report["bytes"] for report in reports),
+                filename_template=template,
+            )
+        )
+    features = _features(collection.texts)
+    manifest = {
+        "dataset": name,
+        "version": VERSION,
+        **origin,
+        "licence": licence,
+        "features": {feature: type(connector).__name__ for feature, connector in features.items()},
+        "splits": splits,
+        "lines_left_out": collection.lines_left_out.as_dict(),
+    }
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features,
+        split_infos=infos,
+        version=VERSION,
+        filename_template=TEMPLATE,
+        check_data=False,
+        # Records stay in the order of the source: evaluation reads them in order, training shuffles on its own.
+        disable_shuffling=True,
+    )
+    for remains in (directory / PLAN, *directory.glob("*.partial-*"), *(report_path(shard.path) for shard in shards)):
+        remains.unlink(missing_ok=True)
+
+
+def _features(texts: tuple[str, ...]) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "image_id": tfds.features.Text(),
+            **{name: tfds.features.Text() for name in texts},
+        }
+    )
+
+
+def _write_ids(path: Path, ids: list[str]) -> None:
+    batch = pa.record_batch({"image_id": pa.array(ids, pa.large_string())})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another prepare is writing to {directory}; wait for it to end") from error
+        yield

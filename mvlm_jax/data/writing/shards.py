@@ -1,0 +1,117 @@
+"""One ArrayRecord file: examples read, checked and written, with a digest of the result."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from mvlm_jax.data.images import UnusableImage, decode_image
+from mvlm_jax.data.sources import Source
+from mvlm_jax.data.tally import Tally
+
+# One record a chunk for random access; images are compressed already.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageChecks:
+    """What every image goes through before it is written."""
+
+    max_pixels: int = Image.MAX_IMAGE_PIXELS  # larger images are left out by their header
+    max_side: int = 0  # pixels; larger images are scaled down and encoded anew as JPEG; 0: none is
+    quality: int = 90  # of that JPEG, 1 to 95
+
+    def checked(self, image: bytes) -> bytes:
+        """The bytes to write: the same ones, unless the image is larger than `max_side`.
+
+        Raises:
+          UndecodableImage: it cannot be decoded.
+        """
+        pixels = decode_image(image, max_pixels=self.max_pixels, size_hint=self.max_side or None)
+        if not self.max_side or max(Image.open(io.BytesIO(image)).size) <= self.max_side:
+            return image
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((self.max_side, self.max_side), Image.Resampling.BICUBIC)
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=self.quality)
+        return encoded.getvalue()
+
+
+def write_shard(source: Source, indices: range, *, path: Path, texts: Sequence[str], checks: ImageChecks) -> None:
+    """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
+    skipped, ids, captions = Tally(), [], 0
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+    try:
+        for index in indices:
+            try:
+                example = source[index]
+                said = [caption.strip() for caption in example["captions"]]
+                for _ in range(said.count("")):
+                    skipped.add("empty_caption", example["image_id"])
+                said = [caption for caption in said if caption]
+                if not said:
+                    skipped.add("no_captions", example["image_id"])
+                    continue
+                image = checks.checked(example["image"])
+            except UnusableImage as error:
+                skipped.add(error.reason, source.example_id(index))
+                continue
+            writer.write(serialize({**example, "image": image, "captions": said}, texts=texts))
+            ids.append(example["image_id"])
+            captions += len(said)
+    finally:
+        writer.close()
+    report = {
+        "file": path.name,
+        "examples": len(ids),
+        "captions": captions,
+        "bytes": partial.stat().st_size,
+        "sha256": sha256(partial),
+        "skipped": skipped.as_dict(),
+        "ids": ids,
+    }
+    os.replace(partial, path)
+    partial.write_text(json.dumps(report))
+    os.replace(partial, report_path(path))
+
+
+def finished_report(path: Path) -> dict[str, Any] | None:
+    """The report of a shard; None where it is not finished, or no longer what was written."""
+    try:
+        report = json.loads(report_path(path).read_text())
+        return report if path.stat().st_size == report["bytes"] and sha256(path) == report["sha256"] else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def report_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def serialize(example: Mapping[str, Any], *, texts: Sequence[str]) -> bytes:
+    """The `tf.train.Example` that TFDS makes of a pair, the same bytes every time."""
+    values = {
+        "image": [example["image"]],
+        "captions": [caption.encode() for caption in example["captions"]],
+        "image_id": [example["image_id"].encode()],
+        **{name: [example[name].encode()] for name in texts},
+    }
+    features = {
+        name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=value)) for name, value in values.items()
+    }
+    record = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+    return record.SerializeToString(deterministic=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
