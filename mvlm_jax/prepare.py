@@ -132,8 +132,8 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
     forms = ", ".join(f"{scheme}:" for scheme in OPENERS)
     if dataset not in BUILDERS:
         raise UserError(
-            f"--dataset={dataset!r} is not one of shapes, {', '.join([*TASK_BUILDERS, *BUILDERS])}; any other needs --source=URI with one "
-            f"of {forms}"
+            f"--dataset={dataset!r} is not one of shapes, {', '.join([*TASK_BUILDERS, *BUILDERS])}; any other needs "
+            f"--source=URI with one of {forms}"
         )
     if len(sources) != 1:
         raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
