@@ -1,5 +1,6 @@
 """Where questions, statements and hypotheses come from."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,11 +26,20 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
     Raises:
       UserError: another form, or files that are not there or hold something else.
     """
-    scheme, _, rest = uri.partition(":")
-    place, _, split = rest.rpartition(":")
-    if scheme not in ("tfds", *PUBLISHED) or not place or not split:
-        forms = ", ".join(["tfds:<name>:<split>", *(f"{name}:<directory>:<split>" for name in PUBLISHED)])
-        raise UserError(f"source {uri!r} is not one of {forms}")
+    scheme, place, split = parse_labelled(uri)
     if scheme == "tfds":
         return LabelledRecords(prepared_dir(place, data_dir=data_dir), split)
     return PUBLISHED[scheme](Path(place).expanduser(), split)
+
+
+def parse_labelled(uri: str) -> tuple[str, str, str]:
+    """Scheme, dataset or directory, and split, which may be a slice such as `val[:100]`.
+
+    Raises:
+      UserError: another form.
+    """
+    found = re.fullmatch(rf"({'|'.join(['tfds', *PUBLISHED])}):(.+?):([^:/\[\]]+(\[[^\]/]*\])?)", uri)
+    if not found:
+        forms = ", ".join(["tfds:<name>:<split>", *(f"{name}:<directory>:<split>" for name in PUBLISHED)])
+        raise UserError(f"source {uri!r} is not one of {forms}")
+    return found[1], found[2], found[3]

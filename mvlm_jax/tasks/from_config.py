@@ -16,7 +16,7 @@ from mvlm_jax.data.labelled_pipeline import (
     labelled_batches,
     training_texts,
 )
-from mvlm_jax.data.labelled_sources import open_labelled
+from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
 from mvlm_jax.data.mixtures import Mixture, open_mixture
 from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
 from mvlm_jax.data.sources import open_source, split_name
@@ -65,7 +65,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         batches=functools.partial(_labelled_batches, config, tokenizer),
         batch_ids=lambda step: _labelled(config, tokenizer, rows=range(0)).example_ids(step),
         eval_split=functools.partial(_labelled_split, config, tokenizer),
-        eval_name=config.data.eval.rpartition(":")[2],
+        eval_name=parse_labelled(config.data.eval)[2],
         **answers,
     )
 

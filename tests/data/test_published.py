@@ -10,6 +10,7 @@ from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import in_minival, open_vqa, submission
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.labelled import LabelledSource, answer_list
+from mvlm_jax.data.labelled_sources import parse_labelled
 from mvlm_jax.errors import UserError
 
 
@@ -127,6 +128,24 @@ def test_hypotheses_of_snli_ve_have_their_label_and_their_image(tmp_path):
     assert row.images == ("flickr30k-images/4705552913.jpg",)
     assert (row.text, row.answers) == ("The sisters are hugging goodbye.", ("neutral",))
     assert row.example_id == "4705552913.jpg#2r1n"
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("tfds:shapes_vqa:val", ("tfds", "shapes_vqa", "val")),
+        ("tfds:shapes_vqa:val[:50]", ("tfds", "shapes_vqa", "val[:50]")),
+        ("vqa:/data/a:b/VQA:test-dev", ("vqa", "/data/a:b/VQA", "test-dev")),
+    ],
+)
+def test_sources_are_named_by_their_kind_place_and_split(uri, parts):
+    assert parse_labelled(uri) == parts
+
+
+@pytest.mark.parametrize("uri", ["vqa:VQA", "coco:DIR:train", "tfds::val", "nlvr2:DIR:"])
+def test_other_names_of_sources_are_refused(uri):
+    with pytest.raises(UserError, match="is not one of tfds:<name>:<split>, vqa:<directory>:<split>"):
+        parse_labelled(uri)
 
 
 def test_what_is_not_as_published_is_one_line(tmp_path):
