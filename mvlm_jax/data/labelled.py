@@ -1,11 +1,12 @@
 """Examples of the downstream tasks: one or two images, a text about them, and what people said is right."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.sources import Source
 
 
 class LabelledExample(TypedDict):
@@ -24,17 +25,8 @@ class LabelledExample(TypedDict):
 
 
 @runtime_checkable
-class LabelledSource(Protocol):
-    """Random access to examples; pickled into worker processes."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> LabelledExample:
-        """
-        Raises:
-          AbsentImage: an image is not where the source says.
-        """
-        ...
+class LabelledSource(Source[LabelledExample], Protocol):
+    """A source whose examples can be had without their images."""
 
     def row(self, index: int) -> "LabelledRow":
         """Everything but the images, which are not read."""
@@ -69,14 +61,16 @@ class ListedExamples:
     def row(self, index: int) -> LabelledRow:
         return self._rows[index]
 
+    def example_id(self, index: int) -> str:
+        return self._rows[index].example_id
 
-def answer_list(source: LabelledSource, *, size: int) -> list[str]:
+
+def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:
     """The `size` answers that annotators gave most often, each question counted once; ties in alphabetical order."""
     given: Counter[str] = Counter()
-    for index in range(len(source)):
-        answers = source.row(index).answers
-        for answer in answers:
-            given[answer] += 1 / len(answers)
+    for row in rows:
+        for answer in row.answers:
+            given[answer] += 1 / len(row.answers)
     # Sums of tenths in another order could differ in the last bit, and so could the list.
     ordered = sorted(given, key=lambda answer: (-round(given[answer], 6), answer))
     return ordered[:size]

@@ -1,24 +1,20 @@
-"""Labelled examples to batches: the batch of step t is a function of (source, seed, t) alone."""
+"""Labelled examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
 
 import dataclasses
-import functools
 import os
 import random
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import grain
 import numpy as np
-from absl import logging
 from jaxtyping import Float32, Int32, UInt8
 
-from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.background import Batch
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource
-from mvlm_jax.data.pipeline import LONGEST_GAP, Batch, in_background
+from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
@@ -66,98 +62,56 @@ class WeightedAnswers:
         return {"answers": tokens, "answer_weights": weights}
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelledBatches:
-    """Random access to the batches of a run; pickled into worker processes.
+class TrainExample(NamedTuple):
+    """A labelled example as a run sees it."""
+
+    example_id: str
+    images: UInt8[np.ndarray, "n S S 3"]
+    text: str
+    targets: dict[str, np.ndarray]
+    skipped: int = 0  # unusable examples that were stepped over to reach it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledExamples(RunExamples):
+    """The labelled examples of a run."""
+
+    targets: Targets
+    images: int  # in each example
+
+    def __getitem__(self, index: int) -> TrainExample:
+        """
+        Raises:
+          UserError: another number of images, or so many unusable records in a row that the source must be broken.
+        """
+        made, skipped = self.first_usable(index, self._made)
+        return made._replace(skipped=skipped)
+
+    def _made(self, example: LabelledExample, rng: random.Random) -> TrainExample:
+        targets = self.targets.encode(example["answers"])
+        if targets is None:
+            raise UnusableExample("its answers are none that can be learned")
+        _check_images(example, images=self.images)
+        images = [self.augmented(image, text=example["text"], rng=rng) for image in example["images"]]
+        return TrainExample(example["example_id"], np.stack(images), example["text"], targets)
+
+
+class LabelledBatches(RunBatches):
+    """The labelled examples of a run.
 
     A batch is `image` uint8 [b, images, size, size, 3], `text` int32 [b, L], what `targets` makes, and `skipped`
     int32 [b], the unusable examples stepped over for that row.
     """
 
-    source: LabelledSource
-    tokenizer: Tokenizer
-    targets: Targets
-    images: int  # in each example
-    rows: tuple[int, ...]  # those b rows of each batch that are made
-    batch_size: int
-    seed: int
-    image_size: int
-    max_length: int
-    max_image_pixels: int
-    min_scale: float
-    flip: bool
-    operations: int
-    magnitude: int
-    reported: set[str] = dataclasses.field(default_factory=set)
-
-    def __len__(self) -> int:
-        return sys.maxsize // self.batch_size
-
     def __getitem__(self, step: int) -> Batch:
-        made = [self._row(int(step) * self.batch_size + row) for row in self.rows]
-        batch = {name: np.stack([row[name] for row in made]) for name in made[0] if name != "text"}
-        texts = [row["text"] for row in made]
-        return {**batch, "text": self.tokenizer.encode(texts, max_length=self.max_length)}
-
-    def example_ids(self, step: int) -> list[str]:
-        """Of all rows of a batch, as the source spells them."""
-        return [self._usable(step * self.batch_size + row)[0]["example_id"] for row in range(self.batch_size)]
-
-    def _row(self, index: int) -> dict[str, Any]:
-        example, images, targets, skipped = self._usable(index)
-        skipped = np.array(skipped, np.int32)
-        return {"image": np.stack(images), "text": example["text"], "skipped": skipped, **targets}
-
-    def _usable(self, index: int) -> tuple[LabelledExample, list[UInt8[np.ndarray, "S S 3"]], dict[str, Any], int]:
-        """The first usable example from place `index` of the training order on, and how many were stepped over."""
-        epoch, place = divmod(index, len(self.source))
-        order = _order(len(self.source), self.seed, epoch)
-        # Each example has a stream of its own, wherever in a batch it is made.
-        rng = random.Random(self.seed << 64 | index)
-        reason = ""
-        gap = min(len(self.source), LONGEST_GAP)
-        for skipped in range(gap):
-            record = int(order[(place + skipped) % len(order)])
-            try:
-                example = self.source[record]
-                targets = self.targets.encode(example["answers"])
-                if targets is not None:
-                    return example, self._images(example, rng), targets, skipped
-                reason = "its answers are none that can be learned"
-            except UnusableImage as error:
-                reason = str(error)
-            example_id = self.source.row(record).example_id
-            if example_id not in self.reported:
-                self.reported.add(example_id)
-                logging.warning("example %s is stepped over: %s", example_id, reason)
-        raise UserError(f"{gap} examples in a row cannot be used; the last one: {reason}")
-
-    def _images(self, example: LabelledExample, rng: random.Random) -> list[UInt8[np.ndarray, "S S 3"]]:
-        return [
-            training_image(
-                image,
-                rng=rng,
-                caption=example["text"],
-                size=self.image_size,
-                max_pixels=self.max_image_pixels,
-                min_scale=self.min_scale,
-                flip=self.flip,
-                operations=self.operations,
-                magnitude=self.magnitude,
-            )
-            for image in _checked(example, images=self.images)
-        ]
-
-
-def labelled_batches(batches: LabelledBatches, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; `close()` ends its threads or worker processes.
-
-    Raises:
-      UserError: an empty source.
-    """
-    if len(batches.source) == 0:
-        raise UserError("the training source holds no example; a run needs at least one")
-    return in_background(grain.MapDataset.source(batches)[start_step:], workers=workers, prefetch=prefetch)
+        first = int(step) * self.batch_size
+        made = [self.examples[first + row] for row in self.rows]
+        return {
+            "image": np.stack([example.images for example in made]),
+            "text": self.tokenizer.encode([example.text for example in made], max_length=self.max_length),
+            "skipped": np.array([example.skipped for example in made], np.int32),
+            **{name: np.stack([example.targets[name] for example in made]) for name in made[0].targets},
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,33 +142,30 @@ class LabelledSplit:
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
         row = self.source.row(index)
         try:
-            decoded = [
-                decode_image(image, max_pixels=self.max_image_pixels, size_hint=self.image_size)
-                for image in _checked(self.source[index], images=self.images)
+            example = self.source[index]
+            _check_images(example, images=self.images)
+            images = [
+                evaluate_transform(
+                    decode_image(image, max_pixels=self.max_image_pixels, size_hint=self.image_size),
+                    size=self.image_size,
+                )
+                for image in example["images"]
             ]
         except UnusableImage as error:
             return row, error.reason
-        return row, np.stack([evaluate_transform(image, size=self.image_size) for image in decoded])
+        return row, np.stack(images)
 
     def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:
         return np.zeros((0, self.images, self.image_size, self.image_size, 3), np.uint8)
 
 
-def training_texts(source: LabelledSource) -> Iterator[str]:
+def training_texts(rows: Iterable[LabelledRow]) -> Iterator[str]:
     """Every text and every answer, for training a tokenizer."""
-    for index in range(len(source)):
-        row = source.row(index)
+    for row in rows:
         yield row.text
         yield from row.answers
 
 
-def _checked(example: LabelledExample, *, images: int) -> list[bytes]:
+def _check_images(example: LabelledExample, *, images: int) -> None:
     if len(example["images"]) != images:
         raise UserError(f"example {example['example_id']} has {len(example['images'])} images; the task takes {images}")
-    return example["images"]
-
-
-@functools.lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> Int32[np.ndarray, " count"]:
-    """The examples of an epoch in the order of training."""
-    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mvlm_jax.data.formats.labelled_records import LabelledRecords
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
+from mvlm_jax.data.formats.records import open_dataset
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import open_vqa
 from mvlm_jax.data.labelled import LabelledSource
@@ -28,7 +29,7 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
     """
     scheme, place, split = parse_labelled(uri)
     if scheme == "tfds":
-        return LabelledRecords(prepared_dir(place, data_dir=data_dir), split)
+        return open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
     return PUBLISHED[scheme](Path(place).expanduser(), split)
 
 

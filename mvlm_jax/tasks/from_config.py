@@ -2,24 +2,26 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.labelled import answer_list
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.labelled import LabelledRow, answer_list
 from mvlm_jax.data.labelled_pipeline import (
     Classes,
     LabelledBatches,
+    LabelledExamples,
     LabelledSplit,
     WeightedAnswers,
-    labelled_batches,
     training_texts,
 )
 from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
 from mvlm_jax.data.mixtures import Mixture, open_mixture
 from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
-from mvlm_jax.data.sources import open_source, split_name
+from mvlm_jax.data.sources import as_file_name, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
@@ -63,9 +65,9 @@ def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
         config=config,
         tokenizer=tokenizer,
         batches=functools.partial(_labelled_batches, config, tokenizer),
-        batch_ids=lambda step: _labelled(config, tokenizer, rows=range(0)).example_ids(step),
+        batch_ids=functools.partial(_example_ids, config, tokenizer),
         eval_split=functools.partial(_labelled_split, config, tokenizer),
-        eval_name=parse_labelled(config.data.eval)[2],
+        eval_name=as_file_name(parse_labelled(config.data.eval)[2]),
         **answers,
     )
 
@@ -124,12 +126,23 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
 
 def _mixture(config: ConfigDict) -> Mixture:
     data = config.data
-    return open_mixture(data.train, data_dir=data.data_dir, fraction=data.fraction, fraction_seed=data.fraction_seed)
+    return open_mixture(
+        data.train,
+        data_dir=data.data_dir,
+        fraction=data.fraction,
+        fraction_seed=data.fraction_seed,
+        opener=open_labelled if config.task in LABELLED else open_source,
+    )
+
+
+def _rows(config: ConfigDict) -> tuple[int, ...]:
+    """Those of a batch that this process reads."""
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    return tuple(map(int, process_rows(config.batch_size, batch_sharding(mesh))))
 
 
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
     data = config.data
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     return train_batches(
         _mixture(config),
         tokenizer,
@@ -138,7 +151,7 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        rows=process_rows(config.batch_size, batch_sharding(mesh)),
+        rows=_rows(config),
         workers=data.workers,
         prefetch=data.prefetch,
         max_image_pixels=data.max_image_pixels,
@@ -147,15 +160,26 @@ def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
 
 
 def _image_ids(config: ConfigDict, step: int) -> list[str]:
-    data = config.data
-    examples = TrainExamples(
-        mixture=_mixture(config),
-        seed=config.seed,
-        image_size=config.image.size,
-        max_image_pixels=data.max_image_pixels,
-        **data.augment,
-    )
-    return [examples[index].image_id for index in range(step * config.batch_size, (step + 1) * config.batch_size)]
+    examples = TrainExamples(mixture=_mixture(config), **_made_as(config))
+    return [examples[index].image_id for index in _of_step(config, step)]
+
+
+def _example_ids(config: ConfigDict, tokenizer: Tokenizer, step: int) -> list[str]:
+    examples = _labelled_examples(config, tokenizer)
+    return [examples[index].example_id for index in _of_step(config, step)]
+
+
+def _of_step(config: ConfigDict, step: int) -> range:
+    return range(step * config.batch_size, (step + 1) * config.batch_size)
+
+
+def _made_as(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "image_size": config.image.size,
+        "max_image_pixels": config.data.max_image_pixels,
+        **config.data.augment,
+    }
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
@@ -169,9 +193,12 @@ def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
 
 
 def _training_texts(config: ConfigDict) -> Iterator[str]:
-    if config.task in LABELLED:
-        return training_texts(open_labelled(config.data.train, data_dir=config.data.data_dir))
-    return _mixture(config).captions()
+    return training_texts(_labelled_rows(config)) if config.task in LABELLED else _mixture(config).captions()
+
+
+def _labelled_rows(config: ConfigDict) -> Iterator[LabelledRow]:
+    """Of the training source, as far as the run sees it."""
+    return (source.row(record) for source, record in _mixture(config).records())
 
 
 def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str, ...]]:
@@ -179,39 +206,31 @@ def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str,
     own = Path(workdir) / ANSWERS_FILE
     if own.is_file():
         return {"answers": tuple(json.loads(own.read_text()))}
-    source = open_labelled(config.data.train, data_dir=config.data.data_dir)
-    found = answer_list(source, size=config.vqa.answer_list)
+    found = answer_list(_labelled_rows(config), size=config.vqa.answer_list)
     if not found:
         raise UserError(f"config.data.train={config.data.train} holds no answers; train on a split that has some")
     return {"answers": tuple(found)}
 
 
-def _labelled(config: ConfigDict, tokenizer: Tokenizer, *, rows: Iterable[int]) -> LabelledBatches:
-    data, options, task = config.data, config.vqa, LABELLED[config.task]
+def _labelled_examples(config: ConfigDict, tokenizer: Tokenizer) -> LabelledExamples:
+    options = config.vqa
     targets = (
         WeightedAnswers(tokenizer, slots=options.answers_per_question, length=options.answer_length)
         if config.task == "vqa"
-        else Classes(task.labels)
+        else Classes(LABELLED[config.task].labels)
     )
-    return LabelledBatches(
-        source=open_labelled(data.train, data_dir=data.data_dir),
-        tokenizer=tokenizer,
-        targets=targets,
-        images=images_of(config),
-        rows=tuple(map(int, rows)),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        image_size=config.image.size,
-        max_length=config.text.max_length,
-        max_image_pixels=data.max_image_pixels,
-        **data.augment,
-    )
+    return LabelledExamples(mixture=_mixture(config), targets=targets, images=images_of(config), **_made_as(config))
 
 
 def _labelled_batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    batches = _labelled(config, tokenizer, rows=process_rows(config.batch_size, batch_sharding(mesh)))
-    return labelled_batches(batches, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+    steps = LabelledBatches(
+        _labelled_examples(config, tokenizer),
+        tokenizer,
+        max_length=config.text.max_length,
+        batch_size=config.batch_size,
+        rows=_rows(config),
+    )
+    return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
 
 
 def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:

@@ -81,9 +81,10 @@ class Pretrain(ConfiguredTask):
             group=config.matching.group,
         )
 
-    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
+    def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
+        """Retrieval over the whole split."""
         options = self.config.eval
-        retrieval = evaluate_retrieval(
+        found = evaluate_retrieval(
             self.model,
             params,
             self.split,
@@ -92,22 +93,20 @@ class Pretrain(ConfiguredTask):
             sweep=options.sweep,
             host_bytes=options.host_bytes,
         )
+        return {f"retrieval-{self.eval_name}": found | {"left_out": self.split.left_out}}
+
+    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         rebuilt = evaluate_reconstruction(
             self.model,
             params,
             self.split,
-            batch_size=options.batch_size,
+            batch_size=self.config.eval.batch_size,
             cell=self.config.mask.image_cell,
             image_ratio=self.config.mask.image_ratio,
             text_ratio=self.config.mask.text_ratio,
             special_ids=tuple(self.tokenizer.ids),
             mask_id=self.tokenizer.ids.mask,
             seed=self.config.seed,
-            bootstrap=options.bootstrap,
+            bootstrap=self.config.eval.bootstrap,
         )
-
-        left_out = {"left_out": self.split.left_out}
-        return {
-            f"retrieval-{self.eval_name}": retrieval | left_out,
-            f"reconstruction-{self.eval_name}": rebuilt | left_out,
-        }
+        return self.recalls(params) | {f"reconstruction-{self.eval_name}": rebuilt | {"left_out": self.split.left_out}}

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 from examples import encoded, picture
 
+from mvlm_jax.data.background import in_background
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.data.labelled_pipeline import Classes, LabelledBatches, LabelledSplit, WeightedAnswers, labelled_batches
+from mvlm_jax.data.labelled_pipeline import Classes, LabelledBatches, LabelledExamples, LabelledSplit, WeightedAnswers
+from mvlm_jax.data.mixtures import Component, Mixture
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 
 LABELS = ("False", "True")
-OPTIONS = {"image_size": 16, "max_length": 8, "max_image_pixels": 10**6}
+IMAGES = {"images": 2, "image_size": 16, "max_image_pixels": 10**6}
 AUGMENT = {"min_scale": 0.5, "flip": False, "operations": 0, "magnitude": 0}
 
 
@@ -27,7 +29,10 @@ class Pairs:
 
     def row(self, index):
         answer = "Perhaps" if index == 5 else LABELS[index % 2]
-        return LabelledRow((), f"statement {index}", (answer,), "", "", f"id-{index}")
+        return LabelledRow((), f"statement {index}", (answer,), "", "", self.example_id(index))
+
+    def example_id(self, index):
+        return f"id-{index}"
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +40,20 @@ def tokenizer():
     return train_tokenizer([f"statement {number} yes no" for number in range(12)], kind="roberta", vocab_size=400)
 
 
-def batches(tokenizer, **changes):
-    fields = {
-        "source": Pairs(), "tokenizer": tokenizer, "targets": Classes(LABELS), "images": 2, "rows": range(4),
-        "batch_size": 4, "seed": 0, **OPTIONS, **AUGMENT,
-    } | changes  # fmt: skip
-    return LabelledBatches(**{**fields, "rows": tuple(fields["rows"])})
+def batches(tokenizer, *, rows=range(4), **changes):
+    fields = {"mixture": Mixture([Component(Pairs())]), "targets": Classes(LABELS), "seed": 0, **IMAGES, **AUGMENT}
+    examples = LabelledExamples(**{**fields, **changes})
+    return LabelledBatches(examples, tokenizer, max_length=8, batch_size=4, rows=tuple(rows))
+
+
+def ids_of(made, step):
+    return [made.examples[index].example_id for index in range(4 * step, 4 * step + 4)]
 
 
 def test_batches_hold_both_images_and_the_label(tokenizer):
     made = batches(tokenizer)
     for step in range(3):
-        batch, ids = made[step], made.example_ids(step)
+        batch, ids = made[step], ids_of(made, step)
         assert batch["image"].shape == (4, 2, 16, 16, 3)
         assert batch["image"].dtype == np.uint8
         numbers = [int(identity.removeprefix("id-")) for identity in ids]
@@ -56,7 +63,7 @@ def test_batches_hold_both_images_and_the_label(tokenizer):
 
 def test_an_epoch_holds_every_usable_example(tokenizer):
     made = batches(tokenizer)
-    first, second = ([i for step in steps for i in made.example_ids(step)] for steps in (range(3), range(3, 6)))
+    first, second = ([i for step in steps for i in ids_of(made, step)] for steps in (range(3), range(3, 6)))
     assert set(first) == set(second) == {f"id-{number}" for number in range(12)} - {"id-3", "id-5"}
     assert first != second
     assert sum(int(made[step]["skipped"].sum()) for step in range(3)) >= 2
@@ -65,7 +72,7 @@ def test_an_epoch_holds_every_usable_example(tokenizer):
 def test_a_batch_depends_on_nothing_but_seed_and_step(tokenizer):
     whole = batches(tokenizer)[5]
     parts = [batches(tokenizer, rows=rows)[5] for rows in (range(2), range(2, 4))]
-    later = next(labelled_batches(batches(tokenizer), start_step=5, workers=0, prefetch=2))
+    later = next(in_background(batches(tokenizer), start_step=5, workers=0, prefetch=2))
     for name, rows in whole.items():
         np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
         np.testing.assert_array_equal(rows, later[name])
@@ -82,7 +89,7 @@ def test_answers_weigh_as_often_as_they_were_given(tokenizer):
 
 
 def test_splits_are_read_once_in_order_and_say_what_they_left_out(tokenizer):
-    split = LabelledSplit(source=Pairs(), tokenizer=tokenizer, images=2, **OPTIONS)
+    split = LabelledSplit(source=Pairs(), tokenizer=tokenizer, max_length=8, **IMAGES)
     read = list(split.batches(5))
     assert [row.example_id for _, rows, _ in read for row in rows] == [f"id-{n}" for n in range(12) if n != 3]
     assert [(row.example_id, reason) for _, _, left in read for row, reason in left] == [("id-3", "unrecognized")]

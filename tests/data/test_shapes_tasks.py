@@ -1,11 +1,23 @@
+import dataclasses
 import functools
+import pickle
 import re
 from collections import Counter, defaultdict
 
 import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tiny import ROOT
 
+from mvlm_jax import prepare as prepare_door
 from mvlm_jax.data.builders import shapes_tasks
-from mvlm_jax.data.builders.shapes import COLORS, SHAPES, scenes
+from mvlm_jax.data.builders.shapes import COLORS, SHAPES, render, scenes
+from mvlm_jax.data.labelled import LabelledSource
+from mvlm_jax.data.labelled_sources import open_labelled
+from mvlm_jax.data.mixtures import open_mixture
+from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
+from mvlm_jax.errors import UserError
 
 COUNTS = {"train": 1200, "val": 120, "test": 120}
 
@@ -130,3 +142,95 @@ def test_hypotheses_cannot_be_judged_from_one_side_alone():
 
 def _batched(values, size):
     return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+@pytest.fixture(scope="module")
+def collections():
+    return {name: shapes_tasks.collection(name, train=60, val=60, test=60) for name in shapes_tasks.TASKS}
+
+
+@pytest.fixture(scope="module")
+def data_dir(collections, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    for name, collection in collections.items():
+        write_dataset(collection, name=name, data_dir=directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", shapes_tasks.TASKS)
+def test_datasets_hold_what_was_drawn_in_its_order(name, collections, data_dir):
+    for split, source in collections[name].splits.items():
+        written = open_labelled(f"tfds:{name}:{split}", data_dir=str(data_dir))
+        assert isinstance(written, LabelledSource)
+        assert len(written) == len(source) > 10
+        copy = pickle.loads(pickle.dumps(source))
+        for index in range(len(source)):
+            assert written[index] == source[index] == copy[index]
+            assert written.row(index) == source.row(index)
+            assert written.example_id(index) == source.example_id(index) == f"{name}-{split}-{index:06d}"
+    part = open_labelled(f"tfds:{name}:val[5:9]", data_dir=str(data_dir))
+    assert [part.example_id(index) for index in range(4)] == [f"{name}-val-{index:06d}" for index in range(5, 9)]
+
+
+def test_datasets_are_read_by_tfds(collections, data_dir):
+    records = tfds.builder_from_directory(data_dir / "shapes_nlvr2" / "1.0.0").as_data_source("test")
+    source = collections["shapes_nlvr2"].splits["test"]
+    assert len(records) == len(source)
+    left, right = (np.asarray(render(scene)) for scene in source.drawn[3].scenes)
+    np.testing.assert_array_equal(records[3]["images"], [left, right])
+    assert records[3]["text"].decode() == source[3]["text"]
+
+
+def test_datasets_have_a_manifest(collections, data_dir):
+    manifest = read_manifest(data_dir / "shapes_vqa" / "1.0.0")
+    assert manifest["source"] == "drawn with seed 0, train 60, val 60, test 60"
+    assert manifest["features"]["images"] == manifest["features"]["answers"] == "Sequence"
+    train = manifest["splits"]["train"]
+    assert train["examples"] == len(collections["shapes_vqa"].splits["train"])
+    assert train["captions"] == 0
+    assert [shard["examples"] for shard in train["shards"]] == [train["examples"]]
+
+
+def test_examples_with_an_image_that_cannot_be_read_are_left_out(collections, tmp_path):
+    class Damaged(shapes_tasks.ShapesTask):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return {**example, "images": [example["images"][0], b""]} if index == 2 else example
+
+    whole = collections["shapes_nlvr2"]
+    source = Damaged("shapes_nlvr2", whole.splits["val"].drawing, "val")
+    damaged = dataclasses.replace(whole, splits={"val": source})
+    split = read_manifest(write_dataset(damaged, name="damaged", data_dir=tmp_path))["splits"]["val"]
+    assert split["examples"] == len(source) - 1
+    assert split["skipped"] == {"empty": {"count": 1, "ids": ["shapes_nlvr2-val-000002"]}}
+
+
+def test_a_fraction_of_labelled_examples_is_chosen_by_their_ids(data_dir):
+    def seen(fraction):
+        mixture = open_mixture("tfds:shapes_ve:test", data_dir=str(data_dir), fraction=fraction, opener=open_labelled)
+        return [source.example_id(record) for source, record in mixture.records()]
+
+    whole, half, quarter = seen(1.0), seen(0.5), seen(0.25)
+    assert len(whole) == len(set(whole)) == 2 * len(half)
+    assert set(quarter) < set(half) < set(whole)
+    assert half != whole[: len(half)]
+
+
+def test_pairs_and_labelled_examples_are_not_taken_for_each_other(shapes_dir, data_dir):
+    with pytest.raises(UserError, match="has no images, text, .* a dataset of questions, statements or hypotheses has"):
+        open_labelled("tfds:shapes:val", data_dir=shapes_dir)
+    with pytest.raises(UserError, match="has no image, captions, image_id but .* a pair dataset has"):
+        open_source("tfds:shapes_vqa:val", data_dir=str(data_dir))
+
+
+def test_door_draws_them_and_refuses_to_check_or_preview_them(collections, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(prepare_door.DRAWN, "shapes_ve", lambda: collections["shapes_ve"])
+    drawn = ["--dataset=shapes_ve", f"--data_dir={tmp_path}"]
+    assert prepare_door.door(drawn) == 0
+    assert "test: 270 examples\n" in capsys.readouterr().out
+    assert prepare_door.door([*drawn, "--source=DIR"]) == 2
+    assert "which is drawn; leave it out" in capsys.readouterr().err
+    assert prepare_door.door([*drawn, "--check"]) == 2
+    assert "--check looks at images with captions" in capsys.readouterr().err
+    assert prepare_door.door(["--preview", f"--config={ROOT / 'configs' / 'finetune_vqa.py'}:shapes"]) == 2
+    assert "config.task=vqa has none" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Each downstream task as a user meets it: from a pre-trained run to an evaluated one, at another image size."""
 
-import contextlib
-import io
 import json
 
 import jax
@@ -10,8 +8,9 @@ import pytest
 from tiny import SMALLER, demo_flags, prepare_shapes, recipe
 
 from mvlm_jax import evaluate, train, weights
-from mvlm_jax.data.builders.shapes_tasks import ShapesNlvr2, ShapesVe, ShapesVqa
+from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.labelled_sources import open_labelled
+from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.parameters import flat, parameter_shapes
@@ -35,9 +34,8 @@ SHAPES_OF = {"vqa": "shapes_vqa", "nlvr2": "shapes_nlvr2", "entailment": "shapes
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
     prepare_shapes(directory)
-    for builder in (ShapesVqa, ShapesNlvr2, ShapesVe):
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder(counts={"train": 60, "val": 60, "test": 60}, data_dir=directory).download_and_prepare()
+    for name in shapes_tasks.TASKS:
+        write_dataset(shapes_tasks.collection(name, train=60, val=60, test=60), name=name, data_dir=directory)
     return directory
 
 

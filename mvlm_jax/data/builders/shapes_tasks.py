@@ -6,22 +6,19 @@ contradicted by another and left open by the third. So whoever sees only the ima
 as often as by chance. Of the questions, each scene gets one that is answered yes and one that is answered no.
 """
 
-import contextlib
-import io
-import sys
-import tempfile
+import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from mvlm_jax.data.builders.shapes import COLORS, HOW_MANY, SHAPES, Scene, Shape, render, scenes
-from mvlm_jax.errors import UserError
+from mvlm_jax.data.builders.shapes import COLORS, HELD_OUT, HOW_MANY, SHAPES, TRAIN, Drawing, Scene, Shape, png
+from mvlm_jax.data.codecs import LabelledCodec
+from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow
 
-COUNTS = {"train": 20_000, "val": 256, "test": 256}  # the scenes of the dataset `shapes`
 ANNOTATORS = 10
 TRIES = 20_000
 
@@ -201,101 +198,65 @@ def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
     return values[rng.integers(len(values))]
 
 
-class ShapesTask(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Examples over the scenes of the dataset `shapes`, split as they are, with their images drawn."""
+@dataclasses.dataclass(frozen=True)
+class ShapesTask:
+    """Examples over the scenes of the dataset `shapes`, split as they are."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded; and TFDS' search for checksums imports importlib_resources, which it does not install.
-    url_infos: Mapping[str, Any] = {}
+    name: str  # one of TASKS
+    drawing: Drawing
+    split: str
 
-    def __init__(self, *, seed: int = 0, counts: Mapping[str, int] = COUNTS, **kwargs: Any) -> None:
-        self._seed, self._scenes = seed, dict(counts)
-        super().__init__(file_format="array_record", **kwargs)
+    @functools.cached_property
+    def drawn(self) -> list[Drawn]:
+        stream = list(self.drawing.counts).index(self.split)
+        rng = np.random.default_rng((self.drawing.seed, stream, 1))
+        return list(TASKS[self.name](self.drawing.scenes[self.split], rng, self.split == "train"))
 
-    def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
-        raise NotImplementedError
+    def __len__(self) -> int:
+        return len(self.drawn)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        texts = {name: tfds.features.Text() for name in ("text", "kind", "group", "example_id")}
-        features = tfds.features.FeaturesDict(
-            {
-                "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
-                "answers": tfds.features.Sequence(tfds.features.Text()),
-                **texts,
-            }
-        )
-        # Records stay in the order they were made: evaluation reads them in order, training shuffles on its own.
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+    def __getitem__(self, index: int) -> LabelledExample:
+        row = self.row(index)
+        images = [png(scene) for scene in self.drawn[index].scenes]
+        return {**row._asdict(), "images": images, "answers": list(row.answers)}
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        made: dict[str, list[Scene]] = {split: [] for split in self._scenes}
-        for split, scene in scenes(counts=self._scenes, seed=self._seed):
-            made[split].append(scene)
-        return {split: self._generate_examples(split, made[split]) for split in made}
+    def row(self, index: int) -> LabelledRow:
+        drawn = self.drawn[index]
+        answers = (drawn.answer,) * (ANNOTATORS if drawn.kind else 1)
+        return LabelledRow((), drawn.text, answers, drawn.kind, drawn.group, self.example_id(index))
 
-    def _generate_examples(self, split: str, drawn: list[Scene]) -> Iterator[tuple[int, dict[str, Any]]]:
-        rng = np.random.default_rng((self._seed, list(COUNTS).index(split), 1))
-        for index, example in enumerate(self.examples(split, drawn, rng)):
-            yield (
-                index,
-                {
-                    "images": [_png(scene) for scene in example.scenes],
-                    "text": example.text,
-                    "answers": [example.answer] * (ANNOTATORS if example.kind else 1),
-                    "kind": example.kind,
-                    "group": example.group,
-                    "example_id": f"{self.name}-{split}-{index:06d}",
-                },
-            )
+    def example_id(self, index: int) -> str:
+        return f"{self.name}-{self.split}-{index:06d}"
 
 
-class ShapesVqa(ShapesTask):
-    """Questions with one word as the answer, given ten times."""
-
-    def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
-        # Half of the training scenes already give some forty thousand.
-        return questions(drawn[: len(drawn) // 2] if split == "train" else drawn, rng)
-
-
-class ShapesNlvr2(ShapesTask):
-    """Statements about a left and a right image: True or False."""
-
-    def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
-        return statements(drawn, rng, fours=len(drawn) // 2 if split == "train" else len(drawn))
+def collection(
+    name: str, *, train: int = TRAIN, val: int = HELD_OUT, test: int = HELD_OUT, seed: int = 0
+) -> Collection:
+    """One of TASKS over the scenes of one seed, of which there are as many as asked for in each split."""
+    drawing = Drawing({"train": train, "val": val, "test": test}, seed)
+    return Collection(
+        splits={split: ShapesTask(name, drawing, split) for split in drawing.counts},
+        source=str(drawing),
+        codec=LabelledCodec(),
+    )
 
 
-class ShapesVe(ShapesTask):
-    """Hypotheses about an image: entailment, neutral or contradiction."""
-
-    def examples(self, split: str, drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
-        return hypotheses(drawn, rng, nines=len(drawn) // (6 if split == "train" else 2))
+def _vqa(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    # Half of the training scenes already give some forty thousand.
+    return questions(drawn[: len(drawn) // 2] if train else drawn, rng)
 
 
-BUILDERS = {"shapes_vqa": ShapesVqa, "shapes_nlvr2": ShapesNlvr2, "shapes_ve": ShapesVe}
+def _nlvr2(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    return statements(drawn, rng, fours=len(drawn) // 2 if train else len(drawn))
 
 
-def write_task(name: str, *, data_dir: Path) -> dict[str, int]:
-    """Writes one of `BUILDERS`, unless it is there already, and returns how many examples each split has.
-
-    Raises:
-      UserError: `data_dir` cannot be written.
-    """
-    try:
-        # TFDS makes a directory for downloads even where nothing is downloaded.
-        with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
-            builder = BUILDERS[name](data_dir=data_dir)
-            tfds.disable_progress_bar()
-            builder.download_and_prepare(download_dir=downloads)
-    except (OSError, RuntimeError) as error:
-        # The ArrayRecord writer raises RuntimeError where a file of Python's own would raise OSError.
-        if isinstance(error, RuntimeError) and "write() failed" not in str(error):
-            raise
-        raise UserError(f"--data_dir={str(data_dir)!r} cannot be written: {error}") from error
-    return {split: info.num_examples for split, info in builder.info.splits.items()}
+def _ve(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    return hypotheses(drawn, rng, nines=len(drawn) // (6 if train else 2))
 
 
-def _png(scene: Scene) -> io.BytesIO:
-    encoded = io.BytesIO()
-    render(scene).save(encoded, "PNG", compress_level=1)
-    encoded.seek(0)
-    return encoded
+# (scenes of a split, random numbers, whether it is the training split) -> examples, by name of the dataset
+TASKS: dict[str, Callable[[Sequence[Scene], np.random.Generator, bool], Iterator[Drawn]]] = {
+    "shapes_vqa": _vqa,
+    "shapes_nlvr2": _nlvr2,
+    "shapes_ve": _ve,
+}
