@@ -20,6 +20,7 @@ CHANGEABLE_ON_RESUME = (
 # Fields that an evaluation may set otherwise than the training it evaluates.
 CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
+    "vqa.candidates",
 )  # fmt: skip
 
 
@@ -28,7 +29,8 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     config.seed = 0  # everything random derives from (seed, stream, step)
-    config.task = "pretrain"
+    config.task = "pretrain"  # or retrieval, vqa, nlvr2, entailment
+    config.blind = "none"  # what vqa, nlvr2 and entailment hide from the model, for a baseline: none, image, text
     config.steps = 1000  # optimizer updates in the whole run
     config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
@@ -52,9 +54,10 @@ def default() -> ConfigDict:
 
     config.model = model_size("base")
 
-    # Published weights that a new run starts from: a file or a folder for each encoder; empty: random.
+    # Weights that a new run starts from, empty: random. Published ones are a file or a folder for each encoder.
     config.init_from = ConfigDict()
     config.init_from.image = ""  # ViT, DeiT or MAE, named as in transformers or timm
+    config.init_from.checkpoint = ""  # workdir of a run, or a folder that was exported: everything that fits
     config.init_from.text = ""  # RoBERTa or BERT, named as in transformers; a folder's tokenizer is used too
 
     config.mask = ConfigDict()
@@ -71,6 +74,13 @@ def default() -> ConfigDict:
 
     config.matching = ConfigDict()
     config.matching.group = 32  # consecutive pairs among which hard negatives are sought (the paper's batch per GPU)
+
+    config.vqa = ConfigDict()
+    config.vqa.decoder_layers = 6
+    config.vqa.answer_length = 10  # tokens of an answer, start and end included; longer ones are cut
+    config.vqa.answers_per_question = 10  # different ones that are learned; the rarest of more are dropped
+    config.vqa.answer_list = 3128  # the most frequent training answers, from which one is chosen
+    config.vqa.candidates = 128  # answers with the likeliest first token, which are scored in full
 
     config.optimizer = ConfigDict()
     config.optimizer.warmup_steps = 100
@@ -114,6 +124,8 @@ def default() -> ConfigDict:
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
     config.eval.rerank = 32  # candidates per query that the matching head sorts anew; 0: none
+    config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
+    config.eval.host_bytes = 2**30  # of scores and text features that retrieval keeps in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval
 
     return config.lock()
@@ -149,7 +161,8 @@ def validate(config: ConfigDict) -> None:
       UserError: the field, the value received and what would be right.
     """
     choices = {
-        "task": ("pretrain",),
+        "task": ("pretrain", "retrieval", "vqa", "nlvr2", "entailment"),
+        "blind": ("none", "image", "text"),
         "dtype": ("auto", "float32", "bfloat16"),
         "text.kind": ("roberta", "bert"),
         "mask.condition_on": ("unmasked", "masked", "none"),
@@ -164,8 +177,9 @@ def validate(config: ConfigDict) -> None:
                     "image.size", "image.patch", "text.vocab_size",
                     "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
                     "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
-                    "data.prefetch", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",
-                    "eval.bootstrap")  # fmt: skip
+                    "data.prefetch", "vqa.decoder_layers", "vqa.answers_per_question",
+                    "vqa.answer_list", "vqa.candidates", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",
+                    "eval.host_bytes", "eval.bootstrap")  # fmt: skip
     for name in at_least_one:
         if fields[name] < 1:
             raise UserError(f"config.{name}={fields[name]} must be at least 1")
@@ -193,6 +207,23 @@ def validate(config: ConfigDict) -> None:
             f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
             f"{config.mask.image_cell} patches of {config.image.patch}"
         )
+    if config.vqa.answer_length < 3:
+        raise UserError(
+            f"config.vqa.answer_length={config.vqa.answer_length} must be at least 3: start, one token, end"
+        )
+    if config.blind != "none" and config.task in ("pretrain", "retrieval"):
+        raise UserError(
+            f"config.blind={config.blind!r} is for vqa, nlvr2 and entailment, not config.task={config.task}"
+        )
+    if config.task == "retrieval" and (config.loss.mim or config.loss.mlm):
+        raise UserError(
+            f"config.loss.mim={config.loss.mim} and config.loss.mlm={config.loss.mlm} must be 0 in "
+            "config.task=retrieval, which rebuilds nothing"
+        )
+    if config.init_from.checkpoint and (config.init_from.image or config.init_from.text):
+        raise UserError(
+            "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
+        )
     for name in ("seed", "data.fraction_seed"):
         if not 0 <= fields[name] < 2**32:
             raise UserError(f"config.{name}={fields[name]} must lie between 0 and {2**32 - 1}")
@@ -203,6 +234,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.data.augment.min_scale={augment.min_scale} must lie above 0 and at most at 1")
     if not 0 <= augment.magnitude <= 10:
         raise UserError(f"config.data.augment.magnitude={augment.magnitude} must lie between 0 and 10")
+    if not all(isinstance(k, int) and 0 < k <= config.eval.rerank for k in config.eval.sweep):
+        raise UserError(
+            f"config.eval.sweep={tuple(config.eval.sweep)} must be numbers from 1 to "
+            f"config.eval.rerank={config.eval.rerank}"
+        )
     for name in ("mean", "std"):
         if len(config.image[name]) != 3:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")

@@ -8,30 +8,55 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import doors
+from mvlm_jax.data.formats.image_folder import read_templates
 from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.tasks.from_config import make_task
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
+from mvlm_jax.training.task import Params, Task
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
     doors.define_workdir(values)
     doors.define_hosts(values)
+    flags.DEFINE_list(
+        "k",
+        [],
+        "Numbers of candidates to re-rank, separated by commas; recalls are given for each.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "classify",
+        None,
+        "Folder with a folder of images for each class: zero-shot classification instead of the config's evaluation.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "templates", None, "Prompts for --classify, one a line, with {} in the place of the class.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "submission", None, "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).", flag_values=values
+    )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     doors.connect(values)
+    if values.k:
+        _sweep(values.config, values.k)
     config = doors.checked_config(values)
     directory = Path(values.workdir)
     with hosts.together():
@@ -49,10 +74,47 @@ def main(values: flags.FlagValues) -> None:
             step, params = latest
         else:
             raise UserError(f"{directory} has no finished checkpoint; train it first")
-        results = task.evaluate(params)
+        if values.submission and not hasattr(task, "submission"):
+            raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
+        results = _classify(task, params, values, config) if values.classify else task.evaluate(params)
+        submission = task.submission(params) if values.submission else None
     if jax.process_index() == 0:
         workdir_lib.write_evaluations(directory, results, step=step)
+        if submission is not None:
+            _write(Path(values.submission), submission)
         print(json.dumps({stem: {"step": step, **metrics} for stem, metrics in results.items()}))
+
+
+def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
+    if config.task not in ("pretrain", "retrieval"):
+        raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
+    directory = Path(values.classify)
+    found = classify_folder(
+        task.model,
+        params,
+        task.tokenizer,
+        directory,
+        templates=read_templates(Path(values.templates)) if values.templates else TEMPLATES,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        max_image_pixels=config.data.max_image_pixels,
+        batch_size=config.eval.batch_size,
+    )
+    return {f"classification-{directory.resolve().name}": found}
+
+
+def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--k={','.join(numbers)} must be numbers above 0, separated by commas, as in --k=16,64,256")
+    *smaller, largest = sorted({int(number) for number in numbers})
+    config.eval.rerank, config.eval.sweep = largest, tuple(smaller)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        workdir_lib.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--submission={str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def door(argv: Sequence[str]) -> int:

@@ -33,6 +33,8 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
         config = config_lib.from_json((folder / CONFIG).read_text())
     except OSError as error:
         raise UserError(f"{folder} has no {CONFIG}; give a folder that mvlm weights export wrote") from error
+    if config.task not in ("pretrain", "retrieval"):
+        raise UserError(f"{folder} is of config.task={config.task}; load takes a model of pretrain or retrieval")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text.kind)

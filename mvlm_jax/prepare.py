@@ -19,6 +19,7 @@ With --preview a page shows what a step of a run sees: its images as augmented, 
     mvlm prepare --preview --config=configs/demo.py --config.data.data_dir=data --step=100
 """
 
+import functools
 import os
 import re
 import sys
@@ -31,10 +32,11 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import doors
-from mvlm_jax.data.builders import fetched, flickr8k, karpathy, pairs4m, shapes, visual_genome
+from mvlm_jax.data.builders import fetched, flickr8k, karpathy, pairs4m, shapes, shapes_tasks, visual_genome
 from mvlm_jax.data.checking import report
 from mvlm_jax.data.checking.doctor import Limits, examine
 from mvlm_jax.data.checking.kinds import GROUPS, parse_policy
+from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.sources import OPENERS, Source, open_source, resolved_data_dir, source_files
@@ -42,9 +44,14 @@ from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.tasks.from_config import make_task, open_tokenizer
+from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
 from mvlm_jax.tasks.preview import preview_page
 
+# Collections that need no files.
+DRAWN: dict[str, Callable[[], Collection]] = {
+    "shapes": shapes.collection,
+    **{name: functools.partial(shapes_tasks.collection, name) for name in shapes_tasks.TASKS},
+}
 # Collections read from the files that they are published as.
 BUILDERS: dict[str, Callable[[Path], Collection]] = {
     "flickr8k": flickr8k.collection,
@@ -55,6 +62,7 @@ BUILDERS: dict[str, Callable[[Path], Collection]] = {
     "visual_genome": visual_genome.collection,
     "pairs4m": pairs4m.collection,
 }
+KNOWN = ", ".join([*DRAWN, *BUILDERS])
 WORTH_WORKERS = 2000  # examples; fewer are written before worker processes have started
 TOKENIZER_EXAMPLES = 20_000  # whose captions a tokenizer is trained on, to measure lengths with
 PREVIEW = "preview.html"
@@ -123,15 +131,16 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
             source=", ".join(f"{split}={uri}" for split, uri in uris.items()),
             files=tuple(file for uri in uris.values() for file in source_files(uri)),
         )
-    if dataset == "shapes":
+    if dataset in DRAWN:
         if sources:
-            raise UserError(f"--source={sources[0]!r} has no use with --dataset=shapes, which is drawn; leave it out")
-        return shapes.collection()
+            raise UserError(
+                f"--source={sources[0]!r} has no use with --dataset={dataset}, which is drawn; leave it out"
+            )
+        return DRAWN[dataset]()
     forms = ", ".join(f"{scheme}:" for scheme in OPENERS)
     if dataset not in BUILDERS:
         raise UserError(
-            f"--dataset={dataset!r} is not one of shapes, {', '.join(BUILDERS)}; any other needs --source=URI with one "
-            f"of {forms}"
+            f"--dataset={dataset!r} is not one of {KNOWN}; any other needs --source=URI with one of {forms}"
         )
     if len(sources) != 1:
         raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
@@ -163,6 +172,8 @@ def check(
     """
     rules = parse_policy(policy)
     collection = collect(dataset, sources=sources, data_dir=data_dir)
+    if not isinstance(collection.codec, PairCodec):
+        raise UserError(f"--check looks at images with captions; --dataset={dataset} has none")
     held_out = _evaluation_sets(against, splits=collection.splits, data_dir=data_dir)
     limits = Limits(
         max_pixels=config.data.max_image_pixels, image_size=config.image.size, max_length=config.text.max_length
@@ -188,6 +199,8 @@ def preview(*, config: ConfigDict, workdir: str, step: int, examples: int, repor
     Raises:
       UserError: a source or tokenizer that does not fit the config, or a `report_dir` that cannot be written.
     """
+    if config.task in LABELLED:
+        raise UserError(f"--preview shows the pairs of pretrain and retrieval; config.task={config.task} has none")
     # How a run is carried out does not change its batches.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.data.workers, config.data.prefetch = 0, 1
@@ -213,7 +226,7 @@ def _evaluation_sets(against: Sequence[str], *, splits: Mapping[str, Source], da
 
 
 def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
-    if config.text.tokenizer or config.init_from.text:
+    if config.text.tokenizer or config.init_from.checkpoint or config.init_from.text:
         return open_tokenizer(config, workdir=None)
     splits = collection.splits
     captions = list(_some_captions(splits["train"] if "train" in splits else next(iter(splits.values()))))
@@ -238,7 +251,8 @@ def _split_and_uri(source: str, *, default: str = "train") -> tuple[str, str]:
 def summary(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Lines that say what was written and what was left out."""
     for split, counts in manifest["splits"].items():
-        yield f"{split}: {counts['examples']} images, {counts['captions']} captions"
+        captioned = f"images, {counts['captions']} captions" if counts["captions"] else "examples"
+        yield f"{split}: {counts['examples']} {captioned}"
         yield from _skips(counts["skipped"])
     yield from _skips(manifest["lines_left_out"])
 
@@ -263,7 +277,7 @@ def _main(values: flags.FlagValues) -> None:
         print(f"preview: {path}")
         return
     if values.dataset is None:
-        raise UserError(f"--dataset is missing; give shapes, {', '.join(BUILDERS)}, or a new name")
+        raise UserError(f"--dataset is missing; give {KNOWN}, or a new name")
     data_dir = resolved_data_dir(values.data_dir).absolute()
     if mode == "check":
         check(
@@ -311,9 +325,7 @@ def _licence(path: str) -> str:
 
 
 def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    flags.DEFINE_string(
-        "dataset", None, f"What to prepare: shapes, {', '.join(BUILDERS)}, or a new name.", flag_values=values
-    )
+    flags.DEFINE_string("dataset", None, f"What to prepare: {KNOWN}, or a new name.", flag_values=values)
     flags.DEFINE_multi_string(
         "source", [], "Directory of the published files, or [split=]URI; may be repeated.", flag_values=values
     )

@@ -33,7 +33,7 @@ def _import_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def _import(values: flags.FlagValues) -> None:
     config = doors.checked_config(values)
-    if not any(config.init_from.values()):
+    if not (config.init_from.image or config.init_from.text):
         raise UserError("nothing to import; give --config.init_from.image=PATH, --config.init_from.text=PATH or both")
     tokenizer = open_tokenizer(config, workdir=None) if config.init_from.text else None
     imported = import_encoders(

@@ -4,10 +4,23 @@ from tiny import recipe
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 
+FINETUNED = [("finetune_retrieval", ("flickr30k",)), ("finetune_retrieval", ("flickr8k",))] + [
+    (f"finetune_{name}", arguments)
+    for name in ("retrieval", "vqa", "nlvr2", "snli_ve")
+    for arguments in ((), ("shapes",))
+]
+
 
 @pytest.mark.parametrize(
     "name, arguments",
-    [("demo", ()), ("flickr8k", ()), ("flickr8k", ("small",)), ("pretrain_4m", ()), ("pretrain_4m", ("large",))],
+    [
+        ("demo", ()),
+        ("flickr8k", ()),
+        ("flickr8k", ("small",)),
+        ("pretrain_4m", ()),
+        ("pretrain_4m", ("large",)),
+        *FINETUNED,
+    ],
 )
 def test_every_recipe_is_valid_and_survives_json(name, arguments):
     config = recipe(name, *arguments)
@@ -26,6 +39,45 @@ def test_the_paper_recipe_has_the_papers_numbers():
     assert (optimizer.peak, optimizer.final, optimizer.encoder_peak) == (3e-4, 3e-5, 1e-5)
     assert optimizer.weight_decay == 0.05
     assert optimizer.warmup_steps * 10 == config.steps
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "epochs", "examples", "batch_size", "rate"),
+    [
+        ("retrieval", "coco", 5, 113_287, 256, 1e-5),
+        ("retrieval", "flickr30k", 10, 29_000, 256, 1e-5),
+        ("vqa", "", 8, 658_111, 256, 2e-5),
+        ("nlvr2", "", 10, 86_373, 128, 2e-5),
+        ("snli_ve", "", 5, 529_527, 256, 2e-5),
+    ],
+)
+def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, batch_size, rate):
+    config = recipe(f"finetune_{name}", argument)
+    assert config.image.size == 384
+    assert config.batch_size == batch_size
+    assert config.steps == pytest.approx(epochs * examples / batch_size, abs=1)
+    optimizer = config.optimizer
+    assert optimizer.peak == optimizer.encoder_peak == rate
+    assert optimizer.final == optimizer.encoder_final == 1e-6
+    assert optimizer.weight_decay == 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "retrieval"}, "must be 0 in config.task=retrieval"),
+        ({"blind": "image"}, "is for vqa, nlvr2 and entailment"),
+        ({"init_from.checkpoint": "a", "init_from.text": "b"}, "brings both encoders"),
+        ({"vqa.answer_length": 2}, "must be at least 3"),
+        ({"eval.sweep": (64,)}, "must be numbers from 1 to config.eval.rerank=32"),
+        ({"task": "captioning"}, "is not one of pretrain, retrieval, vqa, nlvr2, entailment"),
+    ],
+)
+def test_values_that_cannot_work_together_are_refused(changes, message):
+    config = config_lib.default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(config)
 
 
 def test_unknown_fields_and_wrong_types_are_refused():

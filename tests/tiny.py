@@ -35,7 +35,7 @@ def recipe(name: str, *arguments):
     return module.get_config(*arguments)
 
 
-def demo_flags(*, data_dir: Path, workdir: Path, **changes) -> list[str]:
+def demo_flags(*, data_dir: Path, workdir: Path, recipe: str = "demo.py", **changes) -> list[str]:
     fields = SMALLER | {"data.data_dir": data_dir} | {name.replace("__", "."): v for name, v in changes.items()}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    return [f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={workdir}", *flags]
+    return [f"--config={ROOT / 'configs' / recipe}", f"--workdir={workdir}", *flags]

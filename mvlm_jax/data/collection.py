@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from mvlm_jax.data.codecs import Codec, PairCodec
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
 
@@ -17,4 +18,4 @@ class Collection:
     files: tuple[Path, ...] = ()
     left_out: Mapping[str, Tally] = dataclasses.field(default_factory=dict)  # by split
     lines_left_out: Tally = dataclasses.field(default_factory=Tally)  # of the lists
-    texts: tuple[str, ...] = ()  # names of further text features, which examples carry and later tasks read
+    codec: Codec = PairCodec()

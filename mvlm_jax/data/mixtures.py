@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,25 +87,39 @@ class Mixture:
             position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
         return self.components[number], position
 
-    def captions(self) -> Iterator[str]:
-        """Every caption of every example that is seen and there, once, for training a tokenizer."""
+    def records(self) -> Iterator[tuple[Source, int]]:
+        """Every example that is seen, once: its source, and the index in it."""
         for component in self.components:
             for position in range(len(component)):
-                try:
-                    yield from component.source[component.record(position)]["captions"]
-                except AbsentImage:
-                    continue
+                yield component.source, component.record(position)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of every pair that is seen and there, for training a tokenizer."""
+        for source, record in self.records():
+            try:
+                yield from source[record]["captions"]
+            except AbsentImage:
+                continue
 
 
-def open_mixture(text: str, *, data_dir: str, fraction: float = 1.0, fraction_seed: int = 0) -> Mixture:
+def open_mixture(
+    text: str,
+    *,
+    data_dir: str,
+    fraction: float = 1.0,
+    fraction_seed: int = 0,
+    opener: Callable[..., Source] = open_source,
+) -> Mixture:
     """Opens `uri`, or several of them as in `2*tfds:coco:train + tfds:vg:train`; of each source only a fraction.
+
+    `opener` is called with a URI and the `data_dir`.
 
     Raises:
       UserError: not of this form, a source that cannot be opened, or nothing left of one.
     """
     components = []
     for weight, uri in parse_mixture(text):
-        source = open_source(uri, data_dir=data_dir)
+        source = opener(uri, data_dir=data_dir)
         records = None if fraction == 1 else subset(source, fraction=fraction, seed=fraction_seed)
         if len(source) and records is not None and not len(records):
             raise UserError(

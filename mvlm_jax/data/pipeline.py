@@ -2,33 +2,25 @@
 
 import dataclasses
 import hashlib
-import math
-import multiprocessing
 import os
 import random
-import signal
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Int, Int32, Shaped, UInt8
+from jaxtyping import Int, Int32, UInt8
 
-from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.background import Batch, in_background
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Mixture
+from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
-Batch = dict[str, Shaped[np.ndarray, "B ..."]]
-
-LONGEST_GAP = 1000  # unusable records in a row before the source is taken to be broken
 CACHE_BYTES = 2**30  # decoded pixels of an evaluation split that are kept in memory
 
 
@@ -75,15 +67,7 @@ def train_batches(
     )
     own = tuple(range(batch_size) if rows is None else map(int, rows))
     steps = TrainBatches(examples, tokenizer, max_length=max_length, batch_size=batch_size, rows=own)
-    batches = grain.MapDataset.source(steps)[start_step:]
-    threads = min(prefetch, os.cpu_count() or 1)
-    if not workers:
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
-    ready = max(1, math.ceil(prefetch / workers))
-    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
-    in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
-    return iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
+    return in_background(steps, start_step=start_step, workers=workers, prefetch=prefetch)
 
 
 class TrainExample(NamedTuple):
@@ -92,78 +76,30 @@ class TrainExample(NamedTuple):
     image_id: str
     caption: str
     image: UInt8[np.ndarray, "S S 3"]
-    skipped: int  # unusable records that were stepped over to reach it
+    skipped: int = 0  # unusable records that were stepped over to reach it
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainExamples:
-    """Random access to the pairs of a run, counted from its start; pickled into worker processes."""
-
-    mixture: Mixture
-    seed: int
-    image_size: int  # pixels a side
-    max_image_pixels: int
-    min_scale: float
-    flip: bool
-    operations: int
-    magnitude: int
-    reported: set[str] = dataclasses.field(default_factory=set)
+class TrainExamples(RunExamples):
+    """The pairs of a run."""
 
     def __getitem__(self, index: int) -> TrainExample:
         """
         Raises:
           UserError: so many unusable records in a row that the source must be broken.
         """
-        # Each pair has a stream of its own, wherever in a batch it is made. Python's generator draws single numbers
-        # ten times as fast as NumPy's; only what it makes of `random()` is the same in every version.
-        rng = random.Random(self.seed << 64 | index)
-        component, position = self.mixture.locate(index, seed=self.seed)
-        reason = ""
-        gap = min(len(component), LONGEST_GAP)
-        for skipped in range(gap):
-            record = component.record(position + skipped)
-            try:
-                example = _without_blanks(component.source[record])
-                if example["captions"]:
-                    caption = rng.choices(example["captions"])[0]
-                    return TrainExample(example["image_id"], caption, self._image(example, caption, rng), skipped)
-                reason = "no_captions"
-            except UnusableImage as error:
-                reason = str(error)
-            example_id = component.source.example_id(record)
-            if example_id not in self.reported:
-                self.reported.add(example_id)
-                logging.warning("record %d (%s) is stepped over: %s", record, example_id, reason)
-        first = component.record(position)
-        raise UserError(f"{gap} records in a row cannot be used, from record {first} on; the last one: {reason}")
+        made, skipped = self.first_usable(index, self._made)
+        return made._replace(skipped=skipped)
 
-    def _image(self, example: Example, caption: str, rng: random.Random) -> UInt8[np.ndarray, "S S 3"]:
-        return training_image(
-            example["image"],
-            rng=rng,
-            caption=caption,
-            size=self.image_size,
-            max_pixels=self.max_image_pixels,
-            min_scale=self.min_scale,
-            flip=self.flip,
-            operations=self.operations,
-            magnitude=self.magnitude,
-        )
+    def _made(self, example: Example, rng: random.Random) -> TrainExample:
+        captions = _without_blanks(example)["captions"]
+        if not captions:
+            raise UnusableExample("no_captions")
+        caption = rng.choices(captions)[0]
+        return TrainExample(example["image_id"], caption, self.augmented(example["image"], text=caption, rng=rng))
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainBatches:
-    """Random access to the batches of a run by step; pickled into worker processes."""
-
-    examples: TrainExamples
-    tokenizer: Tokenizer
-    _: dataclasses.KW_ONLY
-    max_length: int
-    batch_size: int
-    rows: tuple[int, ...]  # of each `batch_size` consecutive examples the ones that are read
-
-    def __len__(self) -> int:
-        return sys.maxsize // self.batch_size
+class TrainBatches(RunBatches):
+    """The pairs of a run, as `train_batches` gives them."""
 
     def __getitem__(self, step: int) -> Batch:
         first, size = int(step) * self.batch_size, self.examples.image_size
@@ -280,19 +216,6 @@ def eval_split(
         max_image_pixels=max_image_pixels,
         pixels=np.stack(pixels) if keep_pixels else None,
     )
-
-
-def _outlive_signals_but_not_the_parent(*_) -> None:
-    """Makes a worker process end with its parent, and only with it."""
-    # A terminal or a scheduler signals the whole group, while the parent still needs batches to finish its step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def stable_hash(identity: str) -> int:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote
 
 import tensorflow_datasets as tfds
@@ -15,26 +15,28 @@ from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.errors import UserError
 
+ExampleT = TypeVar("ExampleT", covariant=True)
+
 
 @runtime_checkable
-class Source(Protocol):
+class Source(Protocol[ExampleT]):
     """Random access to examples; pickled into worker processes."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> ExampleT:
         """
         Raises:
-          AbsentImage: the image is not where the source says.
+          AbsentImage: an image is not where the source says.
         """
         ...
 
     def example_id(self, index: int) -> str:
-        """The example's `image_id`, without reading its image where the format permits."""
+        """How the example is known, of a pair its `image_id`; without reading an image where the format permits."""
         ...
 
 
-def open_source(uri: str, *, data_dir: str) -> Source:
+def open_source(uri: str, *, data_dir: str) -> Source[Example]:
     """Opens a collection of captioned images; docs/data.md describes each form.
 
     An empty `data_dir` means $TFDS_DATA_DIR or ~/tensorflow_datasets; only `tfds:` reads it.
@@ -83,8 +85,11 @@ def source_files(uri: str) -> tuple[Path, ...]:
 def split_name(uri: str) -> str:
     """What results over a source are filed under: its split where the URI names one, else its file."""
     scheme, path, options = parse_uri(uri)
-    name = path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem)
-    return re.sub(r"[^\w.-]+", "_", name).strip("_")
+    return as_file_name(path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem))
+
+
+def as_file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).strip("_")
 
 
 def resolved_data_dir(data_dir: str) -> Path:
@@ -101,7 +106,7 @@ def prepared_dir(name: str, *, data_dir: str) -> Path:
     root = resolved_data_dir(data_dir)
     newest = newest_version(root / name)
     if newest is None:
-        source = "" if name == "shapes" else " --source=DIR"
+        source = "" if name.startswith("shapes") else " --source=DIR"
         raise UserError(
             f"dataset {name!r} is not prepared in {root}; make it with: "
             f"mvlm prepare --dataset={name}{source} --data_dir={root}"
@@ -117,26 +122,26 @@ def newest_version(directory: Path) -> Path | None:
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
-def _open_tfds(path: str, *, data_dir: str) -> Source:
+def _open_tfds(path: str, *, data_dir: str) -> Source[Example]:
     name, _, split = path.partition(":")
     if not re.fullmatch(r"\w+", name) or not split:
         raise UserError(f"source {'tfds:' + path!r} is not of the form tfds:<name>:<split>")
     return records.open_dataset(prepared_dir(name, data_dir=data_dir), split)
 
 
-def _open_arrayrecord(path: str, *, data_dir: str) -> Source:
+def _open_arrayrecord(path: str, *, data_dir: str) -> Source[Example]:
     directory, split = newest_version(Path(path).parent), Path(path).name
     if directory is not None and re.fullmatch(r"\w+(\[[^\]]*\])?", split):
         return records.open_dataset(directory, split)
     return records.open_files(path)
 
 
-def _local(opener: Callable[..., Source]) -> Callable[..., Source]:
+def _local(opener: Callable[..., Source[Example]]) -> Callable[..., Source[Example]]:
     return lambda path, *, data_dir, **options: opener(path, **options)
 
 
 # (options, opener) by scheme
-OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source]]] = {
+OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source[Example]]]] = {
     "tfds": ((), _open_tfds),
     "arrayrecord": ((), _open_arrayrecord),
     "json": (annotations.OPTIONS, _local(annotations.open_json)),

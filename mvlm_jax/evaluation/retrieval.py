@@ -1,102 +1,156 @@
-"""Zero-shot retrieval over a split: by contrastive similarity, then re-ranked by the matching head."""
+"""Retrieval over a split: by contrastive similarity, then re-ranked by the matching head.
+
+What is kept in memory does not grow with images times captions: scores exist for a block of queries at a time, image
+features for a batch of images, and text features are encoded anew for each pair where they would not fit.
+"""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
 from mvlm_jax.data.pipeline import EvalSplit
+from mvlm_jax.evaluation import ranking
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
-from mvlm_jax.evaluation.recall import recalls, reranked, top_candidates
 from mvlm_jax.models.maskvlm import MaskVLM
+
+LEVELS = (1, 5, 10)
 
 
 def evaluate_retrieval(
-    model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_size: int, rerank: int
+    model: MaskVLM,
+    params: PyTree,
+    split: EvalSplit,
+    *,
+    batch_size: int,
+    rerank: int,
+    sweep: Sequence[int] = (),
+    host_bytes: int,
 ) -> dict[str, Any]:
     """Recalls in percent, `images` and `captions`; with `rerank` > 0 each recall also as `…_rerank`.
 
+    `tr_r<k>`: an image finds one of its own captions; `ir_r<k>`: a caption finds its image; `r_mean`: the mean of the
+    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help.
+
     Args:
       rerank: candidates per query whose order the matching head decides.
+      sweep: smaller numbers of candidates, with recalls of their own as `…_rerank_<k>`.
+      host_bytes: about what scores, and text features, may take of the host's memory.
     """
     batch_size = shared_batch_size(batch_size, params=params)
-    v, z_image = encode_images(model, params, split, batch_size=batch_size)
-    w, z_text = encode_texts(model, params, split.captions, batch_size=batch_size)
-    scores = z_image.astype(np.float64) @ z_text.astype(np.float64).T
+    z_image = encode_images(model, params, split, batch_size=batch_size)
+    z_text, w = encode_texts(model, params, split.captions, batch_size=batch_size, host_bytes=host_bytes)
+    images = np.arange(len(split))
+    search = functools.partial(ranking.rank, k=max(rerank, *sweep, 1), host_bytes=host_bytes)
+    to_text = search(z_image, z_text, images, split.caption_image)
+    to_image = search(z_text, z_image, split.caption_image, images)
     results: dict[str, Any] = {"images": len(split), "captions": len(split.captions)}
-    results |= recalls(scores, split.caption_image)
-    if rerank:
-        texts = top_candidates(scores, k=rerank)
-        images = top_candidates(scores.T, k=rerank)
-        matching = match_pairs(model, params, v, w, split.captions, _pairs(texts, images), batch_size=batch_size)
-        to_text = reranked(scores, texts, _look_up(matching, np.arange(len(texts))[:, None], texts))
-        to_image = reranked(scores.T, images, _look_up(matching, images, np.arange(len(images))[:, None])).T
-        by_text, by_image = recalls(to_text, split.caption_image), recalls(to_image, split.caption_image)
-        results |= {f"{name}_rerank": (by_text if name.startswith("tr") else by_image)[name] for name in by_text}
+    results |= _recalls(to_text.rank, to_image.rank)
+    if rerank or sweep:
+        pairs = Pairs(to_text.candidates, to_image.candidates, captions=len(split.captions))
+        matching = match_pairs(model, params, split, pairs, w, batch_size=batch_size)
+        of_text, of_image = pairs.of_images(matching), pairs.of_captions(matching)
+        for k in sorted({rerank, *sweep} - {0}):
+            ranks = ranking.reranked(to_text, of_text, k=k), ranking.reranked(to_image, of_image, k=k)
+            results |= _recalls(*ranks, suffix="_rerank" if k == rerank else f"_rerank_{k}")
         results["rerank_candidates"] = rerank
     return results
 
 
-def encode_images(
-    model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_size: int
-) -> tuple[Float[np.ndarray, "I S D"], Float[np.ndarray, "I E"]]:
-    """Features in the model's dtype and embeddings of every image, on the host."""
-    features, embeddings = [], []
+def _recalls(text_rank: Int[np.ndarray, " I"], image_rank: Int[np.ndarray, " T"], *, suffix: str = "") -> dict:
+    found = {f"tr_r{k}{suffix}": ranking.recall(text_rank, at=k) for k in LEVELS}
+    found |= {f"ir_r{k}{suffix}": ranking.recall(image_rank, at=k) for k in LEVELS}
+    return found | {f"r_mean{suffix}": float(np.mean(list(found.values())))}
+
+
+class Pairs:
+    """Each (image, caption) that either direction wants to be matched, once, ordered by image."""
+
+    def __init__(self, texts: Int[np.ndarray, "I k"], images: Int[np.ndarray, "T j"], *, captions: int) -> None:
+        self._texts, self._images, self._captions = texts, images, captions
+        self._keys = np.unique(np.concatenate([self._of_images().ravel(), self._of_captions().ravel()]))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def with_images(self, first: int, last: int) -> tuple[slice, Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+        """Of the images first … last: where their pairs are among all, and image and caption of each."""
+        start, stop = np.searchsorted(self._keys, [first * self._captions, (last + 1) * self._captions])
+        image, caption = np.divmod(self._keys[start:stop], self._captions)
+        return slice(int(start), int(stop)), image, caption
+
+    def of_images(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "I k"]:
+        """What was found for the candidates of each image, from what was found for each pair."""
+        return matching[np.searchsorted(self._keys, self._of_images())]
+
+    def of_captions(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "T j"]:
+        return matching[np.searchsorted(self._keys, self._of_captions())]
+
+    def _of_images(self) -> Int[np.ndarray, "I k"]:
+        return np.arange(len(self._texts), dtype=np.int64)[:, None] * self._captions + self._texts
+
+    def _of_captions(self) -> Int[np.ndarray, "T j"]:
+        return self._images.astype(np.int64) * self._captions + np.arange(self._captions)[:, None]
+
+
+def encode_images(model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_size: int) -> Float[np.ndarray, "I E"]:
+    """Embeddings of every image, on the host."""
+    embeddings = []
     for images, indices in split.image_batches(batch_size):
-        v, z = fetch(_encode_images(model, params, place(padded(images, batch_size), params=params)))
-        features.append(v[: len(indices)])
-        embeddings.append(z[: len(indices)])
-    return np.concatenate(features), np.concatenate(embeddings)
+        z = embed_images(model, params, place(padded(images, batch_size), params=params))
+        embeddings.append(fetch(z)[: len(indices)])
+    return np.concatenate(embeddings)
+
+
+def embed_images(model: MaskVLM, params: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B E"]:
+    """Of one batch, where it lies."""
+    return _encode_images(model, params, image)[1]
 
 
 def encode_texts(
-    model: MaskVLM, params: PyTree, text: Int[np.ndarray, "T L"], *, batch_size: int
-) -> tuple[Float[np.ndarray, "T L D"], Float[np.ndarray, "T E"]]:
-    """Features in the model's dtype and embeddings of every caption, on the host."""
-    features, embeddings = [], []
+    model: MaskVLM, params: PyTree, text: Int[np.ndarray, "T L"], *, batch_size: int, host_bytes: int
+) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T L D"] | None]:
+    """Embeddings of every caption, and its features where all of them fit into `host_bytes`; on the host."""
+    fits = text.size * model.width * jnp.dtype(model.dtype).itemsize <= host_bytes
+    embeddings, features = [], []
     for indices in index_batches(len(text), batch_size):
-        w, z = fetch(_encode_texts(model, params, place(padded(text[indices], batch_size), params=params)))
-        features.append(w[: len(indices)])
-        embeddings.append(z[: len(indices)])
-    return np.concatenate(features), np.concatenate(embeddings)
+        w, z = _encode_texts(model, params, place(padded(text[indices], batch_size), params=params))
+        embeddings.append(fetch(z)[: len(indices)])
+        if fits:
+            features.append(fetch(w)[: len(indices)])
+    return np.concatenate(embeddings), np.concatenate(features) if fits else None
 
 
 def match_pairs(
     model: MaskVLM,
     params: PyTree,
-    v: Float[np.ndarray, "I S D"],
-    w: Float[np.ndarray, "T L D"],
-    text: Int[np.ndarray, "T L"],
-    pairs: Int[np.ndarray, "pairs 2"],
+    split: EvalSplit,
+    pairs: Pairs,
+    w: Float[np.ndarray, "T L D"] | None,
     *,
     batch_size: int,
-) -> dict[tuple[int, int], float]:
-    """Log-odds of a match for each (image, text) pair."""
-    matching: dict[tuple[int, int], float] = {}
-    for indices in index_batches(len(pairs), batch_size):
-        image, caption = padded(pairs[indices], batch_size).T
-        batch = place((v[image], w[caption], text[caption]), params=params)
-        odds = fetch(_match(model, params, *batch))[: len(indices)]
-        matching.update(zip(map(tuple, pairs[indices].tolist()), odds.tolist(), strict=True))
+) -> Float32[np.ndarray, " pairs"]:
+    """Log-odds of a match for each pair, spread over the devices.
+
+    Args:
+      w: features of the captions; None: they are encoded when they are needed.
+    """
+    matching = np.zeros(len(pairs), np.float32)
+    for images, indices in split.image_batches(batch_size):
+        v, _ = _encode_images(model, params, place(padded(images, batch_size), params=params))
+        where, image, caption = pairs.with_images(int(indices[0]), int(indices[-1]))
+        found = matching[where]
+        for chunk in index_batches(len(image), batch_size):
+            captions = padded(caption[chunk], batch_size)
+            slots = padded(image[chunk] - indices[0], batch_size).astype(np.int32)
+            slots, text = place((slots, split.captions[captions]), params=params)
+            features = _encode_texts(model, params, text)[0] if w is None else place(w[captions], params=params)
+            found[chunk] = fetch(_match(model, params, v, slots, features, text))[: len(chunk)]
     return matching
-
-
-def _pairs(texts: Int[np.ndarray, "I k"], images: Int[np.ndarray, "T j"]) -> Int[np.ndarray, "pairs 2"]:
-    """Each (image, text) that either direction asks for, once."""
-    by_image = np.stack([np.repeat(np.arange(len(texts)), texts.shape[1]), texts.ravel()], axis=1)
-    by_text = np.stack([images.ravel(), np.repeat(np.arange(len(images)), images.shape[1])], axis=1)
-    return np.unique(np.concatenate([by_image, by_text]), axis=0)
-
-
-def _look_up(
-    matching: dict[tuple[int, int], float], images: Int[np.ndarray, "..."], texts: Int[np.ndarray, "..."]
-) -> Float[np.ndarray, "Q k"]:
-    images, texts = np.broadcast_arrays(images, texts)
-    found = [matching[pair] for pair in zip(images.ravel().tolist(), texts.ravel().tolist(), strict=True)]
-    return np.array(found).reshape(images.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,10 +168,11 @@ def _encode_texts(model, params, text):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _match(model, params, v, w, text):
+def _match(model, params, v, slots, w, text):
+    """Of each text with the image in its slot of `v`."""
     run = functools.partial(model.apply, {"params": params})
     text_mask = run(text, method="text_mask")
-    first = slice(0, 1)
+    v, first = v[slots], slice(0, 1)
     fused_image = run(v, w, text_mask, first, method="fuse_image")[:, 0]
     fused_text = run(w, text_mask, v, first, method="fuse_text")[:, 0]
     logits = run(fused_image, fused_text, method="match")

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, PyTree
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.models.from_config import maskvlm
+from mvlm_jax.models.from_config import model_inputs, task_model
 from mvlm_jax.training.checkpoints import Checkpoints
 
 Flat = dict[str, Float[np.ndarray, "..."]]
@@ -31,10 +30,7 @@ def nested(params: Mapping) -> dict:
 
 def parameter_shapes(config: ConfigDict) -> PyTree[jax.ShapeDtypeStruct]:
     """Of the model that a config describes."""
-    size = config.image.size
-    image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    text = jnp.zeros((1, config.text.max_length), jnp.int32)
-    return jax.eval_shape(maskvlm(config, pad_id=0).init, jax.random.key(0), image, text)["params"]
+    return jax.eval_shape(task_model(config, pad_id=0).init, jax.random.key(0), *model_inputs(config))["params"]
 
 
 def restore_parameters(directory: Path, *, config: ConfigDict, step: int | None) -> tuple[Flat, int]:

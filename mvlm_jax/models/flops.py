@@ -1,5 +1,7 @@
 """How many floating-point operations the losses need: the numerator of model FLOPs utilisation."""
 
+import functools
+
 from mvlm_jax.models.maskvlm import MaskVLM
 
 
@@ -45,3 +47,37 @@ def pretraining_step_flops(
     itm = cross(layers=model.cross_layers, rows=1, tokens=image, context=text)
     itm += cross(layers=model.cross_layers, rows=1, tokens=text, context=image)
     return 3.0 * batch_size * (encoders + mim + mlm + itc + 3 * itm)
+
+
+def fused_step_flops(
+    model: MaskVLM,
+    *,
+    batch_size: int,
+    max_length: int,
+    images: int,
+    every_token: bool,
+    decoded: int = 0,
+    decoder_layers: int = 0,
+) -> float:
+    """Forward and backward pass of a downstream task: whole images beside a text through both cross encoders.
+
+    Args:
+      images: beside each text.
+      every_token: whether all fused tokens are read, or the first of each.
+      decoded: tokens of answers to each question, the slots of all of them.
+    """
+    d, ratio, text = model.width, model.mlp_ratio, max_length
+    patches = (model.image_size // model.patch) ** 2
+    image = patches + 1
+    encoder = functools.partial(_block, context=0, width=d, ratio=ratio)
+    encoded = images * (2.0 * patches * model.patch**2 * 3 * d + model.layers * encoder(rows=image, tokens=image))
+    encoded += model.layers * encoder(rows=text, tokens=text)
+    cross = functools.partial(_cross, layers=model.cross_layers, width=d, ratio=ratio)
+    fused = cross(rows=image if every_token else 1, tokens=image, context=text)
+    fused += cross(rows=text if every_token else 1, tokens=text, context=image)
+    # Answers do not see each other; their few tokens are counted as if they did, which hardly changes the sum.
+    answers = decoder_layers * _block(
+        rows=decoded, tokens=decoded, context=images * (image + text), width=d, ratio=ratio
+    )
+    answers += 2.0 * decoded * d * (model.vocab_size + d)
+    return 3.0 * batch_size * (encoded + images * fused + answers)

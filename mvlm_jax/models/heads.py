@@ -36,12 +36,26 @@ class TiedTokenHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B K D"], token_scores: Callable[[Float[Array, "B K D"]], Float[Array, "B K V"]]
-    ) -> Float[Array, "B K V"]:
+        self, x: Float[Array, "*B D"], token_scores: Callable[[Float[Array, "*B D"]], Float[Array, "*B V"]]
+    ) -> Float[Array, "*B V"]:
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
         x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(nn.gelu(x, approximate=False))
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         return token_scores(x).astype(jnp.float32) + bias
+
+
+class ClassificationHead(nn.Module):
+    """Two dense layers with a GELU between; float32 logits."""
+
+    classes: int
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B F"]) -> Float[Array, "B classes"]:
+        hidden = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
+        out = nn.Dense(self.classes, dtype=self.dtype, kernel_init=weight_init, name="out")
+        return out(nn.gelu(hidden, approximate=False)).astype(jnp.float32)
 
 
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:

@@ -28,10 +28,14 @@ def select_rows(x: Float[Array, "B S D"], rows: Rows | None) -> Float[Array, "B 
 
 
 class Attention(nn.Module):
-    """Multi-head attention from `x` to `context`; where `context_mask` is false nothing is attended to."""
+    """Multi-head attention from `x` to `context`; where `context_mask` is false nothing is attended to.
+
+    A `causal` one is from tokens to themselves and those before them.
+    """
 
     heads: int
     dtype: DTypeLike
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -49,6 +53,7 @@ class Attention(nn.Module):
             project(name="key")(context),
             project(name="value")(context),
             mask=None if context_mask is None else context_mask[:, None, None, :],
+            is_causal=self.causal,
         )
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=weight_init, name="out")(attended)
 

@@ -26,6 +26,8 @@ SHARDING_RULES = (
     (r"image_encoder/patch_embedding/kernel", P()),
     (r"(image|text)_projection/dense/kernel", P()),
     (r"(pixel|matching)_head/kernel", P()),
+    (r"answer_decoder/position_embedding", P()),
+    (r"(answer|classification)_head/(dense|out)/kernel", P()),
     (r"temperature", P()),
 )
 
@@ -39,6 +41,7 @@ OPTIMIZER_RULES = (
 DECAY_RULES = (
     (r"(.*/)?(bias|scale)", False),
     (r"image_encoder/(cls_token|mask_token|position_embedding)", False),
+    (r"answer_decoder/position_embedding", False),
     (r"text_encoder/(position|type)_embedding/embedding", False),
     (r"temperature", False),
     (r".*/(kernel|embedding)", True),

@@ -52,6 +52,10 @@ class TextEncoder(nn.Module):
         x, _ = self.layers_(self.embedding_norm(embedded), text_mask)
         return x
 
-    def token_scores(self, x: Float[Array, "B K D"]) -> Float[Array, "B K V"]:
+    def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """The embeddings of the tokens alone, without their positions: what a decoder of the same words starts from."""
+        return self.token_embedding(text)
+
+    def token_scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with every token's embedding: the output layer of a tied language-model head."""
         return self.token_embedding.attend(x)

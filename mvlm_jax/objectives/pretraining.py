@@ -89,9 +89,13 @@ class Pretraining:
         patches = run(pairs.image, method="patches")
         text_mask = run(pairs.text, method="text_mask")
         masked = pairs.image_mask.patch_mask
-        patch_masks = jnp.stack([jnp.zeros_like(masked), masked], axis=1)
-        v, v_masked = _unstack(run(patches, patch_masks, method="encode_image"))
-        w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, pairs.text_mask.text], axis=1)))
+        if self.weights["mim"] or self.weights["mlm"]:
+            patch_masks = jnp.stack([jnp.zeros_like(masked), masked], axis=1)
+            v, v_masked = _unstack(run(patches, patch_masks, method="encode_image"))
+            w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, pairs.text_mask.text], axis=1)))
+        else:
+            v = run(patches, jnp.zeros_like(masked[:, None]), method="encode_image")[:, 0]
+            w = run(pairs.text, method="encode_text")
         sums: Sums = {}
 
         if self.weights["mim"]:

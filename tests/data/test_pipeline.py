@@ -11,7 +11,7 @@ import psutil
 import pytest
 from examples import ListSource, encoded, pair_source, picture
 
-from mvlm_jax.data import pipeline
+from mvlm_jax.data import pipeline, run_examples
 from mvlm_jax.data.images import decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
 from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches
@@ -220,7 +220,7 @@ def test_source_without_a_usable_record_is_refused(tokenizer):
 
 
 def test_endless_run_of_broken_records_is_refused(tokenizer, monkeypatch):
-    monkeypatch.setattr(pipeline, "LONGEST_GAP", 4)
+    monkeypatch.setattr(run_examples, "LONGEST_GAP", 4)
     with pytest.raises(UserError, match="4 records in a row"):
         take(3, pair_source(20, broken=tuple(range(19))), tokenizer)
 

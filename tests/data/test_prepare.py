@@ -43,7 +43,7 @@ write_dataset(shapes.collection(train=1100, val=4, test=4), name="shapes", data_
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    monkeypatch.setattr(prepare_door.shapes, "collection", lambda: shapes_collection(train=9, val=4, test=4))
+    monkeypatch.setitem(prepare_door.DRAWN, "shapes", lambda: shapes_collection(train=9, val=4, test=4))
 
 
 @pytest.fixture
@@ -333,7 +333,9 @@ def test_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(small_shap
 
 
 def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
-    assert "'cifar' is not one of shapes, flickr8k" in refusal(capsys, "--dataset=cifar")
+    assert "'cifar' is not one of shapes, shapes_vqa, shapes_nlvr2, shapes_ve, flickr8k" in refusal(
+        capsys, "--dataset=cifar"
+    )
     assert "needs --source=URI with one of tfds:, arrayrecord:, json:" in refusal(capsys, "--dataset=cifar")
     assert "lower-case" in refusal(capsys, "--dataset=../x", "--source=json:a.json")
     twice = ("--source=json:a.json", "--source=json:b.json")

@@ -43,14 +43,15 @@ def pairs(task):
 
 @pytest.fixture(scope="module")
 def evaluated(model, task):
-    """Features and embeddings of the split by the code that evaluates a run."""
-    v, z_image = retrieval.encode_images(task.model, model.params, task.split, batch_size=12)
-    w, z_text = retrieval.encode_texts(task.model, model.params, task.split.captions, batch_size=12)
-    return v, z_image, w, z_text
+    """Embeddings of the split, and features of its captions, by the code that evaluates a run."""
+    z_image = retrieval.encode_images(task.model, model.params, task.split, batch_size=12)
+    captions = task.split.captions
+    z_text, w = retrieval.encode_texts(task.model, model.params, captions, batch_size=12, host_bytes=10**9)
+    return z_image, z_text, w
 
 
 def test_embeddings_are_those_of_the_evaluation(model, pairs, evaluated):
-    _, z_image, _, z_text = evaluated
+    z_image, z_text, _ = evaluated
     images, texts = pairs
     np.testing.assert_allclose(model.encode_image(images), z_image, **TIGHT)
     np.testing.assert_allclose(model.encode_text(texts), z_text, **TIGHT)
@@ -60,12 +61,14 @@ def test_embeddings_are_those_of_the_evaluation(model, pairs, evaluated):
 
 def test_matching_is_that_of_the_evaluation(model, task, pairs, evaluated):
     images, texts = pairs
-    v, _, w, _ = evaluated
-    order = np.stack([np.arange(12), np.roll(np.arange(12), 1)], axis=1)
-    odds = retrieval.match_pairs(task.model, model.params, v, w, task.split.captions, order, batch_size=12)
-    expected = 1 / (1 + np.exp(-np.array([odds[tuple(pair)] for pair in order.tolist()])))
-    got = model.match(images, [texts[caption] for _, caption in order])
-    np.testing.assert_allclose(got, expected, **TIGHT)
+    captions = np.roll(np.arange(12), 1)
+    wanted = retrieval.Pairs(captions[:, None], np.argsort(captions)[:, None], captions=12)
+    assert len(wanted) == 12
+    got = model.match(images, [texts[caption] for caption in captions])
+    # With features of the captions at hand, and without.
+    for w in (evaluated[2], None):
+        odds = retrieval.match_pairs(task.model, model.params, task.split, wanted, w, batch_size=5)
+        np.testing.assert_allclose(got, 1 / (1 + np.exp(-wanted.of_images(odds)[:, 0])), **TIGHT)
     assert len(set(got.round(6))) > 1
 
 

@@ -68,7 +68,7 @@ def rows(config, tokenizer, step):
 
 
 def make_task(config, tokenizer):
-    return Pretrain(config=config, tokenizer=tokenizer, batches=iter, image_ids=list, eval_split=list, eval_name="none")
+    return Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
 
 
 # Of 32 pairs, each of four devices has two microbatches of a whole group, or four of half a one, which all then share.

@@ -39,7 +39,7 @@ def batch(config):
 @pytest.fixture(scope="module")
 def history(config, batch):
     tokenizer, rows = batch
-    task = Pretrain(config=config, tokenizer=tokenizer, batches=iter, image_ids=list, eval_split=list, eval_name="none")
+    task = Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
     assert isinstance(task, Task)
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     program = make_program(task=task, config=config, mesh=mesh)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.examples import Example
 
@@ -48,6 +49,7 @@ RELATIONS = {
     "below": ("below",),
 }
 OPENINGS = ("", "", "there is ", "a picture of ")
+TRAIN, HELD_OUT = 20_000, 256  # scenes, in each of the held-out splits
 HOW_MANY = ((1, 2, 3), (0.1, 0.5, 0.4))  # shapes in a scene, and how often
 
 
@@ -99,6 +101,12 @@ def render(scene: Scene) -> Image.Image:
     return image
 
 
+def png(scene: Scene) -> bytes:
+    encoded = io.BytesIO()
+    render(scene).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
 def scenes(*, counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, Scene]]:
     """(split, scene) of every split; the held-out ones first, so that train can avoid their contents.
 
@@ -137,6 +145,10 @@ class Drawing:
             drawn[split].append(scene)
         return drawn
 
+    def __str__(self) -> str:
+        counts = ", ".join(f"{split} {count}" for split, count in self.counts.items())
+        return f"drawn with seed {self.seed}, {counts}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
@@ -150,10 +162,8 @@ class Shapes:
 
     def __getitem__(self, index: int) -> SceneExample:
         scene = self.drawing.scenes[self.split][index]
-        encoded = io.BytesIO()
-        render(scene).save(encoded, "PNG", compress_level=1)
         return {
-            "image": encoded.getvalue(),
+            "image": png(scene),
             "captions": [scene.caption],
             "image_id": self.example_id(index),
             "scene": json.dumps([shape._asdict() for shape in scene.shapes]),
@@ -163,13 +173,13 @@ class Shapes:
         return f"shapes-{self.split}-{index:06d}"
 
 
-def collection(*, train: int = 20_000, val: int = 256, test: int = 256, seed: int = 0) -> Collection:
+def collection(*, train: int = TRAIN, val: int = HELD_OUT, test: int = HELD_OUT, seed: int = 0) -> Collection:
     """The scenes of one seed, as many as asked for in each split."""
     drawing = Drawing({"train": train, "val": val, "test": test}, seed)
     return Collection(
         splits={split: Shapes(drawing, split) for split in drawing.counts},
-        source=f"drawn with seed {seed}, {', '.join(f'{split} {count}' for split, count in drawing.counts.items())}",
-        texts=("scene",),
+        source=str(drawing),
+        codec=PairCodec(texts=("scene",)),
     )
 
 

@@ -34,7 +34,10 @@ class Records:
 
 
 class RecordSource:
-    """Examples in ArrayRecord files; a file is opened when the first of its records is asked for."""
+    """Pairs in ArrayRecord files; a file is opened when the first of its records is asked for."""
+
+    features = FEATURES  # the last one is the id
+    holds = "a pair dataset"
 
     def __init__(self, parts: Sequence[Records]) -> None:
         self._parts = [part for part in parts if part.take]
@@ -46,18 +49,23 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        features = parse(self._records[index])
+        values = self.values(index)
         return {
-            "image": features["image"].bytes_list.value[0],
-            "captions": [_text(caption) for caption in features["captions"].bytes_list.value],
-            "image_id": _text(features["image_id"].bytes_list.value[0]),
+            "image": values["image"][0],
+            "captions": list(map(as_text, values["captions"])),
+            "image_id": as_text(values["image_id"][0]),
         }
+
+    def values(self, index: int) -> dict[str, Sequence[bytes]]:
+        """Of each feature of a record."""
+        found = parse(self._records[index], features=self.features)
+        return {name: found[name].bytes_list.value for name in self.features}
 
     def example_id(self, index: int) -> str:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[number]
         if not part.ids:
-            return self[index]["image_id"]
+            return as_text(self.values(index)[self.features[-1]][0])
         if part.ids not in self._ids:
             self._ids[part.ids] = read_ids(part.ids)
         return self._ids[part.ids][part.ids_start + index - int(self._starts[number])].as_py()
@@ -70,14 +78,14 @@ class RecordSource:
         self.__init__(**state)
 
 
-def open_dataset(directory: Path, split: str) -> RecordSource:
+def open_dataset(directory: Path, split: str, *, reader: type[RecordSource] = RecordSource) -> RecordSource:
     """A split, or a slice of one such as `train[:10%]`, of a prepared dataset.
 
     Raises:
       UserError: other features, another kind of file, one that is not there, or no such split.
     """
     builder = tfds.builder_from_directory(directory)
-    _check_features(builder.info.features, directory=directory)
+    _check_features(builder.info.features, directory=directory, reader=reader)
     if builder.info.file_format.value != "array_record":
         raise UserError(f"dataset {directory} is not in ArrayRecord files; prepare it anew")
     try:
@@ -98,7 +106,7 @@ def open_dataset(directory: Path, split: str) -> RecordSource:
     for part in instructions:
         ids, start = where[part.filename]
         parts.append(Records(part.filename, part.skip, part.take, part.examples_in_shard, ids, start + part.skip))
-    return RecordSource(parts)
+    return reader(parts)
 
 
 def open_files(pattern: str) -> RecordSource:
@@ -122,18 +130,18 @@ def open_files(pattern: str) -> RecordSource:
     return source
 
 
-def parse(record: bytes) -> Mapping[str, Any]:
+def parse(record: bytes, *, features: Sequence[str]) -> Mapping[str, Any]:
     """The features of a serialized example.
 
     Raises:
-      DecodeError, KeyError: it is not one, or lacks a feature of a pair.
+      DecodeError, KeyError: it is not one, or lacks one of `features`.
     """
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    for name in FEATURES:
+    found = tf_example_pb2.Example.FromString(record).features.feature
+    for name in features:
         # Asking for a feature that is not there would make one up.
-        if name not in features:
+        if name not in found:
             raise KeyError(name)
-    return features
+    return found
 
 
 def ids_file(directory: Path, split: str) -> Path:
@@ -147,12 +155,12 @@ def read_ids(path: str | Path) -> pa.Array:
         return pa.ipc.open_file(file).get_batch(0).column(0)
 
 
-def _check_features(features: Any, *, directory: Path) -> None:
-    missing = [name for name in FEATURES if name not in features]
+def _check_features(features: Any, *, directory: Path, reader: type[RecordSource]) -> None:
+    missing = [name for name in reader.features if name not in features]
     if missing:
         raise UserError(
             f"dataset {directory} has no {', '.join(missing)} but {', '.join(features)}; "
-            f"a pair dataset has {', '.join(FEATURES)}"
+            f"{reader.holds} has {', '.join(reader.features)}"
         )
 
 
@@ -164,5 +172,5 @@ def _record_count(file: str) -> int:
         reader.close()
 
 
-def _text(value: bytes) -> str:
+def as_text(value: bytes) -> str:
     return value.decode("utf-8", "replace")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.sources import Source
@@ -128,7 +129,7 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
     total = sum(len(shard.indices) for shard in shards)
     # No bar where nobody looks: disable=None asks the terminal.
-    with tqdm(total=total, unit=" images", disable=None, smoothing=0.05) as bar:
+    with tqdm(total=total, unit=" examples", disable=None, smoothing=0.05) as bar:
         missing = []
         for shard in shards:
             if finished_report(shard.path) is None:
@@ -137,7 +138,7 @@ def _write_missing(shards: list[Shard], *, collection: Collection, workers: int,
                 bar.update(len(shard.indices))
         if workers <= 1:
             for shard in missing:
-                _write(shard, collection.splits, collection.texts, checks)
+                _write(shard, collection.splits, collection.codec, checks)
                 bar.update(len(shard.indices))
         elif missing:
             _write_in_parallel(missing, collection=collection, workers=workers, checks=checks, bar=bar)
@@ -151,7 +152,7 @@ def _write_in_parallel(
         # A fork would take the lock file, and half the state of other threads, with it.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(dict(collection.splits), collection.texts, checks),
+        initargs=(dict(collection.splits), collection.codec, checks),
     )
     try:
         writing: dict[Future[None], Shard] = {pool.submit(_write_in_worker, shard): shard for shard in shards}
@@ -172,8 +173,8 @@ def _write_in_parallel(
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(splits: Mapping[str, Source], texts: tuple[str, ...], checks: ImageChecks) -> None:
-    _worker.update(splits=splits, texts=texts, checks=checks)
+def _start_worker(splits: Mapping[str, Source], codec: Codec, checks: ImageChecks) -> None:
+    _worker.update(splits=splits, codec=codec, checks=checks)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -187,8 +188,8 @@ def _write_in_worker(shard: Shard) -> None:
     _write(shard, **_worker)
 
 
-def _write(shard: Shard, splits: Mapping[str, Source], texts: tuple[str, ...], checks: ImageChecks) -> None:
-    write_shard(splits[shard.split], shard.indices, path=shard.path, texts=texts, checks=checks)
+def _write(shard: Shard, splits: Mapping[str, Source], codec: Codec, checks: ImageChecks) -> None:
+    write_shard(splits[shard.split], shard.indices, path=shard.path, codec=codec, checks=checks)
 
 
 def _describe(
@@ -229,7 +230,7 @@ def _describe(
                 filename_template=template,
             )
         )
-    features = _features(collection.texts)
+    features = collection.codec.features
     manifest = {
         "dataset": name,
         "version": VERSION,
@@ -254,19 +255,8 @@ def _describe(
         remains.unlink(missing_ok=True)
 
 
-def _features(texts: tuple[str, ...]) -> tfds.features.FeaturesDict:
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "captions": tfds.features.Sequence(tfds.features.Text()),
-            "image_id": tfds.features.Text(),
-            **{name: tfds.features.Text() for name in texts},
-        }
-    )
-
-
 def _write_ids(path: Path, ids: list[str]) -> None:
-    batch = pa.record_batch({"image_id": pa.array(ids, pa.large_string())})
+    batch = pa.record_batch({"id": pa.array(ids, pa.large_string())})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from mvlm_jax.data.codecs import Codec, Values
 from mvlm_jax.data.images import UnusableImage, decode_image
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
@@ -45,7 +45,7 @@ class ImageChecks:
         return encoded.getvalue()
 
 
-def write_shard(source: Source, indices: range, *, path: Path, texts: Sequence[str], checks: ImageChecks) -> None:
+def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
     """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
     skipped, ids, captions = Tally(), [], 0
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -53,21 +53,14 @@ def write_shard(source: Source, indices: range, *, path: Path, texts: Sequence[s
     try:
         for index in indices:
             try:
-                example = source[index]
-                said = [caption.strip() for caption in example["captions"]]
-                for _ in range(said.count("")):
-                    skipped.add("empty_caption", example["image_id"])
-                said = [caption for caption in said if caption]
-                if not said:
-                    skipped.add("no_captions", example["image_id"])
-                    continue
-                image = checks.checked(example["image"])
+                values = codec.values(source[index], checked=checks.checked, skipped=skipped)
             except UnusableImage as error:
                 skipped.add(error.reason, source.example_id(index))
                 continue
-            writer.write(serialize({**example, "image": image, "captions": said}, texts=texts))
-            ids.append(example["image_id"])
-            captions += len(said)
+            if values is not None:
+                writer.write(serialize(values))
+                ids.append(source.example_id(index))
+                captions += len(values.get("captions", ()))
     finally:
         writer.close()
     report = {
@@ -97,14 +90,8 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def serialize(example: Mapping[str, Any], *, texts: Sequence[str]) -> bytes:
-    """The `tf.train.Example` that TFDS makes of a pair, the same bytes every time."""
-    values = {
-        "image": [example["image"]],
-        "captions": [caption.encode() for caption in example["captions"]],
-        "image_id": [example["image_id"].encode()],
-        **{name: [example[name].encode()] for name in texts},
-    }
+def serialize(values: Values) -> bytes:
+    """The `tf.train.Example` that TFDS makes of an example, the same bytes every time."""
     features = {
         name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=value)) for name, value in values.items()
     }

@@ -1,0 +1,53 @@
+"""Batches made ahead of the step that needs them."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Shaped
+
+Batch = dict[str, Shaped[np.ndarray, "B ..."]]
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Random access to the batches of a run; pickled into worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
+    """The batches from a step on, `prefetch` of them made ahead by threads, or by `workers` processes.
+
+    `close()` ends these.
+    """
+    batches = grain.MapDataset.source(steps)[start_step:]
+    threads = min(prefetch, os.cpu_count() or 1)
+    if not workers:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    ready = max(1, math.ceil(prefetch / workers))
+    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
+    in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
+    return iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
+
+
+def _outlive_signals_but_not_the_parent(*_) -> None:
+    """Makes a worker process end with its parent, and only with it."""
+    # A terminal or a scheduler signals the whole group, while the parent still needs batches to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,262 @@
+"""Questions, two-image statements and hypotheses about the drawn scenes, so that every task runs with no download.
+
+They are balanced by construction. Statements come in fours, two pairs of images with two statements, each true of one
+of the pairs; hypotheses come in nines, three images with three hypotheses, each of which is entailed by one image,
+contradicted by another and left open by the third. So whoever sees only the images, or only the text, is right exactly
+as often as by chance. Of the questions, each scene gets one that is answered yes and one that is answered no.
+"""
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mvlm_jax.data.builders.shapes import COLORS, HELD_OUT, HOW_MANY, SHAPES, TRAIN, Drawing, Scene, Shape, png
+from mvlm_jax.data.codecs import LabelledCodec
+from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow
+
+ANNOTATORS = 10
+TRIES = 20_000
+
+
+class Drawn(NamedTuple):
+    """An example whose images are yet to be drawn."""
+
+    scenes: tuple[Scene, ...]
+    text: str
+    answer: str
+    kind: str = ""
+    group: str = ""
+
+
+def questions(drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
+    """Of each scene: whether it holds a certain shape, once yes and once no; colours and kinds; how many there are."""
+    rarest = min(HOW_MANY[1])
+    often = dict(zip(*HOW_MANY))
+    for scene in drawn:
+        present = {(shape.color, shape.shape) for shape in scene.shapes}
+        color, kind = _pick(rng, sorted(present))
+        yield Drawn((scene,), f"is there a {color} {kind}?", "yes", "yes/no")
+        # One attribute away from a shape that is there: neither colour nor kind alone gives it away.
+        near = [(other, kind) for other in COLORS] + [(color, other) for other in SHAPES]
+        color, kind = _pick(rng, [pair for pair in near if pair not in present])
+        yield Drawn((scene,), f"is there a {color} {kind}?", "no", "yes/no")
+        if kinds := _alone(shape.shape for shape in scene.shapes):
+            kind = _pick(rng, kinds)
+            yield Drawn((scene,), f"what color is the {kind}?", _of(scene, shape=kind).color, "other")
+        if colors := _alone(shape.color for shape in scene.shapes):
+            color = _pick(rng, colors)
+            yield Drawn((scene,), f"what shape is {color}?", _of(scene, color=color).shape, "other")
+        # Asked of scenes in inverse proportion to how often there are so many, so that all counts are equally likely.
+        if rng.random() < rarest / often[len(scene.shapes)]:
+            yield Drawn((scene,), "how many shapes are there?", str(len(scene.shapes)), "number")
+
+
+class Statement(NamedTuple):
+    """What a sentence says of two images."""
+
+    form: str
+    color: str
+    shape: str
+
+    @property
+    def text(self) -> str:
+        return {
+            "both": f"both images show something {self.color}",
+            "one": f"only one image shows a {self.shape}",
+            "left": f"the left image shows a {self.color} {self.shape}",
+            "right": f"the right image shows a {self.color} {self.shape}",
+            "more": "the left image shows more shapes than the right image",
+            "fewer": "the left image shows fewer shapes than the right image",
+        }[self.form]
+
+    def holds(self, left: Scene, right: Scene) -> bool:
+        if self.form in ("more", "fewer"):
+            more = len(left.shapes) - len(right.shapes)
+            return more > 0 if self.form == "more" else more < 0
+        if self.form in ("left", "right"):
+            shown = left if self.form == "left" else right
+            return any((shape.color, shape.shape) == (self.color, self.shape) for shape in shown.shapes)
+        if self.form == "both":
+            return all(any(shape.color == self.color for shape in scene.shapes) for scene in (left, right))
+        return sum(any(shape.shape == self.shape for shape in scene.shapes) for scene in (left, right)) == 1
+
+
+FORMS = ("both", "one", "left", "right", "more", "fewer")
+
+
+def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) -> Iterator[Drawn]:
+    """Two pairs of images and two statements, each statement true of one pair."""
+
+    def four():
+        pairs = [tuple(_pick(rng, drawn) for _ in range(2)) for _ in range(2)]
+        chosen = _telling_apart(rng, *pairs), _telling_apart(rng, *reversed(pairs))
+        return None if None in chosen else (pairs, chosen)
+
+    for number in range(fours):
+        pairs, chosen = _found(four)
+        for which, statement in enumerate(chosen):
+            for place, pair in enumerate(pairs):
+                label = "True" if which == place else "False"
+                yield Drawn(pair, statement.text, label, group=f"{number}-{which}")
+
+
+def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tuple[Scene, ...]) -> Statement | None:
+    """A statement that is true of one pair and false of the other; None: none was found."""
+    form = _pick(rng, FORMS)
+    for _ in range(20):
+        of = _pick(rng, _pick(rng, pair + other).shapes)
+        statement = Statement(form, of.color, of.shape)
+        if statement.holds(*pair) and not statement.holds(*other):
+            return statement
+    return None
+
+
+LABELS = ("entailment", "contradiction", "neutral")
+
+
+def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) -> Iterator[Drawn]:
+    """Three images and three hypotheses such as `the red one is a circle`: true of one image, false of another; of the
+    third nothing can be said, since nothing in it is red."""
+    by_look: dict[tuple[str, str], list[Scene]] = defaultdict(list)
+    for scene in drawn:
+        for color, shape in _looks(scene).items():
+            by_look[color, shape].append(scene)
+    for _ in range(nines):
+        shown, said = _found(lambda: _nine(by_look, drawn, rng))
+        for place, scene in enumerate(shown):
+            for which, (color, shape) in enumerate(said):
+                article = "an" if shape[0] in "aeiou" else "a"
+                yield Drawn((scene,), f"the {color} one is {article} {shape}", LABELS[(which - place) % 3])
+
+
+def _nine(
+    by_look: Mapping[tuple[str, str], list[Scene]], drawn: Sequence[Scene], rng: np.random.Generator
+) -> tuple[list[Scene], list[tuple[str, str]]] | None:
+    """Three images, and three hypotheses in the colours a, b and c: image 0 has the first as said, b as another shape
+    than said, and no c; the others the same in turn."""
+    first = _pick(rng, drawn)
+    colors = list(_looks(first))
+    if len(colors) < 2:
+        return None
+    a, b = (colors[i] for i in rng.permutation(len(colors))[:2])
+    said = [(a, _looks(first)[a]), (b, _other(rng, SHAPES, _looks(first)[b]))]
+    candidates = [
+        (scene, c)
+        for scene in by_look[said[1]]
+        if not _has(scene, a)
+        for c in _looks(scene)
+        if c != b and not _has(first, c)
+    ]
+    if not candidates:
+        return None
+    second, c = _pick(rng, candidates)
+    said.append((c, _other(rng, SHAPES, _looks(second)[c])))
+    last = [
+        scene for scene in by_look[said[2]] if not _has(scene, b) and _looks(scene).get(a, said[0][1]) != said[0][1]
+    ]
+    if not last:
+        return None
+    return [first, second, _pick(rng, last)], said
+
+
+def _looks(scene: Scene) -> dict[str, str]:
+    """Shape by colour, of the colours that one shape alone has."""
+    return {color: _of(scene, color=color).shape for color in _alone(shape.color for shape in scene.shapes)}
+
+
+def _has(scene: Scene, color: str) -> bool:
+    return any(shape.color == color for shape in scene.shapes)
+
+
+def _alone(values: Iterator[str]) -> list[str]:
+    values = list(values)
+    return [value for value in values if values.count(value) == 1]
+
+
+def _of(scene: Scene, **look: str) -> Shape:
+    ((name, value),) = look.items()
+    return next(shape for shape in scene.shapes if getattr(shape, name) == value)
+
+
+def _other(rng: np.random.Generator, values: Sequence[str], value: str) -> str:
+    return _pick(rng, [other for other in values if other != value])
+
+
+def _found(search: Callable[[], Any]) -> Any:
+    for _ in range(TRIES):
+        if (found := search()) is not None:
+            return found
+    raise ValueError(f"nothing was found in {TRIES} tries; there are too few scenes to choose from")
+
+
+def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
+    return values[rng.integers(len(values))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesTask:
+    """Examples over the scenes of the dataset `shapes`, split as they are."""
+
+    name: str  # one of TASKS
+    drawing: Drawing
+    split: str
+
+    @functools.cached_property
+    def drawn(self) -> list[Drawn]:
+        stream = list(self.drawing.counts).index(self.split)
+        rng = np.random.default_rng((self.drawing.seed, stream, 1))
+        return list(TASKS[self.name](self.drawing.scenes[self.split], rng, self.split == "train"))
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitem__(self, index: int) -> LabelledExample:
+        row = self.row(index)
+        images = [png(scene) for scene in self.drawn[index].scenes]
+        return {**row._asdict(), "images": images, "answers": list(row.answers)}
+
+    def row(self, index: int) -> LabelledRow:
+        drawn = self.drawn[index]
+        answers = (drawn.answer,) * (ANNOTATORS if drawn.kind else 1)
+        return LabelledRow((), drawn.text, answers, drawn.kind, drawn.group, self.example_id(index))
+
+    def example_id(self, index: int) -> str:
+        return f"{self.name}-{self.split}-{index:06d}"
+
+
+def collection(
+    name: str, *, train: int = TRAIN, val: int = HELD_OUT, test: int = HELD_OUT, seed: int = 0
+) -> Collection:
+    """One of TASKS over the scenes of one seed, of which there are as many as asked for in each split."""
+    drawing = Drawing({"train": train, "val": val, "test": test}, seed)
+    return Collection(
+        splits={split: ShapesTask(name, drawing, split) for split in drawing.counts},
+        source=str(drawing),
+        codec=LabelledCodec(),
+    )
+
+
+def _vqa(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    # Half of the training scenes already give some forty thousand.
+    return questions(drawn[: len(drawn) // 2] if train else drawn, rng)
+
+
+def _nlvr2(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    return statements(drawn, rng, fours=len(drawn) // 2 if train else len(drawn))
+
+
+def _ve(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
+    return hypotheses(drawn, rng, nines=len(drawn) // (6 if train else 2))
+
+
+# (scenes of a split, random numbers, whether it is the training split) -> examples, by name of the dataset
+TASKS: dict[str, Callable[[Sequence[Scene], np.random.Generator, bool], Iterator[Drawn]]] = {
+    "shapes_vqa": _vqa,
+    "shapes_nlvr2": _nlvr2,
+    "shapes_ve": _ve,
+}

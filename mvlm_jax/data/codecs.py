@@ -1,0 +1,83 @@
+"""What is written of an example."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import tensorflow_datasets as tfds
+
+from mvlm_jax.data.examples import Example
+from mvlm_jax.data.labelled import LabelledExample
+from mvlm_jax.data.tally import Tally
+
+Values = dict[str, list[bytes]]  # by feature
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """How the examples of a collection become records; pickled into worker processes."""
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict: ...
+
+    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+        """The values of an example; None where nothing in it is of use, which `skipped` then counts.
+
+        Args:
+          checked: an image as it is to be written.
+
+        Raises:
+          UnusableImage: of `checked`.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCodec:
+    """Images with their captions."""
+
+    texts: tuple[str, ...] = ()  # names of further text features, which examples carry and later tasks read
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict:
+        return tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "captions": tfds.features.Sequence(tfds.features.Text()),
+                "image_id": tfds.features.Text(),
+                **{name: tfds.features.Text() for name in self.texts},
+            }
+        )
+
+    def values(self, example: Example, *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+        said = [caption.strip() for caption in example["captions"]]
+        for _ in range(said.count("")):
+            skipped.add("empty_caption", example["image_id"])
+        said = [caption.encode() for caption in said if caption]
+        if not said:
+            skipped.add("no_captions", example["image_id"])
+            return None
+        texts = {name: [example[name].encode()] for name in ("image_id", *self.texts)}
+        return {"image": [checked(example["image"])], "captions": said, **texts}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledCodec:
+    """Questions, statements and hypotheses."""
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict:
+        return tfds.features.FeaturesDict(
+            {
+                "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
+                "answers": tfds.features.Sequence(tfds.features.Text()),
+                **{name: tfds.features.Text() for name in ("text", "kind", "group", "example_id")},
+            }
+        )
+
+    def values(self, example: LabelledExample, *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+        return {
+            "images": list(map(checked, example["images"])),
+            "answers": [answer.encode() for answer in example["answers"]],
+            **{name: [example[name].encode()] for name in ("text", "kind", "group", "example_id")},
+        }

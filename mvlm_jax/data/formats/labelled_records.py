@@ -1,0 +1,21 @@
+"""Prepared datasets of questions, statements and hypotheses."""
+
+from mvlm_jax.data.formats.records import RecordSource, as_text
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow
+
+
+class LabelledRecords(RecordSource):
+    """Labelled examples in ArrayRecord files, with their images left encoded."""
+
+    features = ("images", "text", "answers", "kind", "group", "example_id")
+    holds = "a dataset of questions, statements or hypotheses"
+
+    def __getitem__(self, index: int) -> LabelledExample:
+        values = self.values(index)
+        texts = {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
+        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **texts}
+
+    def row(self, index: int) -> LabelledRow:
+        example = self[index]
+        # Its images have no files of their own.
+        return LabelledRow(**{**example, "images": (), "answers": tuple(example["answers"])})

@@ -1,0 +1,83 @@
+"""Examples of the downstream tasks: one or two images, a text about them, and what people said is right."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+
+from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.sources import Source
+
+
+class LabelledExample(TypedDict):
+    """A question, a statement or a hypothesis.
+
+    Answers are as the annotators gave them: ten for a question of VQA v2, one label elsewhere, none where the answer is
+    held back.
+    """
+
+    images: list[bytes]  # encoded; two for NLVR2
+    text: str
+    answers: list[str]
+    kind: str  # of the answer, such as yes/no; metrics are also given for each
+    group: str  # examples that are consistent if all of them are right; empty: nothing is asked of this one's
+    example_id: str
+
+
+@runtime_checkable
+class LabelledSource(Source[LabelledExample], Protocol):
+    """A source whose examples can be had without their images."""
+
+    def row(self, index: int) -> "LabelledRow":
+        """Everything but the images, which are not read."""
+        ...
+
+
+class LabelledRow(NamedTuple):
+    """An example without the bytes of its images."""
+
+    images: tuple[str, ...]  # paths below the source's root
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+    group: str
+    example_id: str
+
+
+class ListedExamples:
+    """Rows in memory, images read from their files on demand."""
+
+    def __init__(self, rows: Sequence[LabelledRow], *, root: Path) -> None:
+        self._rows, self._root = rows, root
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> LabelledExample:
+        row = self._rows[index]
+        images = [_read(self._root / path) for path in row.images]
+        return {**row._asdict(), "images": images, "answers": list(row.answers)}
+
+    def row(self, index: int) -> LabelledRow:
+        return self._rows[index]
+
+    def example_id(self, index: int) -> str:
+        return self._rows[index].example_id
+
+
+def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:
+    """The `size` answers that annotators gave most often, each question counted once; ties in alphabetical order."""
+    given: Counter[str] = Counter()
+    for row in rows:
+        for answer in row.answers:
+            given[answer] += 1 / len(row.answers)
+    # Sums of tenths in another order could differ in the last bit, and so could the list.
+    ordered = sorted(given, key=lambda answer: (-round(given[answer], 6), answer))
+    return ordered[:size]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise AbsentImage(str(path)) from error

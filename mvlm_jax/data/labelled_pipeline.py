@@ -1,0 +1,171 @@
+"""Labelled examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
+
+import dataclasses
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from mvlm_jax.data.background import Batch
+from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource
+from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What a model is to say, from what annotators said; pickled into worker processes."""
+
+    def encode(self, answers: Sequence[str]) -> dict[str, np.ndarray] | None:
+        """Arrays of one row; None where nothing can be learned from these answers."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """One of a few labels, as its place among them."""
+
+    labels: tuple[str, ...]
+
+    def encode(self, answers: Sequence[str]) -> dict[str, np.ndarray] | None:
+        if not answers or answers[0] not in self.labels:
+            return None
+        return {"label": np.array(self.labels.index(answers[0]), np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedAnswers:
+    """Each answer that was given, as tokens, weighted by the part of the annotators that gave it.
+
+    The most frequent `slots` of them, the first one in their order where they are as frequent; empty slots weigh 0.
+    """
+
+    tokenizer: Tokenizer
+    slots: int
+    length: int  # tokens of an answer, start and end included
+
+    def encode(self, answers: Sequence[str]) -> dict[str, np.ndarray] | None:
+        counts = Counter(answers).most_common(self.slots)
+        if not counts:
+            return None
+        tokens: Int32[np.ndarray, "slots length"] = np.full((self.slots, self.length), self.tokenizer.ids.pad, np.int32)
+        weights: Float32[np.ndarray, " slots"] = np.zeros(self.slots, np.float32)
+        tokens[: len(counts)] = self.tokenizer.encode([answer for answer, _ in counts], max_length=self.length)
+        weights[: len(counts)] = [count / len(answers) for _, count in counts]
+        return {"answers": tokens, "answer_weights": weights}
+
+
+class TrainExample(NamedTuple):
+    """A labelled example as a run sees it."""
+
+    example_id: str
+    images: UInt8[np.ndarray, "n S S 3"]
+    text: str
+    targets: dict[str, np.ndarray]
+    skipped: int = 0  # unusable examples that were stepped over to reach it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledExamples(RunExamples):
+    """The labelled examples of a run."""
+
+    targets: Targets
+    images: int  # in each example
+
+    def __getitem__(self, index: int) -> TrainExample:
+        """
+        Raises:
+          UserError: another number of images, or so many unusable records in a row that the source must be broken.
+        """
+        made, skipped = self.first_usable(index, self._made)
+        return made._replace(skipped=skipped)
+
+    def _made(self, example: LabelledExample, rng: random.Random) -> TrainExample:
+        targets = self.targets.encode(example["answers"])
+        if targets is None:
+            raise UnusableExample("its answers are none that can be learned")
+        _check_images(example, images=self.images)
+        images = [self.augmented(image, text=example["text"], rng=rng) for image in example["images"]]
+        return TrainExample(example["example_id"], np.stack(images), example["text"], targets)
+
+
+class LabelledBatches(RunBatches):
+    """The labelled examples of a run.
+
+    A batch is `image` uint8 [b, images, size, size, 3], `text` int32 [b, L], what `targets` makes, and `skipped`
+    int32 [b], the unusable examples stepped over for that row.
+    """
+
+    def __getitem__(self, step: int) -> Batch:
+        first = int(step) * self.batch_size
+        made = [self.examples[first + row] for row in self.rows]
+        return {
+            "image": np.stack([example.images for example in made]),
+            "text": self.tokenizer.encode([example.text for example in made], max_length=self.max_length),
+            "skipped": np.array([example.skipped for example in made], np.int32),
+            **{name: np.stack([example.targets[name] for example in made]) for name in made[0].targets},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSplit:
+    """A whole split in order; examples with an image that cannot be decoded are left out."""
+
+    source: LabelledSource
+    tokenizer: Tokenizer
+    images: int
+    image_size: int
+    max_length: int
+    max_image_pixels: int
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]]:
+        """(`image` and `text` of at most `batch_size` examples, what these are, those left out with the reason)."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self.source), batch_size):
+                found = list(pool.map(self._read, range(start, min(start + batch_size, len(self.source)))))
+                used = [(row, pixels) for row, pixels in found if not isinstance(pixels, str)]
+                left_out = [(row, reason) for row, reason in found if isinstance(reason, str)]
+                rows = [row for row, _ in used]
+                batch = {
+                    "image": np.stack([pixels for _, pixels in used]) if used else self._no_images(),
+                    "text": self.tokenizer.encode([row.text for row in rows], max_length=self.max_length),
+                }
+                yield batch, rows, left_out
+
+    def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
+        row = self.source.row(index)
+        try:
+            example = self.source[index]
+            _check_images(example, images=self.images)
+            images = [
+                evaluate_transform(
+                    decode_image(image, max_pixels=self.max_image_pixels, size_hint=self.image_size),
+                    size=self.image_size,
+                )
+                for image in example["images"]
+            ]
+        except UnusableImage as error:
+            return row, error.reason
+        return row, np.stack(images)
+
+    def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:
+        return np.zeros((0, self.images, self.image_size, self.image_size, 3), np.uint8)
+
+
+def training_texts(rows: Iterable[LabelledRow]) -> Iterator[str]:
+    """Every text and every answer, for training a tokenizer."""
+    for row in rows:
+        yield row.text
+        yield from row.answers
+
+
+def _check_images(example: LabelledExample, *, images: int) -> None:
+    if len(example["images"]) != images:
+        raise UserError(f"example {example['example_id']} has {len(example['images'])} images; the task takes {images}")

@@ -1,0 +1,104 @@
+"""What the examples and the batches of a run have in common, whatever task it trains."""
+
+import dataclasses
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.background import Batch
+from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.mixtures import Mixture
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
+
+LONGEST_GAP = 1000  # unusable records in a row before the source is taken to be broken
+
+Made = TypeVar("Made")
+
+
+class UnusableExample(ValueError):
+    """An example that nothing can be learned from; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunExamples:
+    """Random access to the examples of a run, counted from its start; pickled into worker processes."""
+
+    mixture: Mixture
+    seed: int
+    image_size: int  # pixels a side
+    max_image_pixels: int
+    min_scale: float
+    flip: bool
+    operations: int
+    magnitude: int
+    reported: set[str] = dataclasses.field(default_factory=set)
+
+    def first_usable(self, index: int, make: Callable[[Any, random.Random], Made]) -> tuple[Made, int]:
+        """What is made of the first usable example from `index` on, and how many unusable ones were stepped over.
+
+        Args:
+          make: called with an example and the random stream of `index`; raises UnusableExample or UnusableImage.
+
+        Raises:
+          UserError: so many unusable records in a row that the source must be broken.
+        """
+        # Each index has a stream of its own, wherever in a batch it is made. Python's generator draws single numbers
+        # ten times as fast as NumPy's; only what it makes of `random()` is the same in every version.
+        rng = random.Random(self.seed << 64 | index)
+        component, position = self.mixture.locate(index, seed=self.seed)
+        reason = ""
+        gap = min(len(component), LONGEST_GAP)
+        for skipped in range(gap):
+            record = component.record(position + skipped)
+            try:
+                return make(component.source[record], rng), skipped
+            except (UnusableExample, UnusableImage) as error:
+                reason = str(error)
+            example_id = component.source.example_id(record)
+            if example_id not in self.reported:
+                self.reported.add(example_id)
+                logging.warning("record %d (%s) is stepped over: %s", record, example_id, reason)
+        first = component.record(position)
+        raise UserError(f"{gap} records in a row cannot be used, from record {first} on; the last one: {reason}")
+
+    def augmented(self, image: bytes, *, text: str, rng: random.Random) -> UInt8[np.ndarray, "S S 3"]:
+        """
+        Raises:
+          UndecodableImage: as `decode_image`.
+        """
+        return training_image(
+            image,
+            rng=rng,
+            caption=text,
+            size=self.image_size,
+            max_pixels=self.max_image_pixels,
+            min_scale=self.min_scale,
+            flip=self.flip,
+            operations=self.operations,
+            magnitude=self.magnitude,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunBatches:
+    """Random access to the batches of a run by step; pickled into worker processes."""
+
+    examples: RunExamples
+    tokenizer: Tokenizer
+    _: dataclasses.KW_ONLY
+    max_length: int
+    batch_size: int
+    rows: tuple[int, ...]  # of each `batch_size` consecutive examples the ones that are read
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        raise NotImplementedError

@@ -1,0 +1,90 @@
+"""Answers from the answer decoder: the likeliest of a list, or whatever it writes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from mvlm_jax.models.downstream import AnsweringModel
+
+TOKENS_AT_ONCE = 8192  # of candidates that are scored together: bounds the memory that their logits take
+
+
+def token_log_likelihoods(
+    logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"], *, pad_id: int
+) -> Float[Array, "*B T"]:
+    """log p of each target, in nats; 0 where it is padding."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(targets == pad_id, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="candidates")
+def rank_answers(
+    model: AnsweringModel,
+    params: PyTree,
+    image: UInt8[Array, "B n H W 3"],
+    text: Int[Array, "B L"],
+    answers: Int[Array, "M T"],
+    *,
+    candidates: int,
+) -> Int[Array, " B"]:
+    """The index of the likeliest answer of the list.
+
+    The `candidates` whose first token is likeliest are scored in full, by the sum of the log-likelihoods of all their
+    tokens, end included; the first token counts once, as every other.
+    """
+    run = functools.partial(model.apply, {"params": params})
+    context, context_mask = run(image, text, method="read")
+    start = jnp.broadcast_to(answers[:1, :1], (image.shape[0], 1, 1))
+    first = jax.nn.log_softmax(run(start, context, context_mask, method="next_tokens")[:, 0, 0])
+    count = min(candidates, answers.shape[0])
+    _, best = jax.lax.top_k(first[:, answers[:, 1]], count)
+
+    def score(question):
+        context, context_mask, best = question
+        written = answers[best]
+        logits = run(written[None, :, :-1], context[None], context_mask[None], method="next_tokens")[0]
+        total = token_log_likelihoods(logits, written[:, 1:], pad_id=model.pad_id).sum(axis=-1)
+        return best[jnp.argmax(total)]
+
+    at_once = max(1, TOKENS_AT_ONCE // (count * answers.shape[1]))
+    return jax.lax.map(score, (context, context_mask, best), batch_size=min(at_once, image.shape[0]))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("start_id", "end_id", "forbidden"))
+def write_answers(
+    model: AnsweringModel,
+    params: PyTree,
+    image: UInt8[Array, "B n H W 3"],
+    text: Int[Array, "B L"],
+    *,
+    start_id: int,
+    end_id: int,
+    forbidden: tuple[int, ...],
+) -> Int[Array, "B T"]:
+    """The likeliest next token, again and again, up to the end; `T` is the model's longest answer.
+
+    Args:
+      forbidden: tokens that are no part of an answer.
+    """
+    run = functools.partial(model.apply, {"params": params})
+    context, context_mask = run(image, text, method="read")
+    batch, length = image.shape[0], model.answer_length
+    written = jnp.full((batch, length), model.pad_id, jnp.int32).at[:, 0].set(start_id)
+
+    def unfinished(carry):
+        place, _, done = carry
+        return (place < length) & ~done.all()
+
+    def write(carry):
+        place, written, done = carry
+        logits = run(written[:, None, :-1], context, context_mask, method="next_tokens")[:, 0]
+        now = jax.lax.dynamic_index_in_dim(logits, place - 1, axis=1, keepdims=False)
+        token = now.at[:, jnp.asarray(forbidden)].set(-jnp.inf).argmax(axis=-1)
+        token = jnp.where(done, model.pad_id, token).astype(jnp.int32)
+        written = jax.lax.dynamic_update_index_in_dim(written, token, place, axis=1)
+        return place + 1, written, done | (token == end_id)
+
+    return jax.lax.while_loop(unfinished, write, (jnp.int32(1), written, jnp.zeros(batch, bool)))[1]

@@ -1,0 +1,101 @@
+"""Zero-shot classification: the class whose name, put into prompts, is nearest to the image (Radford et al., 2021)."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, PyTree, UInt8
+
+from mvlm_jax.data.formats.image_folder import open_image_folder
+from mvlm_jax.data.images import UndecodableImage, decode_image, evaluate_transform
+from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
+from mvlm_jax.evaluation.ranking import recall, wrong_before
+from mvlm_jax.evaluation.retrieval import embed_images, encode_texts
+from mvlm_jax.models.maskvlm import MaskVLM
+
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of the {}.", "there is a {}.", "{}")
+
+
+def classify_folder(
+    model: MaskVLM,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    image_size: int,
+    max_length: int,
+    max_image_pixels: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """`top1` and `top5` in percent of the images of a folder, which holds a folder for each class.
+
+    A wrong class with the same score counts as ranked before the right one. Images that cannot be decoded are left out
+    and counted.
+
+    Raises:
+      UserError: not such a folder, or none of its images can be used.
+    """
+    classes, images = open_image_folder(directory)
+    batch_size = shared_batch_size(batch_size, params=params)
+    prototypes = class_embeddings(
+        model, params, tokenizer, classes, templates=templates, max_length=max_length, batch_size=batch_size
+    )
+    left_out: Counter[str] = Counter()
+    ranks: list[Int[np.ndarray, " b"]] = []
+
+    def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
+        try:
+            pixels = decode_image(path.read_bytes(), max_pixels=max_image_pixels, size_hint=image_size)
+        except UndecodableImage as error:
+            return error.reason
+        return evaluate_transform(pixels, size=image_size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for indices in index_batches(len(images), batch_size):
+            found = list(pool.map(read, (images[index][0] for index in indices)))
+            left_out.update(pixels for pixels in found if isinstance(pixels, str))
+            usable = [
+                (pixels, images[index][1]) for pixels, index in zip(found, indices) if not isinstance(pixels, str)
+            ]
+            if not usable:
+                continue
+            pixels, labels = (np.stack(column) for column in zip(*usable))
+            z = fetch(embed_images(model, params, place(padded(pixels, batch_size), params=params)))[: len(labels)]
+            own = labels[:, None] == np.arange(len(classes))
+            ranks.append(wrong_before(z.astype(np.float64) @ prototypes.T, own))
+    if not ranks:
+        raise UserError(f"none of the {len(images)} images in {str(directory)!r} can be used ({dict(left_out)})")
+    everything = np.concatenate(ranks)
+    return {
+        "top1": recall(everything, at=1),
+        "top5": recall(everything, at=5),
+        "images": len(everything),
+        "classes": len(classes),
+        "templates": list(templates),
+        "left_out": dict(left_out),
+    }
+
+
+def class_embeddings(
+    model: MaskVLM,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    classes: Sequence[str],
+    *,
+    templates: Sequence[str],
+    max_length: int,
+    batch_size: int,
+) -> Float[np.ndarray, "classes E"]:
+    """The mean of a class's prompts, each of unit norm, and then of unit norm itself."""
+    prompts = [template.format(name) for name in classes for template in templates]
+    text = tokenizer.encode(prompts, max_length=max_length)
+    z, _ = encode_texts(model, params, text, batch_size=batch_size, host_bytes=0)
+    mean = z.astype(np.float64).reshape(len(classes), len(templates), -1).mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)

@@ -1,0 +1,84 @@
+"""MaskVLM with what a downstream task puts on top of its cross encoders; parameters that are not used are not made."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mvlm_jax.models.answer_decoder import AnswerDecoder
+from mvlm_jax.models.heads import ClassificationHead, TiedTokenHead
+from mvlm_jax.models.layers import Rows
+from mvlm_jax.models.maskvlm import MaskVLM
+
+
+class FusedMaskVLM(MaskVLM):
+    """Images and texts through both encoders and both cross encoders, unmasked."""
+
+    def fuse(
+        self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"], rows: Rows | None = None
+    ) -> tuple[Float[Array, "B n R D"], Float[Array, "B n Q D"]]:
+        """Tokens of each of the n images, and of the text beside each of them; all tokens, or those in `rows`."""
+        batch, images = image.shape[:2]
+        patches = self.patches(image.reshape(batch * images, *image.shape[2:]))
+        v = self.encode_image(patches, jnp.zeros((batch * images, 1, patches.shape[1]), bool))[:, 0]
+        # The text is encoded once, however many images it is read beside.
+        w = jnp.repeat(self.encode_text(text), images, axis=0)
+        text_mask = jnp.repeat(self.text_mask(text), images, axis=0)
+        fused_image = self.fuse_image(v, w, text_mask, rows)
+        fused_text = self.fuse_text(w, text_mask, v, rows)
+        return tuple(x.reshape(batch, images, *x.shape[1:]) for x in (fused_image, fused_text))
+
+
+class AnsweringModel(FusedMaskVLM):
+    """With a causal decoder that attends to both cross encoders' outputs; its words are the text encoder's."""
+
+    answer_layers: int = 6
+    answer_length: int = 10  # tokens of an answer, start and end included
+
+    def setup(self) -> None:
+        super().setup()
+        self.answer_decoder = AnswerDecoder(
+            layers=self.answer_layers,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            positions=self.answer_length - 1,
+            dtype=self.dtype,
+        )
+        self.answer_head = TiedTokenHead(self.vocab_size, self.width, self.dtype)
+
+    def __call__(
+        self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"], answers: Int[Array, "B A T"]
+    ) -> Float[Array, "B A T V"]:
+        return self.next_tokens(answers, *self.read(image, text))
+
+    def read(
+        self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+        """What the decoder attends to, and where there is something."""
+        fused_image, fused_text = self.fuse(image, text)
+        batch, images, tokens, width = fused_image.shape
+        context = jnp.concatenate([fused_image, fused_text], axis=2).reshape(batch, -1, width)
+        of_one = jnp.concatenate([jnp.ones((batch, tokens), bool), self.text_mask(text)], axis=1)
+        return context, jnp.tile(of_one, (1, images))
+
+    def next_tokens(
+        self, answers: Int[Array, "B A T"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
+    ) -> Float[Array, "B A T V"]:
+        """Logits of the token after each beginning of each answer."""
+        embedded = self.text_encoder.embed_tokens(answers)
+        decoded = self.answer_decoder(embedded, context, context_mask)
+        return self.answer_head(decoded, self.text_encoder.token_scores)
+
+
+class ClassifyingModel(FusedMaskVLM):
+    """With a head on the fused features of one image or more, joined in their order."""
+
+    classes: int = 2
+
+    def setup(self) -> None:
+        super().setup()
+        self.classification_head = ClassificationHead(self.classes, self.width, self.dtype)
+
+    def __call__(self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B classes"]:
+        """Logits, from what matching judges too: the product of both cross encoders' first tokens."""
+        fused_image, fused_text = self.fuse(image, text, slice(0, 1))
+        joined = (fused_image * fused_text).reshape(image.shape[0], -1)
+        return self.classification_head(joined)

@@ -1,0 +1,80 @@
+"""Tasks that choose one of a few labels."""
+
+import functools
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+from jaxtyping import Array, Float, PyTree
+
+from mvlm_jax.data.labelled import LabelledRow
+from mvlm_jax.evaluation.batching import fetch
+from mvlm_jax.models.downstream import ClassifyingModel
+from mvlm_jax.models.flops import fused_step_flops
+from mvlm_jax.objectives.reconstruction import cross_entropy
+from mvlm_jax.tasks.labelled import LabelledTask, reasons
+from mvlm_jax.training.accumulation import Independent
+from mvlm_jax.training.task import Params, Rows, Sums
+
+
+class ClassificationTask(LabelledTask):
+    """Cross-entropy over `labels`; reports accuracy."""
+
+    name: str  # of the files of the results
+    labels: tuple[str, ...]
+
+    @property
+    def flops_per_step(self) -> float:
+        return fused_step_flops(
+            self.model,
+            batch_size=self.config.batch_size,
+            max_length=self.config.text.max_length,
+            images=self.images,
+            every_token=False,
+        )
+
+    def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+
+    @cached_property
+    def objective(self) -> Independent:
+        return Independent(self._losses, weights={"classification": 1.0}, dtype=self.model.dtype)
+
+    def _losses(self, params: Params, rows: Rows) -> Sums:
+        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
+        count = jnp.float32(logits.shape[0])
+        return {
+            "classification": (cross_entropy(logits, rows["label"]).sum(), count),
+            "accuracy": ((logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
+            "skipped_images": (rows["skipped"].sum().astype(jnp.float32), count),
+        }
+
+    def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], dict[str, Any]]:
+        """The label chosen for each example of the split, and how many were left out for which reason."""
+        left_out: list[tuple[LabelledRow, str]] = []
+        chosen = []
+        for batch, rows in self.evaluation_batches(params, left_out):
+            logits = fetch(_logits(self.model, params, batch["image"], batch["text"]))
+            chosen += [(row, self.labels[label]) for row, label in zip(rows, logits.argmax(axis=-1))]
+        return chosen, reasons(left_out)
+
+    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
+        chosen, left_out = self.predictions(params)
+        return {f"{self.name}-{self.eval_name}": self.metrics(chosen) | left_out}
+
+    def metrics(self, chosen: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
+        """Over the examples whose label is known."""
+        known = [(row, label) for row, label in chosen if row.answers]
+        if not known:
+            return {"examples": 0}
+        right = [row.answers[0] == label for row, label in known]
+        return {"accuracy": 100 * float(np.mean(right)), "examples": len(known)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
+    return model.apply({"params": params}, image, text)

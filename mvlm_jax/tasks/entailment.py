@@ -1,0 +1,10 @@
+"""Visual entailment: does an image entail a hypothesis, contradict it, or leave it open? (paper, section 4.2)"""
+
+from mvlm_jax.tasks.classification import ClassificationTask
+
+
+class Entailment(ClassificationTask):
+    """A three-way head on the fused feature; SNLI-VE's labels."""
+
+    name = "entailment"
+    labels = ("contradiction", "neutral", "entailment")

@@ -1,0 +1,90 @@
+"""What the tasks over labelled examples share."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mvlm_jax.data.labelled import LabelledRow
+from mvlm_jax.data.labelled_pipeline import LabelledSplit
+from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
+from mvlm_jax.models.from_config import images_of
+from mvlm_jax.tasks.configured import ConfiguredTask
+from mvlm_jax.training.streams import Streams
+from mvlm_jax.training.task import Batch, Params, Rows
+
+BLIND_PIXEL = 128  # the grey that normalises to about 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTask(ConfiguredTask):
+    """Images and a text in, something to say about them out.
+
+    With `config.blind` it sees the image only, or the text only: the baselines that say what is to be learned from one
+    side alone.
+    """
+
+    eval_split: Callable[[], LabelledSplit]  # opened when it is first needed
+    eval_name: str  # names the files of the results
+
+    @property
+    def images(self) -> int:
+        """In each example."""
+        return images_of(self.config)
+
+    @cached_property
+    def split(self) -> LabelledSplit:
+        return self.eval_split()
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows, size = self.config.batch_size, self.config.image.size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, self.images, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((rows, self.config.text.max_length), jnp.int32),
+            "skipped": jax.ShapeDtypeStruct((rows,), jnp.int32),
+            **self.target_shapes(rows),
+        }
+
+    def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the targets in a batch."""
+        raise NotImplementedError
+
+    def rows(self, batch: Batch, streams: Streams) -> Rows:
+        return {**batch, **self.seen(batch)}
+
+    def seen(self, batch: Batch) -> dict[str, Array]:
+        """The images and texts of a batch as far as the model may see them."""
+        image, text = batch["image"], batch["text"]
+        if self.config.blind == "image":
+            image = jnp.full_like(image, BLIND_PIXEL)
+        if self.config.blind == "text":
+            ids = self.tokenizer.ids
+            nothing = jnp.full_like(text, ids.pad).at[:, 0].set(ids.start).at[:, 1].set(ids.end)
+            text = nothing
+        return {"image": image, "text": text}
+
+    def evaluation_batches(
+        self, params: Params, left_out: list[tuple[LabelledRow, str]]
+    ) -> Iterator[tuple[dict[str, Array], list[LabelledRow]]]:
+        """What the model sees of the whole split, on the devices that hold `params`, and whose rows these are.
+
+        Batches are filled up to one size; `left_out` gets what cannot be used, with the reason.
+        """
+        size = shared_batch_size(self.config.eval.batch_size, params=params)
+        for batch, rows, unusable in self.split.batches(size):
+            left_out.extend(unusable)
+            if rows:
+                filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
+                yield self.seen(place(filled, params=params)), rows
+
+
+def reasons(left_out: list[tuple[LabelledRow, str]]) -> dict[str, Any]:
+    """`left_out` by reason, for the results."""
+    return {"left_out": dict(Counter(reason for _, reason in left_out))}

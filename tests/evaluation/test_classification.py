@@ -1,0 +1,94 @@
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import SMALLER, recipe
+
+from mvlm_jax.data.formats.image_folder import open_image_folder, read_templates
+from mvlm_jax.data.text import train_tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation import classification
+from mvlm_jax.models.from_config import model_inputs, task_model
+
+COLOURS = {"dark_blue": (0, 0, 90), "green": (0, 160, 0), "red": (220, 0, 0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, colour in COLOURS.items():
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (40, 30), colour).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "red" / "broken.jpg").write_bytes(b"not an image")
+    (tmp_path / "red" / "notes.txt").write_text("no image at all")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config = recipe("demo")
+    config.update_from_flattened_dict(SMALLER)
+    tokenizer = train_tokenizer(["a photo of a dark blue green red thing"], kind="roberta", vocab_size=400)
+    model = task_model(config, pad_id=tokenizer.ids.pad)
+    params = jax.jit(model.init)(jax.random.key(0), *model_inputs(config))["params"]
+    return model, params, tokenizer
+
+
+OPTIONS = {"max_length": 28, "batch_size": 4}
+IMAGES = {"image_size": 32, "max_image_pixels": 10**6}
+
+
+def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypatch):
+    """Embeddings made up from the colours, so that what is right is known."""
+    model, params, tokenizer = parts
+    names = [name.replace("_", " ") for name in COLOURS]
+
+    def embed(_, __, image):
+        return jax.numpy.asarray(np.asarray(image).mean(axis=(1, 2)) / 255 - 0.3)
+
+    prototypes = {"dark blue": [0, 0, 1.0], "green": [0, 1.0, 0], "red": [0, 1.0, 0]}
+    monkeypatch.setattr(classification, "embed_images", embed)
+    monkeypatch.setattr(
+        classification, "class_embeddings", lambda *_, **__: np.array([prototypes[name] for name in names])
+    )
+    found = classification.classify_folder(model, params, tokenizer, folder, **OPTIONS, **IMAGES)
+    # Red stands where green does: a green image ties between both, a red one is nearer to neither.
+    assert found["images"] == 9
+    assert found["left_out"] == {"unrecognized": 1}
+    assert found["classes"] == 3
+    assert found["top1"] == pytest.approx(100 * 3 / 9)
+    assert found["top5"] == 100
+
+
+def test_a_class_is_the_mean_of_its_prompts(parts):
+    model, params, tokenizer = parts
+    options = {"max_length": 28, "batch_size": 4}
+    templates = ("a photo of a {}", "a {}")
+    both = classification.class_embeddings(model, params, tokenizer, ["red", "green"], templates=templates, **options)
+    single = [
+        classification.class_embeddings(model, params, tokenizer, ["red", "green"], templates=(one,), **options)
+        for one in templates
+    ]
+    mean = sum(single) / 2
+    np.testing.assert_allclose(both, mean / np.linalg.norm(mean, axis=1, keepdims=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1)
+
+
+def test_folders_name_their_classes(folder):
+    classes, images = open_image_folder(folder)
+    assert classes == ["dark blue", "green", "red"]
+    assert len(images) == 10
+    assert {classes[label] for path, label in images if path.parent.name == "dark_blue"} == {"dark blue"}
+    with pytest.raises(UserError, match="holds 0 folders"):
+        open_image_folder(folder / "red")
+    with pytest.raises(UserError, match="is not a folder"):
+        open_image_folder(folder / "nothing")
+
+
+def test_templates_have_one_place_for_the_class(tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("a photo of a {}.\n\nthe {}\n")
+    assert read_templates(file) == ["a photo of a {}.", "the {}"]
+    file.write_text("a photo\n")
+    with pytest.raises(UserError, match="needs lines with one {} each"):
+        read_templates(file)

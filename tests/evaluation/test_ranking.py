@@ -1,0 +1,141 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mvlm_jax.evaluation import ranking
+from mvlm_jax.evaluation.retrieval import Pairs
+
+ROOMY = 2**30
+
+
+def from_scores(scores, own):
+    """As `rank` gives it, for scores that are at hand."""
+    candidates = ranking.top(scores, k=scores.shape[1])
+    return ranking.Ranked(candidates, np.take_along_axis(own, candidates, axis=1), ranking.wrong_before(scores, own))
+
+
+def integers(rng, rows, width):
+    """Vectors whose inner products are exact, with many ties."""
+    return rng.integers(-1, 2, (rows, width)).astype(np.float64)
+
+
+def test_recalls_by_hand():
+    # Two images, the first with captions 0 and 1, the second with caption 2.
+    scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.8, 0.7]])
+    own = np.array([[True, True, False], [False, False, True]])
+    # Image 0 ranks its caption 1 first; image 1 ranks caption 1 before its own.
+    np.testing.assert_array_equal(ranking.wrong_before(scores, own), [0, 1])
+    # Caption 0 prefers image 1, caption 1 image 0, caption 2 image 1.
+    ranks = ranking.wrong_before(scores.T, own.T)
+    assert ranking.recall(ranks, at=1) == pytest.approx(200 / 3)
+    assert ranking.recall(ranks, at=2) == 100
+
+
+def test_ties_never_help():
+    ranks = ranking.wrong_before(np.zeros((4, 4)), np.eye(4, dtype=bool))
+    assert [ranking.recall(ranks, at=k) for k in (1, 3, 4)] == [0, 0, 100]
+
+
+def test_a_tie_between_two_own_captions_is_no_tie():
+    own = np.array([[True, True, False], [False, False, True]])
+    ranks = ranking.wrong_before(np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), own)
+    np.testing.assert_array_equal(ranks, [0, 0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_ranks_agree_with_brute_force_on_scores_with_ties(seed, rows_at_once):
+    rng = np.random.default_rng(seed)
+    queries, candidates = integers(rng, 12, 3), integers(rng, 32, 3)
+    groups = np.arange(12), np.concatenate([np.arange(12), rng.integers(0, 12, 20)])
+    scratch = rows_at_once * ranking.SCRATCH * 32
+    found = ranking.rank(queries, candidates, *groups, k=7, host_bytes=scratch)
+    for query in range(12):
+        scores = [float(sum(a * b for a, b in zip(queries[query], candidate))) for candidate in candidates]
+        own = [group == query for group in groups[1]]
+        best = max(score for score, right in zip(scores, own) if right)
+        assert found.rank[query] == sum(score >= best for score, right in zip(scores, own) if not right)
+        order = sorted(range(32), key=lambda i: (-scores[i], i))[:7]
+        assert found.candidates[query].tolist() == order
+        assert found.own[query].tolist() == [own[i] for i in order]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_re_ranking_agrees_with_brute_force_on_scores_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 6, (20, 30)) / 5
+    own = rng.random((20, 30)) < 0.08
+    own[np.arange(20), rng.integers(0, 30, 20)] = True
+    ranked = from_scores(scores, own)
+    matching = rng.integers(0, 3, (20, 30)).astype(np.float32)
+    for k in (1, 4, 30):
+        found = ranking.reranked(ranked, matching, k=k)
+        for query in range(20):
+            lifted = scores[query].copy()
+            # The candidates stand before all others, in the order of their matching.
+            for place, candidate in enumerate(ranked.candidates[query, :k]):
+                lifted[candidate] = 100 + matching[query, place]
+            best = lifted[own[query]].max()
+            assert found[query] == ((lifted >= best) & ~own[query]).sum()
+
+
+def test_re_ranking_cannot_bring_in_what_was_no_candidate():
+    scores = np.array([[0.9, 0.8, 0.1]])
+    ranked = from_scores(scores, np.array([[False, False, True]]))
+    assert ranking.reranked(ranked, np.array([[-1.0, -2.0, 9.0]]), k=2)[0] == 2
+    assert ranking.reranked(ranked, np.array([[-1.0, -2.0, 9.0]]), k=3)[0] == 0
+
+
+def test_more_candidates_than_there_are_is_all_of_them():
+    assert ranking.top(np.zeros((2, 3)), k=10).shape == (2, 3)
+
+
+def test_pairs_name_each_image_and_caption_once_and_find_them_again():
+    rng = np.random.default_rng(0)
+    images, captions = 7, 15
+    texts = np.stack([rng.permutation(captions)[:4] for _ in range(images)])
+    pictures = np.stack([rng.permutation(images)[:3] for _ in range(captions)])
+    pairs = Pairs(texts, pictures, captions=captions)
+    wanted = {(i, int(t)) for i in range(images) for t in texts[i]}
+    wanted |= {(int(i), t) for t in range(captions) for i in pictures[t]}
+    matching = np.full(len(pairs), np.nan, np.float32)
+    seen = []
+    for first, last in ((0, 2), (3, 3), (4, 6)):
+        where, image, caption = pairs.with_images(first, last)
+        assert first <= image.min() and image.max() <= last
+        matching[where] = 100 * image + caption
+        seen += list(zip(image.tolist(), caption.tolist()))
+    assert len(seen) == len(pairs) == len(wanted)
+    assert set(seen) == wanted
+    np.testing.assert_array_equal(pairs.of_images(matching), 100 * np.arange(images)[:, None] + texts)
+    np.testing.assert_array_equal(pairs.of_captions(matching), 100 * pictures + np.arange(captions)[:, None])
+
+
+COCO = """
+import resource
+import numpy as np
+from mvlm_jax.evaluation import ranking
+from mvlm_jax.evaluation.retrieval import Pairs
+started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rng = np.random.default_rng(0)
+images, captions = 500, 2500
+z = [rng.standard_normal((count, 256), np.float32) for count in (images, captions)]
+groups = np.arange(images), np.repeat(np.arange(images), 5)
+found = [ranking.rank(z[a], z[b], groups[a], groups[b], k=64, host_bytes=2**22) for a, b in ((0, 1), (1, 0))]
+pairs = Pairs(found[0].candidates, found[1].candidates, captions=captions)
+matching = rng.standard_normal(len(pairs)).astype(np.float32)
+ranks = ranking.reranked(found[0], pairs.of_images(matching), k=64)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started))
+"""
+
+
+def test_memory_is_bounded_by_what_is_allowed_and_not_by_all_scores():
+    """A tenth of COCO's test split each way; what is allowed here is far less than its scores take."""
+    done = subprocess.run([sys.executable, "-c", COCO], capture_output=True, text=True, check=True)
+    grown = int(done.stdout)
+    # Scores, their order and their masks would be 500 x 2500 x 33 bytes = 41 MB for one direction alone.
+    candidates = (500 + 2500) * 64 * (8 + 1)
+    pairs = 8 * (500 + 2500) * 64 * 6
+    assert grown < 2**22 + 2 * candidates + pairs + 12e6

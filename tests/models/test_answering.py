@@ -1,0 +1,135 @@
+"""The answer decoder, ranking and writing, against the plain way."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import SMALLER, recipe
+
+from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
+from mvlm_jax.models.downstream import AnsweringModel
+from mvlm_jax.models.from_config import maskvlm_fields
+
+PAD, START, END = 1, 0, 2
+LENGTH, VOCABULARY = 6, 50
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = recipe("demo")
+    config.update_from_flattened_dict(SMALLER | {"text.vocab_size": VOCABULARY})
+    return AnsweringModel(**maskvlm_fields(config, pad_id=PAD), answer_layers=2, answer_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 1, 32, 32, 3)).astype(np.uint8)
+    text = rng.integers(5, VOCABULARY, (5, 8)).astype(np.int32)
+    text[:, 6:] = PAD
+    return jnp.asarray(image), jnp.asarray(text)
+
+
+@pytest.fixture(scope="module")
+def params(model, inputs):
+    params = jax.jit(model.init)(jax.random.key(0), *inputs, jnp.zeros((5, 2, 3), jnp.int32))["params"]
+    # At their initial values all answers are about as likely as each other, whatever the question.
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.5 * rng.standard_normal(x.shape, np.float32) if x.ndim > 1 else x, params)
+
+
+def answer_rows(count, *, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = np.full((count, LENGTH), PAD, np.int32)
+    for row in rows:
+        tokens = rng.integers(5, 12, rng.integers(1, LENGTH - 1))
+        row[: len(tokens) + 2] = [START, *tokens, END]
+    return np.unique(rows, axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_scores(model, params, image, text, answers):
+    """log p of each token of each answer to one question, the padding's included."""
+    run = functools.partial(model.apply, {"params": params})
+    context = run(image[None], text[None], method="read")
+    logits = run(answers[None, :, :-1], *context, method="next_tokens")[0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, 1:, None], axis=-1)[..., 0]
+
+
+def log_likelihoods(model, params, image, text, answers):
+    """Of whole answers, and of their first tokens."""
+    scores = np.asarray(token_scores(model, params, image, text, jnp.asarray(answers)), np.float64)
+    lengths = (answers != PAD).sum(axis=1) - 1
+    return np.array([row[:length].sum() for row, length in zip(scores, lengths)]), scores[:, 0]
+
+
+def test_answers_do_not_see_what_follows_nor_each_other(model, params, inputs):
+    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
+    answers = jnp.asarray(answer_rows(8)[None, :4, :-1].repeat(5, axis=0))
+    before = run(*inputs, answers)
+    changed = answers.at[:, 1, 3:].set(7).at[:, 2].set(9)
+    after = run(*inputs, changed)
+    np.testing.assert_array_equal(before[:, 0], after[:, 0])
+    np.testing.assert_array_equal(before[:, 3], after[:, 3])
+    np.testing.assert_allclose(before[:, 1, :3], after[:, 1, :3], atol=1e-6)
+    assert not np.allclose(before[:, 1, 3], after[:, 1, 3], atol=1e-3)
+
+
+def test_the_decoder_reads_both_streams_and_no_padding(model, params, inputs):
+    image, text = inputs
+    answers = jnp.asarray(answer_rows(4)[None, :1, :-1].repeat(5, axis=0))
+    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
+    before = run(image, text, answers)
+    context, mask = run(image, text, method="read")
+    grid = (32 // 8) ** 2 + 1
+    np.testing.assert_array_equal(mask, [[True] * (grid + 6) + [False] * 2] * 5)
+    hidden = context.at[:, grid + 6 :].set(99.0)
+    np.testing.assert_allclose(run(answers, hidden, mask, method="next_tokens"), before, atol=1e-5)
+    for part in (slice(0, grid), slice(grid, grid + 6)):
+        other = context.at[:, part].set(0.0)
+        assert not np.allclose(run(answers, other, mask, method="next_tokens"), before, atol=1e-3)
+
+
+def test_ranking_all_finds_the_likeliest_answer(model, params, inputs):
+    answers = answer_rows(40)
+    found = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=1000)
+    for question in range(5):
+        image, text = inputs[0][question], inputs[1][question]
+        scores, _ = log_likelihoods(model, params, image, text, answers)
+        assert int(found[question]) == int(np.argmax(scores))
+    assert len(set(np.asarray(found).tolist())) > 1
+
+
+def test_candidates_are_those_with_the_likeliest_first_token(model, params, inputs):
+    answers = answer_rows(40)
+    found = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=6)
+    for question in range(5):
+        image, text = inputs[0][question], inputs[1][question]
+        scores, first = log_likelihoods(model, params, image, text, answers)
+        best = np.argsort(-first, kind="stable")[:6]
+        assert int(found[question]) == best[np.argmax(scores[best])]
+
+
+def test_written_answers_are_the_greedy_ones(model, params, inputs):
+    forbidden = (START, PAD, 3)
+    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
+    written = write_answers(model, params, *inputs, start_id=START, end_id=END, forbidden=forbidden)
+    assert written.shape == (5, LENGTH)
+    for question in range(5):
+        context = run(inputs[0][question : question + 1], inputs[1][question : question + 1], method="read")
+        tokens = [START]
+        while len(tokens) < LENGTH and tokens[-1] != END:
+            # What stands behind the last token is not seen.
+            beginning = jnp.asarray([[(tokens + [7] * LENGTH)[: LENGTH - 1]]], jnp.int32)
+            logits = np.array(run(beginning, *context, method="next_tokens")[0, 0, len(tokens) - 1])
+            logits[list(forbidden)] = -np.inf
+            tokens.append(int(logits.argmax()))
+        np.testing.assert_array_equal(written[question], tokens + [PAD] * (LENGTH - len(tokens)))
+
+
+def test_log_likelihoods_leave_out_padding():
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    found = token_log_likelihoods(logits, jnp.asarray([2, 1]), pad_id=1)
+    np.testing.assert_allclose(found, [np.log(0.25), 0.0], rtol=1e-6)

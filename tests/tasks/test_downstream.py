@@ -1,0 +1,211 @@
+"""Each downstream task as a user meets it: from a pre-trained run to an evaluated one, at another image size."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import SMALLER, demo_flags, prepare_shapes, recipe
+
+from mvlm_jax import evaluate, train, weights
+from mvlm_jax.data.builders import shapes_tasks
+from mvlm_jax.data.labelled_sources import open_labelled
+from mvlm_jax.data.writing.dataset import write_dataset
+from mvlm_jax.errors import UserError
+from mvlm_jax.interop.checkpoint import import_checkpoint
+from mvlm_jax.interop.parameters import flat, parameter_shapes
+from mvlm_jax.interop.positions import resize_positions
+from mvlm_jax.models.from_config import CLASSES
+from mvlm_jax.tasks.entailment import Entailment
+from mvlm_jax.tasks.from_config import describe_task, make_task
+from mvlm_jax.tasks.nlvr2 import Nlvr2
+from mvlm_jax.training.task import Task
+from mvlm_jax.training.workdir import read_config
+
+TASKS = {
+    "vqa": "finetune_vqa.py:shapes",
+    "nlvr2": "finetune_nlvr2.py:shapes",
+    "entailment": "finetune_snli_ve.py:shapes",
+}
+SHAPES_OF = {"vqa": "shapes_vqa", "nlvr2": "shapes_nlvr2", "entailment": "shapes_ve"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    prepare_shapes(directory)
+    for name in shapes_tasks.TASKS:
+        write_dataset(shapes_tasks.collection(name, train=60, val=60, test=60), name=name, data_dir=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "pretrained"
+    assert train.door(demo_flags(data_dir=data_dir, workdir=workdir, steps=3)) == 0
+    return workdir
+
+
+def flags(task, *, data_dir, workdir, pretrained, **changes):
+    changes = {"steps": 3, "image__size": 48, "init_from__checkpoint": pretrained, "eval__batch_size": 64} | changes
+    if task == "vqa":
+        changes |= {"vqa__decoder_layers": 1}
+    uri = f"tfds:{SHAPES_OF[task]}:val[:50]"
+    return demo_flags(data_dir=data_dir, workdir=workdir, recipe=TASKS[task], data__eval=uri, **changes)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def finetuned(request, data_dir, pretrained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / request.param
+    given = flags(request.param, data_dir=data_dir, workdir=workdir, pretrained=pretrained)
+    assert train.door(given) == 0
+    return request.param, workdir, given
+
+
+def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
+    name, workdir, given = finetuned
+    [file] = (workdir / "eval").glob(f"{name}-val*.json")
+    before = json.loads(file.read_text())
+    assert before["step"] == 3
+    assert before["questions" if name == "vqa" else "examples"] == 50
+    assert 0 <= before["accuracy"] <= 100
+    assert before["left_out"] == {}
+    # Another batch size, and the same answers.
+    assert evaluate.door([*given, "--config.eval.batch_size=24"]) == 0
+    after = json.loads(file.read_text())
+    assert after.pop("left_out") == before.pop("left_out")
+    assert after == pytest.approx(before, rel=1e-6)
+
+
+def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, pretrained):
+    name, workdir, _ = finetuned
+    report = json.loads((workdir / "weights.json").read_text())
+    heads = ["answer_decoder", "answer_head"] if name == "vqa" else ["classification_head"]
+    assert report["at_initial_values"] == heads
+    [loaded] = report["loaded"]
+    assert loaded["resized"] == ["image_encoder/position_embedding (1, 17, 16) -> (1, 37, 16)"]
+    assert all(path.partition("/")[0] in heads for path in loaded["initial"])
+    [unused] = loaded["not_used"].values()
+    assert {path.partition("/")[0] for path in unused} >= {"image_decoder", "matching_head", "token_classifier"}
+
+
+def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir, tmp_path):
+    name, _, given = finetuned
+    file = tmp_path / "submission"
+    status = evaluate.door([*given, f"--submission={file}"])
+    if name == "entailment":
+        assert status == 2
+        assert not file.exists()
+        return
+    assert status == 0
+    source = open_labelled(f"tfds:{SHAPES_OF[name]}:val[:50]", data_dir=str(data_dir))
+    ids = [source.row(index).example_id for index in range(50)]
+    if name == "vqa":
+        assert [entry["question_id"] for entry in json.loads(file.read_text())] == ids
+    else:
+        lines = [line.split(",") for line in file.read_text().splitlines()]
+        assert [identity for identity, _ in lines] == ids
+        assert {label for _, label in lines} <= {"True", "False"}
+
+
+def test_tasks_are_tasks(finetuned):
+    name, workdir, _ = finetuned
+    task = make_task(read_config(workdir), workdir=workdir)
+    assert isinstance(task, Task)
+    assert task.flops_per_step > 0
+    batch = next(iter(task.train_batches(0)))
+    shapes = {key: (value.shape, value.dtype) for key, value in batch.items()}
+    assert shapes == {key: (shape.shape, shape.dtype) for key, shape in task.batch_shapes.items()}
+    described = describe_task(read_config(workdir))
+    assert described.batch_shapes == task.batch_shapes
+
+
+def test_blind_models_see_nothing_of_the_other_side(finetuned):
+    _, workdir, _ = finetuned
+    config = read_config(workdir)
+    for blind, hidden in (("image", "image"), ("text", "text"), ("none", None)):
+        config.blind = blind
+        task = make_task(config, workdir=workdir)
+        batches = task.train_batches(0)
+        seen = [task.seen(jax.tree.map(jnp.asarray, next(batches))) for _ in range(2)]
+        for side in ("image", "text"):
+            same = np.array_equal(seen[0][side], seen[1][side])
+            assert same == (side == hidden)
+    assert (np.asarray(seen[0]["text"][:, 0]) == task.tokenizer.ids.start).all()
+
+
+def test_labels_are_as_many_as_the_head_has():
+    assert {"nlvr2": len(Nlvr2.labels), "entailment": len(Entailment.labels)} == CLASSES
+    # The published numbers.
+    assert [Entailment.labels.index(label) for label in ("contradiction", "neutral", "entailment")] == [0, 1, 2]
+    assert Nlvr2.labels.index("True") == 1
+
+
+def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, pretrained, tmp_path, capsys):
+    workdir = tmp_path / "retrieval"
+    given = demo_flags(
+        data_dir=data_dir, workdir=workdir, recipe="finetune_retrieval.py:shapes", steps=2, image__size=48,
+        init_from__checkpoint=pretrained, optimizer__warmup_steps=1,
+    )  # fmt: skip
+    assert train.door(given) == 0
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert not any("mlm" in line or "mim" in line for line in lines)
+    assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-val.json"]
+    capsys.readouterr()
+    assert evaluate.door([*given, "--k=2,12,5"]) == 0
+    found = json.loads(capsys.readouterr().out)["retrieval-val"]
+    assert found["rerank_candidates"] == 12
+    assert {"tr_r1_rerank", "tr_r1_rerank_2", "tr_r1_rerank_5", "r_mean", "r_mean_rerank"} <= set(found)
+    mean = np.mean([found[f"{way}_r{k}"] for way in ("tr", "ir") for k in (1, 5, 10)])
+    assert found["r_mean"] == pytest.approx(mean)
+    assert evaluate.door([*given, "--k=2,x"]) == 2
+
+
+def test_an_exported_folder_serves_as_well_as_the_run(pretrained, tmp_path):
+    folder = tmp_path / "export"
+    assert weights.door(["export", f"--workdir={pretrained}", f"--output={folder}"]) == 0
+    config = read_config(pretrained)
+    config.task, config.image.size = "entailment", 48
+    shapes = parameter_shapes(config)
+    from_run, from_folder = (
+        import_checkpoint(str(path), shapes=shapes, config=config) for path in (pretrained, folder)
+    )
+    assert from_run.params.keys() == from_folder.params.keys()
+    jax.tree.map(np.testing.assert_array_equal, from_run.params, from_folder.params)
+    table = from_run.params["image_encoder/position_embedding"]
+    config.image.size = 32
+    small = import_checkpoint(str(folder), shapes=parameter_shapes(config), config=config).params
+    np.testing.assert_allclose(table, resize_positions(small["image_encoder/position_embedding"], side=6))
+    assert set(flat(parameter_shapes(config))) - set(small) == {
+        f"classification_head/{layer}/{kind}" for layer in ("dense", "out") for kind in ("kernel", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.width": 32}, "has .* with the shape .* the model"),
+        ({"model.layers": 2}, "with the shape .* the model"),
+        ({"model.heads": 4}, "was trained with config.model.heads=2, not 4"),
+        ({"text.kind": "bert"}, "was trained with config.text.kind='roberta'"),
+        ({"model.cross_layers": 2}, "has no parameter .*cross_encoder/block_1"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(pretrained, changes, message):
+    config = read_config(pretrained)
+    config.task = "nlvr2"
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(str(pretrained), shapes=parameter_shapes(config), config=config)
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys):
+    given = flags("entailment", data_dir=data_dir, workdir=tmp_path / "run", pretrained=tmp_path)
+    assert train.door(given) == 2
+    assert "mvlm train: " in capsys.readouterr().err
+    config = recipe("demo")
+    config.update_from_flattened_dict(SMALLER)
+    with pytest.raises(UserError, match="neither the workdir of a run nor a folder"):
+        import_checkpoint(str(tmp_path), shapes=parameter_shapes(config), config=config)
+    assert not (tmp_path / "run").exists()
