@@ -131,6 +131,9 @@ def _main(record, jobs):
             status = importlib.import_module(f"mvlm_jax.{job['door']}").door(job["flags"])
         done.append({"status": status, "ids": ids})
     Path(record).write_text(json.dumps(done))
+    # Together, and past the status that a run broken off on purpose has left for the end of its process.
+    jax.distributed.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":
