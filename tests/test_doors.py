@@ -157,7 +157,7 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data
         (["--config=DEMO", "--workdir=W", "--config.mask.zzz=7"], "no field 'zzz'"),
         (["--config=DEMO", "--workdir=W", "--config.steps=many"], "--config.steps=many"),
         (["--config=DEMO", "--workdir=W", "--config.steps=1.5"], "--config.steps=1.5"),
-        (["--config=DEMO", "--workdir=W", "--config.batch_size=63"], "multiple of 32, config.accumulate=1 times config.matching.group=32"),
+        (["--config=DEMO", "--workdir=W", "--config.batch_size=63"], "times config.matching.group=32"),
         (["--config=DEMO", "--workdir=W", "--config.image.size=50"], "multiple of 16 pixels"),
         (["--config=DEMO", "--workdir=W", "--config.mask.condition_on=all"], "not one of unmasked, masked, none"),
         (["--config=DEMO", "--workdir=W", "--config.mask.image_ratio=1.5"], "between 0 and 1"),
