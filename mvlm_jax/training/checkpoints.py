@@ -1,5 +1,6 @@
 """The checkpoints of a run."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a killed run left half-written
         )
         self._open(directory, options)
+        # Tells of a removal also where a write in the background has made the directory anew.
+        self._opened = os.open(self._directory, os.O_RDONLY)
 
     @classmethod
     def for_reading(cls, directory: Path) -> "Checkpoints":
@@ -50,6 +53,7 @@ class Checkpoints:
         return self
 
     def _open(self, directory: Path, options: ocp.CheckpointManagerOptions) -> None:
+        self._opened: int | None = None
         self._directory = Path(directory).absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
 
@@ -57,7 +61,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None:
+        try:
+            self._close(failed=kind is not None)
+        finally:
+            if self._opened is not None:
+                os.close(self._opened)
+
+    def _close(self, *, failed: bool) -> None:
+        if not failed:
             with self._writing():
                 self._manager.close()
             return
@@ -184,13 +195,24 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+            if self._removed():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except (OSError, ValueError, RuntimeError) as error:  # ValueError: TensorStore's, whatever the disk says
             whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
             left = f"the last whole one is of step {whole[-1]}" if whole else "there is no whole one"
-            reason = _in_one_line(error) if self._directory.is_dir() else "the directory was removed"
+            reason = "the directory was removed" if self._removed() else _in_one_line(error)
             raise RunError(f"a checkpoint cannot be written to {self._directory}: {reason}; {left}") from error
+
+    def _removed(self) -> bool:
+        """Whether the directory that was opened for writing is no longer there."""
+        if self._opened is None:
+            return False
+        try:
+            return not self._directory.is_dir() or os.fstat(self._opened).st_nlink == 0
+        except OSError:  # a stale handle of a network file system
+            return True
 
     def _check(self, step: int) -> None:
         steps = self.steps()
