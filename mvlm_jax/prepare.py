@@ -20,7 +20,6 @@ With --preview a page shows what a step of a run sees: its images as augmented, 
 """
 
 import functools
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +62,6 @@ BUILDERS: dict[str, Callable[[Path], Collection]] = {
     "pairs4m": pairs4m.collection,
 }
 KNOWN = ", ".join([*DRAWN, *BUILDERS])
-WORTH_WORKERS = 2000  # examples; fewer are written before worker processes have started
 TOKENIZER_EXAMPLES = 20_000  # whose captions a tokenizer is trained on, to measure lengths with
 PREVIEW = "preview.html"
 ONLY_WITH = {  # flags that say nothing without another one
@@ -100,9 +98,6 @@ def prepare(
         written.
     """
     collection = collect(dataset, sources=sources, data_dir=data_dir)
-    if not workers:
-        examples = sum(map(len, collection.splits.values()))
-        workers = (os.cpu_count() or 1) if examples >= WORTH_WORKERS else 1
     try:
         return write_dataset(
             collection, name=dataset, data_dir=data_dir, workers=workers, checks=checks, licence=licence

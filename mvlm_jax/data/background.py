@@ -1,16 +1,16 @@
 """Batches made ahead of the step that needs them."""
 
 import math
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Shaped
+
+from mvlm_jax.data.parent import end_with_parent
 
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 
@@ -45,9 +45,4 @@ def _outlive_signals_but_not_the_parent(*_) -> None:
     # A terminal or a scheduler signals the whole group, while the parent still needs batches to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()

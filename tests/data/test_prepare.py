@@ -1,4 +1,5 @@
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -162,6 +163,22 @@ def test_prepared_dataset_is_not_taken_for_one_of_another_source_or_size(publish
     source = f"--source=json:{published}/pairs.json"
     (published / "pairs.json").write_text(json.dumps([{"image": "x.jpg", "caption": "a"}]))
     assert "already prepared with source" in refusal(capsys, "--dataset=shapes", data_dir, source)
+
+
+class Costly(ListSource):
+    """May not be asked anything."""
+
+    def __len__(self):
+        raise AssertionError("was drawn")
+
+
+def test_what_is_prepared_already_is_not_drawn_again(tmp_path, small_shapes, monkeypatch):
+    prepare = functools.partial(prepare_door.prepare, dataset="shapes", sources=(), data_dir=tmp_path)
+    written = prepare()
+    drawing = shapes_collection(train=9, val=4, test=4).source
+    costly = Collection(splits={"train": Costly([])}, source=drawing)
+    monkeypatch.setitem(prepare_door.DRAWN, "shapes", lambda: costly)
+    assert prepare() == written
 
 
 def manifest_of_shapes(data_dir: Path, **options) -> dict:

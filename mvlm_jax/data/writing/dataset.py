@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.records import ids_file
+from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, write_shard
@@ -29,6 +29,7 @@ from mvlm_jax.errors import UserError
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+WORTH_WORKERS = 2000  # examples; fewer are written before worker processes have started
 SMALLEST_SHARD, MOST_SHARDS = 512, 256  # examples; files of a split: enough to share out, few enough to keep open
 SHARD_FIELDS = ("file", "examples", "bytes", "sha256")
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -47,7 +48,7 @@ def write_dataset(
     *,
     name: str,
     data_dir: Path,
-    workers: int = 1,
+    workers: int = 0,
     checks: ImageChecks | None = None,
     licence: str = "",
 ) -> Path:
@@ -57,7 +58,7 @@ def write_dataset(
     their digest still fits, and everything starts over where the lists or the checks have changed.
 
     Args:
-      workers: processes; 1: this one. The files do not depend on it.
+      workers: processes; 1: this one, 0: one a core where the collection is worth it. The files do not depend on it.
 
     Raises:
       UserError: a split without a usable image, another `write_dataset` at work, or another dataset of that name.
@@ -73,7 +74,7 @@ def write_dataset(
             return final
         _continue_or_start_over(partial, {**origin, **_sizes(collection)})
         shards = _shards(collection, name=name, directory=partial)
-        _write_missing(shards, collection=collection, workers=workers, checks=checks)
+        _write_missing(shards, collection=collection, workers=workers or _worthwhile(shards), checks=checks)
         try:
             _describe(partial, name=name, collection=collection, origin=origin, shards=shards, licence=licence)
         except UserError:
@@ -126,6 +127,10 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
     return shards
 
 
+def _worthwhile(shards: list[Shard]) -> int:
+    return (os.cpu_count() or 1) if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
+
+
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
     total = sum(len(shard.indices) for shard in shards)
     # No bar where nobody looks: disable=None asks the terminal.
@@ -175,13 +180,7 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(splits: Mapping[str, Source], codec: Codec, checks: ImageChecks) -> None:
     _worker.update(splits=splits, codec=codec, checks=checks)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A parent that was killed cannot tell its workers, which would write on without its lock.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()  # or it would write on without its parent's lock
 
 
 def _write_in_worker(shard: Shard) -> None:
