@@ -1,0 +1,74 @@
+"""The table of docs/results.md: the tasks over drawn shapes, from a pre-trained model, from random values, and blind.
+
+Twelve runs one after another, of some minutes each on a laptop; what is already in DIRECTORY is not repeated. A blind
+run starts from the pre-trained model too.
+
+Example:
+  python benchmarks/downstream.py --directory=runs/downstream --data_dir=runs/data --pretrained=runs/demo
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class Recipe(NamedTuple):
+    config: str
+    results: str  # file in eval/
+
+
+TASKS = {
+    "vqa": Recipe("finetune_vqa.py", "vqa-val.json"),
+    "nlvr2": Recipe("finetune_nlvr2.py", "nlvr2-val.json"),
+    "ve": Recipe("finetune_snli_ve.py", "entailment-val.json"),
+}
+COLUMNS = {"pretrained": "none", "random": "none", "no_image": "image", "no_text": "text"}  # and what a run is blind to
+
+
+def run(task: str, column: str, *, directory: Path, data_dir: Path, pretrained: Path) -> float:
+    """Accuracy of one run, in per cent.
+
+    Raises:
+      CalledProcessError: the run failed.
+    """
+    recipe, workdir = TASKS[task], directory / f"{task}-{column}"
+    start = [] if column == "random" else [f"--config.init_from.checkpoint={pretrained}"]
+    command = [
+        sys.executable, "-m", "mvlm_jax.train",
+        f"--config={CONFIGS / recipe.config}:shapes", f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}", f"--config.blind={COLUMNS[column]}", *start,
+    ]  # fmt: skip
+    print(" ".join(command), file=sys.stderr)
+    started = time.monotonic()
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    print(f"{task}-{column}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return json.loads((workdir / "eval" / recipe.results).read_text())["accuracy"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True, help="where the runs are kept")
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--pretrained", type=Path, required=True, help="workdir of make demo")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; all by default")
+    options = parser.parse_args()
+    unknown = sorted(set(options.tasks) - set(TASKS))
+    if unknown:
+        parser.error(f"{unknown[0]!r} is not one of {', '.join(TASKS)}")
+    directories = {name: getattr(options, name).resolve() for name in ("directory", "data_dir", "pretrained")}
+    print(f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}", flush=True)
+    for task in options.tasks or TASKS:
+        prepare = [sys.executable, "-m", "mvlm_jax.prepare", f"--dataset=shapes_{task}"]
+        subprocess.run([*prepare, f"--data_dir={directories['data_dir']}"], check=True, stdout=sys.stderr)
+        row = [f"{run(task, column, **directories):.1f}" for column in COLUMNS]
+        print(f"| {task} | {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
