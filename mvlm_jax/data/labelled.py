@@ -29,7 +29,11 @@ class LabelledSource(Source[LabelledExample], Protocol):
     """A source whose examples can be had without their images."""
 
     def row(self, index: int) -> "LabelledRow":
-        """Everything but the images, which are not read."""
+        """Everything but the images, which are not read.
+
+        Raises:
+          UnusableImage: the record is damaged.
+        """
         ...
 
 

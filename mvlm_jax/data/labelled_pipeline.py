@@ -140,8 +140,9 @@ class LabelledSplit:
                 yield batch, rows, left_out
 
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
-        row = self.source.row(index)
+        row = LabelledRow((), "", (), "", "", self.source.example_id(index))
         try:
+            row = self.source.row(index)
             example = self.source[index]
             _check_images(example, images=self.images)
             images = [

@@ -14,7 +14,7 @@ from absl import logging
 from grain.experimental import index_shuffle
 from jaxtyping import Int32
 
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import Source, open_source
 from mvlm_jax.errors import UserError
 
@@ -94,11 +94,11 @@ class Mixture:
                 yield component.source, component.record(position)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of every pair that is seen and there, for training a tokenizer."""
+        """Every caption of every pair that is seen and can be read, for training a tokenizer."""
         for source, record in self.records():
             try:
                 yield from source[record]["captions"]
-            except AbsentImage:
+            except UnusableImage:
                 continue
 
 

@@ -27,7 +27,7 @@ class Source(Protocol[ExampleT]):
     def __getitem__(self, index: int) -> ExampleT:
         """
         Raises:
-          AbsentImage: an image is not where the source says.
+          UnusableImage: an image is not where the source says, or the record is damaged.
         """
         ...
 

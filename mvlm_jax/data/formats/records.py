@@ -1,21 +1,24 @@
 """ArrayRecord files of serialized `tf.train.Example`, as TFDS and `mvlm prepare` write them."""
 
+import contextlib
 import dataclasses
 import glob
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
+from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mvlm_jax.data.examples import Example
+from mvlm_jax.data.images import UndecodableImage
 from mvlm_jax.errors import UserError
 
 FEATURES = ("image", "captions", "image_id")
@@ -49,7 +52,15 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        values = self.values(index)
+        """
+        Raises:
+          UndecodableImage: the record is damaged, or is no such example.
+          UserError: its file cannot be read.
+        """
+        with _damage_told(index):
+            return self.example(self.values(index))
+
+    def example(self, values: Mapping[str, Sequence[bytes]]) -> Example:
         return {
             "image": values["image"][0],
             "captions": list(map(as_text, values["captions"])),
@@ -57,15 +68,20 @@ class RecordSource:
         }
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
-        """Of each feature of a record."""
+        """Of each feature of a record; raises what ArrayRecord and protobuf do."""
         found = parse(self._records[index], features=self.features)
         return {name: found[name].bytes_list.value for name in self.features}
 
     def example_id(self, index: int) -> str:
+        """The number of the record where it is damaged and its id is nowhere else."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[number]
         if not part.ids:
-            return as_text(self.values(index)[self.features[-1]][0])
+            try:
+                with _damage_told(index):
+                    return as_text(self.values(index)[self.features[-1]][0])
+            except UndecodableImage:
+                return f"record {index}"
         if part.ids not in self._ids:
             self._ids[part.ids] = read_ids(part.ids)
         return self._ids[part.ids][part.ids_start + index - int(self._starts[number])].as_py()
@@ -121,12 +137,16 @@ def open_files(pattern: str) -> RecordSource:
     try:
         counts = [_record_count(file) for file in files]
         source = RecordSource([Records(file, 0, count, count) for file, count in zip(files, counts)])
-        if len(source):
-            source[0]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{pattern!r} is not of readable ArrayRecord files: {error}") from error
-    except (DecodeError, KeyError, IndexError) as error:
+    try:
+        if len(source):
+            source.example(source.values(0))
+    except (DecodeError, LookupError) as error:
         raise UserError(f"records of {pattern!r} are not examples of {', '.join(FEATURES)}") from error
+    except RuntimeError as error:
+        # Damage to one record is no worse at the first one than at any other.
+        logging.warning("record 0 of %r cannot be read: %s", pattern, error)
     return source
 
 
@@ -162,6 +182,17 @@ def _check_features(features: Any, *, directory: Path, reader: type[RecordSource
             f"dataset {directory} has no {', '.join(missing)} but {', '.join(features)}; "
             f"{reader.holds} has {', '.join(reader.features)}"
         )
+
+
+@contextlib.contextmanager
+def _damage_told(index: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, DecodeError, LookupError) as error:
+        # Where the system fails rather than the record, ArrayRecord names the call: "open() failed: …".
+        if "() failed" in str(error):
+            raise UserError(f"record {index} cannot be read: {error}") from error
+        raise UndecodableImage("corrupt", f"record {index}: {type(error).__name__} {error}") from error
 
 
 def _record_count(file: str) -> int:
