@@ -84,7 +84,7 @@ class LabelledExamples(RunExamples):
         Raises:
           UserError: another number of images, or so many unusable records in a row that the source must be broken.
         """
-        made, skipped = self.first_usable(index, self._made)
+        made, skipped, _ = self.first_usable(index, self._made)
         return made._replace(skipped=skipped)
 
     def _made(self, example: LabelledExample, rng: random.Random) -> TrainExample:
