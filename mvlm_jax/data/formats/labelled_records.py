@@ -11,6 +11,7 @@ class LabelledRecords(RecordSource):
 
     features = ("images", "text", "answers", "kind", "group", "example_id")
     holds = "a dataset of questions, statements or hypotheses"
+    otherwise = ""
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
         texts = {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
