@@ -151,6 +151,12 @@ def test_disk_that_cannot_be_read_stops_rather_than_empty_a_collection(tmp_path,
         source[0]
 
 
+def test_list_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    uri = write_json(tmp_path / "ann.json", [])
+    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    assert refusal(uri).endswith("ann.json' cannot be read (Permission denied)")
+
+
 def failing(number: int):
     def read_bytes(path):
         raise OSError(number, os.strerror(number), str(path))
