@@ -30,7 +30,7 @@ from PIL import Image
 
 from mvlm_jax.data.augmentation import decode_for_crop, distorted, random_crop, resized_crop
 from mvlm_jax.data.images import EncodedImage
-from mvlm_jax.data.mixtures import Mixture, open_mixture
+from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
 from mvlm_jax.data.pipeline import TrainBatches, TrainExamples, train_batches
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 
@@ -63,6 +63,10 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.size, self.rows, self.rounds = arguments.image_size, arguments.batch_size, arguments.rounds
         self.mixture: Mixture = open_mixture(arguments.source, data_dir=arguments.data_dir)
+        largest = min(self.mixture.epoch_size, LOADED)
+        if self.rows > largest:
+            # PyTorch's loader drops the last batch, and would have no other.
+            raise SystemExit(f"--batch_size={self.rows} is too large for {arguments.source}; give {largest} or less")
         self.tokenizer = _tokenizer(self.mixture)
         examples = TrainExamples(
             mixture=self.mixture, seed=0, image_size=self.size, max_image_pixels=IMAGE_LIMIT, **AUGMENT
@@ -77,7 +81,7 @@ class Bench:
         device = jax.devices()[0]
         for number in range(self.rounds):
             rng = random.Random(number)
-            places = [self.mixture.locate(number * self.rows + row, seed=0) for row in range(self.rows)]
+            places = [_place(self.mixture, number * self.rows + row) for row in range(self.rows)]
             clock = Clock(taken, images=self.rows)
             examples = [component.source[component.record(position)] for component, position in places]
             clock.lap("read")
@@ -196,7 +200,7 @@ class Bench:
 
     def _bare(self, make: Callable[[bytes, random.Random, int], object]) -> Callable[[int], None]:
         rng = random.Random(0)
-        places = [self.mixture.locate(index, seed=0) for index in range(min(self.mixture.epoch_size, 1024))]
+        places = [_place(self.mixture, index) for index in range(min(self.mixture.epoch_size, 1024))]
         data = [component.source[component.record(position)]["image"] for component, position in places]
 
         def run(number: int) -> None:
@@ -258,10 +262,15 @@ def _tokenizer(mixture: Mixture) -> Tokenizer:
     return train_tokenizer(itertools.islice(mixture.captions(), 10_000), kind="roberta", vocab_size=8_000)
 
 
+def _place(mixture: Mixture, index: int) -> tuple[Component, int]:
+    number, position = mixture.locate(index, seed=0)
+    return mixture.components[number], position
+
+
 def _write_files(mixture: Mixture, directory: Path) -> list[tuple[Path, list[str]]]:
     pairs = []
     for index in range(min(mixture.epoch_size, LOADED)):
-        component, position = mixture.locate(index, seed=0)
+        component, position = _place(mixture, index)
         example = component.source[component.record(position)]
         path = directory / f"{index}.jpg"
         path.write_bytes(example["image"])

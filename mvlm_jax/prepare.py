@@ -37,7 +37,7 @@ from mvlm_jax.data.checking.doctor import Limits, examine
 from mvlm_jax.data.checking.kinds import GROUPS, parse_policy
 from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import OPENERS, Source, open_source, resolved_data_dir, source_files
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
@@ -234,7 +234,7 @@ def _some_captions(source: Source) -> Iterator[str]:
     for index in range(0, len(source), -(-len(source) // TOKENIZER_EXAMPLES) or 1):
         try:
             yield from source[index]["captions"]
-        except AbsentImage:
+        except UnusableImage:
             continue
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.formats.listed import read_image
 from mvlm_jax.data.sources import Source
 
 
@@ -29,7 +29,11 @@ class LabelledSource(Source[LabelledExample], Protocol):
     """A source whose examples can be had without their images."""
 
     def row(self, index: int) -> "LabelledRow":
-        """Everything but the images, which are not read."""
+        """Everything but the images, which are not read.
+
+        Raises:
+          UnusableImage: the record is damaged.
+        """
         ...
 
 
@@ -55,7 +59,7 @@ class ListedExamples:
 
     def __getitem__(self, index: int) -> LabelledExample:
         row = self._rows[index]
-        images = [_read(self._root / path) for path in row.images]
+        images = [read_image(self._root / path) for path in row.images]
         return {**row._asdict(), "images": images, "answers": list(row.answers)}
 
     def row(self, index: int) -> LabelledRow:
@@ -74,10 +78,3 @@ def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:
     # Sums of tenths in another order could differ in the last bit, and so could the list.
     ordered = sorted(given, key=lambda answer: (-round(given[answer], 6), answer))
     return ordered[:size]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise AbsentImage(str(path)) from error

@@ -84,7 +84,7 @@ class LabelledExamples(RunExamples):
         Raises:
           UserError: another number of images, or so many unusable records in a row that the source must be broken.
         """
-        made, skipped = self.first_usable(index, self._made)
+        made, skipped, _ = self.first_usable(index, self._made)
         return made._replace(skipped=skipped)
 
     def _made(self, example: LabelledExample, rng: random.Random) -> TrainExample:
@@ -140,8 +140,9 @@ class LabelledSplit:
                 yield batch, rows, left_out
 
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
-        row = self.source.row(index)
+        row = LabelledRow((), "", (), "", "", self.source.example_id(index))
         try:
+            row = self.source.row(index)
             example = self.source[index]
             _check_images(example, images=self.images)
             images = [

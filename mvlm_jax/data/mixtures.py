@@ -14,7 +14,7 @@ from absl import logging
 from grain.experimental import index_shuffle
 from jaxtyping import Int32
 
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import Source, open_source
 from mvlm_jax.errors import UserError
 
@@ -74,8 +74,8 @@ class Mixture:
         """Examples in an epoch."""
         return self._ends[-1]
 
-    def locate(self, index: int, *, seed: int) -> tuple[Component, int]:
-        """The component, and the position in it, of the example that comes at `index` from the start of the run."""
+    def locate(self, index: int, *, seed: int) -> tuple[int, int]:
+        """The number of the component, and the position in it, of the example at `index` from the start of the run."""
         epoch, place = divmod(index, self.epoch_size)
         place = index_shuffle(place, self.epoch_size - 1, _seed(seed, "epoch", epoch), ROUNDS)
         number = bisect.bisect_right(self._ends, place)
@@ -85,7 +85,11 @@ class Mixture:
         if count % length:
             # An epoch sees a part of a pass: a part of the file would be no fair sample of it.
             position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
-        return self.components[number], position
+        return number, position
+
+    def identity(self, number: int, example_id: str) -> str:
+        """An id that no example of another component has: `example_id` where there is but one component."""
+        return example_id if len(self.components) == 1 else f"{number}/{example_id}"
 
     def records(self) -> Iterator[tuple[Source, int]]:
         """Every example that is seen, once: its source, and the index in it."""
@@ -94,11 +98,11 @@ class Mixture:
                 yield component.source, component.record(position)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of every pair that is seen and there, for training a tokenizer."""
+        """Every caption of every pair that is seen and can be read, for training a tokenizer."""
         for source, record in self.records():
             try:
                 yield from source[record]["captions"]
-            except AbsentImage:
+            except UnusableImage:
                 continue
 
 

@@ -73,7 +73,7 @@ def train_batches(
 class TrainExample(NamedTuple):
     """A pair as a run sees it."""
 
-    image_id: str
+    image_id: str  # equal ids are the same image, so those of one component of a mixture are no other's
     caption: str
     image: UInt8[np.ndarray, "S S 3"]
     skipped: int = 0  # unusable records that were stepped over to reach it
@@ -87,8 +87,8 @@ class TrainExamples(RunExamples):
         Raises:
           UserError: so many unusable records in a row that the source must be broken.
         """
-        made, skipped = self.first_usable(index, self._made)
-        return made._replace(skipped=skipped)
+        made, skipped, number = self.first_usable(index, self._made)
+        return made._replace(image_id=self.mixture.identity(number, made.image_id), skipped=skipped)
 
     def _made(self, example: Example, rng: random.Random) -> TrainExample:
         captions = _without_blanks(example)["captions"]

@@ -40,8 +40,9 @@ class RunExamples:
     magnitude: int
     reported: set[str] = dataclasses.field(default_factory=set)
 
-    def first_usable(self, index: int, make: Callable[[Any, random.Random], Made]) -> tuple[Made, int]:
-        """What is made of the first usable example from `index` on, and how many unusable ones were stepped over.
+    def first_usable(self, index: int, make: Callable[[Any, random.Random], Made]) -> tuple[Made, int, int]:
+        """What is made of the first usable example from `index` on, how many unusable ones were stepped over, and the
+        number of the component that they are from.
 
         Args:
           make: called with an example and the random stream of `index`; raises UnusableExample or UnusableImage.
@@ -52,13 +53,14 @@ class RunExamples:
         # Each index has a stream of its own, wherever in a batch it is made. Python's generator draws single numbers
         # ten times as fast as NumPy's; only what it makes of `random()` is the same in every version.
         rng = random.Random(self.seed << 64 | index)
-        component, position = self.mixture.locate(index, seed=self.seed)
+        number, position = self.mixture.locate(index, seed=self.seed)
+        component = self.mixture.components[number]
         reason = ""
         gap = min(len(component), LONGEST_GAP)
         for skipped in range(gap):
             record = component.record(position + skipped)
             try:
-                return make(component.source[record], rng), skipped
+                return make(component.source[record], rng), skipped, number
             except (UnusableExample, UnusableImage) as error:
                 reason = str(error)
             example_id = component.source.example_id(record)

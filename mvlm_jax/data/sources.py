@@ -3,17 +3,20 @@
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote
 
 import tensorflow_datasets as tfds
 
+from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.errors import UserError
+
+VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version
 
 ExampleT = TypeVar("ExampleT", covariant=True)
 
@@ -27,7 +30,7 @@ class Source(Protocol[ExampleT]):
     def __getitem__(self, index: int) -> ExampleT:
         """
         Raises:
-          AbsentImage: an image is not where the source says.
+          UnusableImage: an image is not where the source says, or the record is damaged.
         """
         ...
 
@@ -98,42 +101,51 @@ def resolved_data_dir(data_dir: str) -> Path:
 
 
 def prepared_dir(name: str, *, data_dir: str) -> Path:
-    """Directory of the newest prepared version of a dataset.
+    """Directory of the newest prepared version of a dataset, `name` or as TFDS names some `name/config`.
 
     Raises:
-      UserError: there is none; names the command that makes it.
+      UserError: there is none; names the command that makes it where `mvlm prepare` does.
     """
     root = resolved_data_dir(data_dir)
     newest = newest_version(root / name)
-    if newest is None:
-        source = "" if name.startswith("shapes") else " --source=DIR"
-        raise UserError(
-            f"dataset {name!r} is not prepared in {root}; make it with: "
-            f"mvlm prepare --dataset={name}{source} --data_dir={root}"
-        )
-    return newest
+    if newest is not None:
+        return newest
+    configs = sorted({path.parents[1].name for path in (root / name).glob(f"*/{VERSION_INFO}")})
+    if configs:
+        raise UserError(f"dataset {name!r} in {root} has several forms; write {name}/ and one of {', '.join(configs)}")
+    if "/" in name:
+        raise UserError(f"dataset {name!r} is not in {root}; TFDS would write it to {root / name}/VERSION")
+    source = "" if name in DRAWN else " --source=DIR" if name in PUBLISHED else " --source=URI"
+    raise UserError(
+        f"dataset {name!r} is not prepared in {root}; make it with: "
+        f"mvlm prepare --dataset={name}{source} --data_dir={root}"
+    )
 
 
 def newest_version(directory: Path) -> Path | None:
     """The directory itself where it is a prepared version, else the newest one in it."""
     if (directory / "dataset_info.json").is_file():
         return directory
-    versions = [path.parent for path in directory.glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
+    versions = [path.parent for path in directory.glob(VERSION_INFO)]
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
-def _open_tfds(path: str, *, data_dir: str) -> Source[Example]:
+def _open_tfds(path: str, *, data_dir: str, **names: str) -> Source[Example]:
     name, _, split = path.partition(":")
-    if not re.fullmatch(r"\w+", name) or not split:
+    if not re.fullmatch(r"\w+(/\w+)?", name) or not split:
         raise UserError(f"source {'tfds:' + path!r} is not of the form tfds:<name>:<split>")
-    return records.open_dataset(prepared_dir(name, data_dir=data_dir), split)
+    return records.open_dataset(prepared_dir(name, data_dir=data_dir), split, features=_features(names))
 
 
-def _open_arrayrecord(path: str, *, data_dir: str) -> Source[Example]:
+def _open_arrayrecord(path: str, *, data_dir: str, **names: str) -> Source[Example]:
     directory, split = newest_version(Path(path).parent), Path(path).name
     if directory is not None and re.fullmatch(r"\w+(\[[^\]]*\])?", split):
-        return records.open_dataset(directory, split)
-    return records.open_files(path)
+        return records.open_dataset(directory, split, features=_features(names))
+    return records.open_files(path, features=_features(names))
+
+
+def _features(names: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(names.get(option, feature) for option, feature in zip(records.OPTIONS, records.FEATURES))
 
 
 def _local(opener: Callable[..., Source[Example]]) -> Callable[..., Source[Example]]:
@@ -142,8 +154,8 @@ def _local(opener: Callable[..., Source[Example]]) -> Callable[..., Source[Examp
 
 # (options, opener) by scheme
 OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source[Example]]]] = {
-    "tfds": ((), _open_tfds),
-    "arrayrecord": ((), _open_arrayrecord),
+    "tfds": (records.OPTIONS, _open_tfds),
+    "arrayrecord": (records.OPTIONS, _open_arrayrecord),
     "json": (annotations.OPTIONS, _local(annotations.open_json)),
     "webdataset": ((), _local(webdataset.open_webdataset)),
     "table": (table.OPTIONS, _local(table.open_table)),

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.labelled import LabelledRow, answer_list
 from mvlm_jax.data.labelled_pipeline import (
     Classes,
@@ -197,8 +198,12 @@ def _training_texts(config: ConfigDict) -> Iterator[str]:
 
 
 def _labelled_rows(config: ConfigDict) -> Iterator[LabelledRow]:
-    """Of the training source, as far as the run sees it."""
-    return (source.row(record) for source, record in _mixture(config).records())
+    """Of the training source, as far as the run sees it and can read it."""
+    for source, record in _mixture(config).records():
+        try:
+            yield source.row(record)
+        except UnusableImage:
+            continue
 
 
 def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str, ...]]:

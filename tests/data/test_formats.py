@@ -1,7 +1,10 @@
+import errno
 import io
 import json
+import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -119,6 +122,46 @@ def test_image_that_is_not_there_is_found_out_when_it_is_read(tmp_path, images):
             source[i]
         assert caught.value.reason == "absent"
     assert source.example_id(0) == "images/none.jpg"
+
+
+def test_path_that_cannot_be_followed_is_as_one_that_is_not_there(tmp_path, images):
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    caption = "a dog that runs " * 40  # shifted into the column of paths
+    source = opened(
+        write_json(tmp_path / "ann.json", [{"image": name, "caption": "x"} for name in ("loop.jpg", caption)])
+    )
+    for i in range(2):
+        with pytest.raises(AbsentImage):
+            source[i]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_image_that_may_not_be_read_is_left_out(tmp_path, images, monkeypatch, number):
+    source = opened(write_json(tmp_path / "ann.json", [{"image": "images/one.jpg", "caption": "x"}]))
+    monkeypatch.setattr(Path, "read_bytes", failing(number))
+    with pytest.raises(AbsentImage, match=r"one.jpg \("):
+        source[0]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_disk_that_cannot_be_read_stops_rather_than_empty_a_collection(tmp_path, images, monkeypatch, number):
+    source = opened(write_json(tmp_path / "ann.json", [{"image": "images/one.jpg", "caption": "x"}]))
+    monkeypatch.setattr(Path, "read_bytes", failing(number))
+    with pytest.raises(UserError, match=r"one.jpg' cannot be read: "):
+        source[0]
+
+
+def test_list_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    uri = write_json(tmp_path / "ann.json", [])
+    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    assert refusal(uri).endswith("ann.json' cannot be read (Permission denied)")
+
+
+def failing(number: int):
+    def read_bytes(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return read_bytes
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_collection(tmp_path, images):

@@ -30,7 +30,8 @@ def numbered(count: int, *, prefix: str = "image") -> Ids:
 
 def seen(mixture: Mixture, indices, *, seed: int = 0) -> list[str]:
     located = (mixture.locate(index, seed=seed) for index in indices)
-    return [component.source.example_id(component.record(position)) for component, position in located]
+    places = ((mixture.components[number], position) for number, position in located)
+    return [component.source.example_id(component.record(position)) for component, position in places]
 
 
 def epochs(mixture: Mixture, count: int, *, seed: int = 0) -> list[list[str]]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,27 @@ def test_a_process_reads_no_record_of_another(tokenizer):
     take(2, watched, tokenizer, rows=[2, 3], **PLAIN)
     assert len(watched.read) >= 4
     assert watched.read <= {number for batch in whole_epoch for number in batch["image_id"][[2, 3]].tolist()}
+
+
+def image_ids(mixture, tokenizer):
+    """Of an epoch."""
+    [batch] = take(1, mixture, tokenizer, **{**PLAIN, "batch_size": mixture.epoch_size})
+    return batch["image_id"].tolist()
+
+
+def test_same_id_in_two_sources_is_not_the_same_image(tokenizer):
+    alike = [Component(pair_source(4)), Component(pair_source(4))]
+    assert len(set(image_ids(Mixture(alike), tokenizer))) == 8
+
+
+def test_same_id_in_one_source_is_the_same_image_in_every_pass(tokenizer):
+    twice = Mixture([Component(pair_source(4), weight=2.0), Component(pair_source(3))])
+    assert sorted(Counter(image_ids(twice, tokenizer)).values()) == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_ids_of_a_single_source_are_hashed_as_they_are(tokenizer):
+    found = image_ids(Mixture([Component(pair_source(4))]), tokenizer)
+    assert set(found) == {stable_hash(f"image-{i}") for i in range(4)}
 
 
 def shares(source, tokenizer, *, hosts, **options):

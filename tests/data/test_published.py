@@ -9,7 +9,7 @@ from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import in_minival, open_vqa, submission
 from mvlm_jax.data.images import AbsentImage
-from mvlm_jax.data.labelled import LabelledSource, answer_list
+from mvlm_jax.data.labelled import LabelledRow, LabelledSource, ListedExamples, answer_list
 from mvlm_jax.data.labelled_sources import parse_labelled
 from mvlm_jax.errors import UserError
 
@@ -56,6 +56,14 @@ def test_questions_of_vqa_have_their_ten_answers_and_their_image(tmp_path):
     assert example["answers"] == ["net"] * 7 + ["netting"] * 3
     assert (example["kind"], example["example_id"]) == ("other", "458752000")
     with pytest.raises(AbsentImage, match="absent.*COCO_train2014_000000000009"):
+        source[0]
+
+
+@pytest.mark.parametrize("name", ["a\0b.jpg", "a" * 300, "loop.jpg"])
+def test_image_whose_path_cannot_be_followed_is_left_out(tmp_path, name):
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    source = ListedExamples([LabelledRow((name,), "a dog?", ("yes",), "", "", "1")], root=tmp_path)
+    with pytest.raises(AbsentImage):
         source[0]
 
 

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from mvlm_jax import prepare
+from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import Source, open_source, split_name
 from mvlm_jax.errors import UserError
@@ -49,9 +51,14 @@ def test_other_schemes_are_refused_with_the_legal_ones(uri, tmp_path):
 
 
 def test_unprepared_dataset_is_refused_with_the_command_that_makes_it(tmp_path):
-    command = f"mvlm prepare --dataset=flickr8k --source=DIR --data_dir={tmp_path}"
-    assert refusal("tfds:flickr8k:train", str(tmp_path)).endswith(command)
-    assert f"mvlm prepare --dataset=shapes --data_dir={tmp_path}" in refusal("tfds:shapes:val", str(tmp_path))
+    sources = {"flickr8k": " --source=DIR", "shapes": "", "shapes_vqa": "", "mine": " --source=URI"}
+    for name, source in sources.items():
+        command = f"mvlm prepare --dataset={name}{source} --data_dir={tmp_path}"
+        assert refusal(f"tfds:{name}:train", str(tmp_path)).endswith(command)
+
+
+def test_the_door_makes_what_the_command_names():
+    assert (tuple(prepare.DRAWN), tuple(prepare.BUILDERS)) == (DRAWN, PUBLISHED)
 
 
 def test_wrong_split_is_refused_with_the_legal_ones(shapes_dir):

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mvlm_jax.data.builders.layout import check_layout, read_json
+from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import karpathy_rows
 from mvlm_jax.data.formats.listed import listed
+from mvlm_jax.data.formats.published import json_file
 from mvlm_jax.errors import UserError
 
 COCO_LIST = "dataset_coco.json"
@@ -43,7 +44,7 @@ def read_list(file: Path) -> dict[str, Any]:
     Raises:
       UserError: it is none.
     """
-    content = read_json(file)
+    content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
     if not images or not all({"split", "filename", "sentences"} <= set(image) for image in images):
         raise UserError(f"{str(file)!r} is not one of Karpathy's lists: images with filename, split and sentences")

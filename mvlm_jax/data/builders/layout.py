@@ -1,9 +1,7 @@
 """What the builders of published collections share."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mvlm_jax.errors import UserError
 
@@ -18,14 +16,3 @@ def check_layout(directory: Path, *, dataset: str, parts: Sequence[str]) -> None
     missing = [name for name in parts if not (directory / name).exists()]
     if missing:
         raise UserError(f"--source={str(directory)!r} has no {' and no '.join(missing)}, which {dataset} is read from")
-
-
-def read_json(file: Path) -> Any:
-    """
-    Raises:
-      UserError: it is not JSON.
-    """
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{str(file)!r} is not JSON: {error}") from error

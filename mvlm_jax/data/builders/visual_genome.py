@@ -6,10 +6,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvlm_jax.data.builders.karpathy import COCO_LIST, FLICKR30K_LIST, HELD_OUT, read_list
-from mvlm_jax.data.builders.layout import check_layout, read_json
+from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import caption_text
 from mvlm_jax.data.formats.listed import Row, listed
+from mvlm_jax.data.formats.published import json_file
 from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
@@ -58,8 +59,8 @@ def _held_out(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _rows(directory: Path, *, held_out: Mapping[str, set[str]], left_out: Tally) -> Iterator[Row]:
-    descriptions = {image["id" if "id" in image else "image_id"]: image for image in read_json(directory / REGIONS)}
-    for image in read_json(directory / IMAGES):
+    descriptions = {image["id" if "id" in image else "image_id"]: image for image in json_file(directory / REGIONS)}
+    for image in json_file(directory / IMAGES):
         identity = str(image["image_id"])
         if str(image["coco_id"]) in held_out["coco"]:
             left_out.add("held_out_in_coco", identity)

@@ -18,7 +18,7 @@ from mvlm_jax.data.checking.images import CELLS, Fingerprint, look
 from mvlm_jax.data.checking.kinds import KINDS
 from mvlm_jax.data.checking.twins import near_pairs, same_files
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.images import AbsentImage, UnusableImage
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.text import Tokenizer
 
@@ -194,8 +194,9 @@ def _problems(
         problems.append(("broken_id", repr(identity)))
     try:
         example = source[index]
-    except AbsentImage as error:
-        return identity, [*problems, ("missing", str(error))], None, []
+    except UnusableImage as error:
+        kind = "missing" if isinstance(error, AbsentImage) else "undecodable"
+        return identity, [*problems, (kind, str(error))], None, []
     seen = look(example["image"], max_pixels=limits.max_pixels, shortest_side=limits.image_size / 4)
     problems += seen.problems
     captions = example["captions"]

@@ -1,12 +1,12 @@
 """JSON annotations: lists as ALBEF's, `dataset_*.json` as Karpathy's, captions as COCO's."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mvlm_jax.data.formats.listed import ListedSource, Row, existing_file, listed, root_of
+from mvlm_jax.data.formats.published import json_file
 from mvlm_jax.errors import UserError
 
 OPTIONS = ("split", "image_root")
@@ -21,10 +21,7 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
       UserError: another layout, no such split, or an entry without an image or with captions that are no text.
     """
     file = existing_file(path)
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path!r} is not JSON: {error}") from error
+    content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
     try:
         if images and "sentences" in images[0]:

@@ -1,5 +1,7 @@
 """Prepared datasets of questions, statements and hypotheses."""
 
+from collections.abc import Mapping, Sequence
+
 from mvlm_jax.data.formats.records import RecordSource, as_text
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow
 
@@ -9,9 +11,9 @@ class LabelledRecords(RecordSource):
 
     features = ("images", "text", "answers", "kind", "group", "example_id")
     holds = "a dataset of questions, statements or hypotheses"
+    otherwise = ""
 
-    def __getitem__(self, index: int) -> LabelledExample:
-        values = self.values(index)
+    def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
         texts = {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
         return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **texts}
 

@@ -1,5 +1,6 @@
 """Images in files of their own, listed with their captions somewhere else."""
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,17 @@ import pyarrow as pa
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.errors import UserError
+
+# What is wrong with one path; whatever else goes wrong is wrong with the disk, and would be with the next one, too.
+OF_ONE_PATH = (
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 class Row(NamedTuple):
@@ -65,16 +77,16 @@ def listed(rows: Iterable[Row], *, root: Path) -> ListedSource:
 def read_image(path: Path) -> bytes:
     """
     Raises:
-      AbsentImage: there is no such file.
-      UserError: there is, but it cannot be read.
+      AbsentImage: there is no such file, or none that may be read.
+      UserError: the disk it is on cannot be read.
     """
     try:
         return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise AbsentImage(str(path)) from error
     except ValueError as error:  # a null character in the path
         raise AbsentImage(repr(path)) from error
     except OSError as error:
+        if error.errno in OF_ONE_PATH:
+            raise AbsentImage(f"{path} ({error.strerror})") from error
         raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
 
 

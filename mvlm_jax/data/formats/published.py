@@ -66,4 +66,5 @@ def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); it is published under this name") from error
+        hint = "; it is published under this name" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}){hint}") from error

@@ -1,24 +1,28 @@
 """ArrayRecord files of serialized `tf.train.Example`, as TFDS and `mvlm prepare` write them."""
 
+import contextlib
 import dataclasses
 import glob
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
+from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.examples import Example
+from mvlm_jax.data.images import UndecodableImage
 from mvlm_jax.errors import UserError
 
 FEATURES = ("image", "captions", "image_id")
+OPTIONS = ("image", "captions", "id")  # that name other features in their places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +40,13 @@ class Records:
 class RecordSource:
     """Pairs in ArrayRecord files; a file is opened when the first of its records is asked for."""
 
-    features = FEATURES  # the last one is the id
+    features: Sequence[str] = FEATURES  # the last one is the id
     holds = "a pair dataset"
+    otherwise = f"; the options {', '.join(OPTIONS)} name others"
 
-    def __init__(self, parts: Sequence[Records]) -> None:
+    def __init__(self, parts: Sequence[Records], features: Sequence[str] | None = None) -> None:
+        """`features`: as the records name them, in the order of the class's own."""
+        self.features = self.features if features is None else features
         self._parts = [part for part in parts if part.take]
         self._records = ArrayRecordDataSource(self._parts) if self._parts else []
         self._starts = np.cumsum([0, *(part.take for part in self._parts)])
@@ -49,43 +56,63 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        values = self.values(index)
-        return {
-            "image": values["image"][0],
-            "captions": list(map(as_text, values["captions"])),
-            "image_id": as_text(values["image_id"][0]),
-        }
+        """
+        Raises:
+          UndecodableImage: the record is damaged, or is no such example.
+          UserError: its file cannot be read.
+        """
+        with _damage_told(index):
+            return self.example(self.values(index))
+
+    def example(self, values: Mapping[str, Sequence[bytes]]) -> Example:
+        image, captions, identity = (values[name] for name in self.features)
+        return {"image": image[0], "captions": list(map(as_text, captions)), "image_id": as_text(identity[0])}
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
-        """Of each feature of a record."""
+        """Of each feature of a record, integers as digits; raises what ArrayRecord and protobuf do."""
         found = parse(self._records[index], features=self.features)
-        return {name: found[name].bytes_list.value for name in self.features}
+        return {name: _values(found[name]) for name in self.features}
 
     def example_id(self, index: int) -> str:
+        """The number of the record where it is damaged and its id is nowhere else."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         part = self._parts[number]
         if not part.ids:
-            return as_text(self.values(index)[self.features[-1]][0])
+            try:
+                with _damage_told(index):
+                    return as_text(self.values(index)[self.features[-1]][0])
+            except UndecodableImage:
+                return f"record {index}"
         if part.ids not in self._ids:
             self._ids[part.ids] = read_ids(part.ids)
         return self._ids[part.ids][part.ids_start + index - int(self._starts[number])].as_py()
 
     def __getstate__(self) -> dict[str, Any]:
         # A mapped file would be copied into the pickle.
-        return {"parts": self._parts}
+        return {"parts": self._parts, "features": self.features}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
 
-def open_dataset(directory: Path, split: str, *, reader: type[RecordSource] = RecordSource) -> RecordSource:
+def open_dataset(
+    directory: Path,
+    split: str,
+    *,
+    reader: type[RecordSource] = RecordSource,
+    features: Sequence[str] | None = None,
+) -> RecordSource:
     """A split, or a slice of one such as `train[:10%]`, of a prepared dataset.
+
+    Args:
+      features: as the records name those of the reader; None: by its own names.
 
     Raises:
       UserError: other features, another kind of file, one that is not there, or no such split.
     """
     builder = tfds.builder_from_directory(directory)
-    _check_features(builder.info.features, directory=directory, reader=reader)
+    features = reader.features if features is None else features
+    _check_features(builder.info.features, features=features, directory=directory, reader=reader)
     if builder.info.file_format.value != "array_record":
         raise UserError(f"dataset {directory} is not in ArrayRecord files; prepare it anew")
     try:
@@ -100,16 +127,17 @@ def open_dataset(directory: Path, split: str, *, reader: type[RecordSource] = Re
     where = {}
     for name, info in builder.info.splits.items():
         ids = ids_file(directory, name)
+        known = ids.is_file() and features[-1] == reader.features[-1]
         starts = itertools.accumulate(info.shard_lengths, initial=0)
-        where |= {str(path): (str(ids) if ids.is_file() else "", start) for path, start in zip(info.filepaths, starts)}
+        where |= {str(path): (str(ids) if known else "", start) for path, start in zip(info.filepaths, starts)}
     parts = []
     for part in instructions:
         ids, start = where[part.filename]
         parts.append(Records(part.filename, part.skip, part.take, part.examples_in_shard, ids, start + part.skip))
-    return reader(parts)
+    return reader(parts, features)
 
 
-def open_files(pattern: str) -> RecordSource:
+def open_files(pattern: str, *, features: Sequence[str] = FEATURES) -> RecordSource:
     """All records of the files that a pattern matches, in the order of their names.
 
     Raises:
@@ -120,13 +148,17 @@ def open_files(pattern: str) -> RecordSource:
         raise UserError(f"no file matches {pattern!r}; give ArrayRecord files, or a prepared directory and a split")
     try:
         counts = [_record_count(file) for file in files]
-        source = RecordSource([Records(file, 0, count, count) for file, count in zip(files, counts)])
-        if len(source):
-            source[0]
+        source = RecordSource([Records(file, 0, count, count) for file, count in zip(files, counts)], features)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{pattern!r} is not of readable ArrayRecord files: {error}") from error
-    except (DecodeError, KeyError, IndexError) as error:
-        raise UserError(f"records of {pattern!r} are not examples of {', '.join(FEATURES)}") from error
+    try:
+        if len(source):
+            source.example(source.values(0))
+    except (DecodeError, LookupError) as error:
+        raise UserError(f"records of {pattern!r} are not examples of {', '.join(features)}") from error
+    except RuntimeError as error:
+        # Damage to one record is no worse at the first one than at any other.
+        logging.warning("record 0 of %r cannot be read: %s", pattern, error)
     return source
 
 
@@ -155,13 +187,32 @@ def read_ids(path: str | Path) -> pa.Array:
         return pa.ipc.open_file(file).get_batch(0).column(0)
 
 
-def _check_features(features: Any, *, directory: Path, reader: type[RecordSource]) -> None:
-    missing = [name for name in reader.features if name not in features]
+def _check_features(
+    info: tfds.features.FeaturesDict, *, features: Sequence[str], directory: Path, reader: type[RecordSource]
+) -> None:
+    # A feature in another one, as TFDS's captions/text, is a feature of its own in a record.
+    there = tfds.core.utils.flatten_nest_dict(info.get_serialized_info())
+    missing = [name for name in features if name not in there]
     if missing:
         raise UserError(
-            f"dataset {directory} has no {', '.join(missing)} but {', '.join(features)}; "
-            f"{reader.holds} has {', '.join(reader.features)}"
+            f"dataset {directory} has no {', '.join(missing)} but {', '.join(there)}; "
+            f"{reader.holds} has {', '.join(reader.features)}{reader.otherwise}"
         )
+
+
+def _values(feature: tf_feature_pb2.Feature) -> Sequence[bytes]:
+    return feature.bytes_list.value or [str(number).encode() for number in feature.int64_list.value]
+
+
+@contextlib.contextmanager
+def _damage_told(index: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, DecodeError, LookupError) as error:
+        # Where the system fails rather than the record, ArrayRecord names the call: "open() failed: …".
+        if "() failed" in str(error):
+            raise UserError(f"record {index} cannot be read: {error}") from error
+        raise UndecodableImage("corrupt", f"record {index}: {type(error).__name__} {error}") from error
 
 
 def _record_count(file: str) -> int:
