@@ -1,7 +1,8 @@
 """The table of docs/scaling.md: `mvlm compile` of the paper's recipe for several topologies, 32 pairs a chip.
 
 Each compilation takes half an hour or more of one core and up to 16 GB of memory, so they run one after another, and
-one whose figures are in DIRECTORY already is not repeated. Needs libtpu (pip install -e .[tpu]).
+one whose figures are in DIRECTORY already is not repeated. Below the table: how much more a chip holds and computes
+on 256 chips than on 16. Needs libtpu (pip install -e .[tpu]).
 
 Example:
   python benchmarks/scaling.py --directory=runs/scaling v6e:4x4 v6e:16x16
@@ -9,9 +10,10 @@ Example:
 
 import argparse
 import json
+import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,7 @@ CASES = {
 }
 COLUMNS = (
     "model", "topology", "remat", "HBM a chip, GiB", "of", "TFLOP a chip", "of the model's",
-    "all-reduce, MiB", "all-gather, MiB", "reduce-scatter, MiB", "step, ms", "hours",
+    "all-reduce, MiB", "all-gather, MiB", "reduce-scatter, MiB", "step, ms", "hours for the recipe's pairs",
 )  # fmt: skip
 
 
@@ -52,6 +54,10 @@ def compile_case(case: Case, file: Path) -> None:
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
+def file_of(name: str, directory: Path) -> Path:
+    return directory / f"{name.replace(':', '_')}.json"
+
+
 def row(case: Case, figures: Mapping[str, Any]) -> list[str]:
     memory, sent = figures["hbm_bytes_per_chip"], figures["collective_bytes_per_chip"]
     compiled, model = figures["compiled_flops_per_chip"], figures["model_flops_per_chip"]
@@ -65,13 +71,35 @@ def row(case: Case, figures: Mapping[str, Any]) -> list[str]:
     if compiled is None:
         return [*start, f"{model / 1e12:.2f} (model)", *["does not fit"] * 6]
     kinds = [f"{sent.get(kind, 0) / 2**20:.1f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")]
-    seconds, hours = figures["step_seconds_estimate"], figures["hours_estimate"]
+    seconds = figures["step_seconds_estimate"]
+    # The figures' own hours are those of as many steps as the recipe has, of larger batches.
+    recipe = runpy.run_path(str(RECIPE))["get_config"](case.size)
+    hours = seconds * recipe.steps * recipe.batch_size / (PAIRS * case.chips) / 3600
     return [
         *start, f"{compiled / 1e12:.3f}", f"{compiled / model:.3f}", *kinds, f"{1000 * seconds:.0f}", f"{hours:.1f}"
     ]  # fmt: skip
 
 
-def main() -> None:
+def growth(directory: Path) -> Iterator[str]:
+    """A line for each family of chips of which the figures of 16 and of 256 are there."""
+    for family in ("v5e", "v6e"):
+        files = [file_of(f"{family}:{size}", directory) for size in ("4x4", "16x16")]
+        if not all(file.exists() for file in files):
+            continue
+        few, many = (json.loads(file.read_text()) for file in files)
+        line = f"{family}, from 16 to 256 chips: HBM a chip {_more(few, many, 'hbm_bytes_per_chip', 'total')}"
+        if few["compiled_flops_per_chip"] and many["compiled_flops_per_chip"]:
+            line += f", FLOPs a chip {_more(few, many, 'compiled_flops_per_chip')}"
+        yield line
+
+
+def _more(few: Mapping[str, Any], many: Mapping[str, Any], *fields: str) -> str:
+    for field in fields:
+        few, many = few[field], many[field]
+    return f"{100 * (many / few - 1):+.2f}%"
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True, help="where the figures are kept")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
@@ -81,12 +109,21 @@ def main() -> None:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(CASES)}")
     options.directory.mkdir(parents=True, exist_ok=True)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    failed = False
     for name in options.cases or CASES:
-        file = options.directory / f"{name.replace(':', '_')}.json"
-        if not file.exists():
-            compile_case(CASES[name], file)
+        file = file_of(name, options.directory)
+        try:
+            if not file.exists():
+                compile_case(CASES[name], file)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: mvlm compile ended with status {error.returncode}", file=sys.stderr)
+            failed = True
+            continue
         print(f"| {' | '.join(row(CASES[name], json.loads(file.read_text())))} |", flush=True)
+    for line in growth(options.directory):
+        print(f"\n{line}")
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Waits in the queue for a TPU, sets it up and trains; a startup script does both, so nothing has to stay connected, and
-# a spot TPU that is taken away and given back continues by itself when it starts again.
-# Usage: bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]      e.g. mvlm us-central2-b v4-32 my-bucket
-# BUCKET holds this repository in code/ (gcloud storage rsync -r -x '\.git/|\.venv/|runs/' . gs://BUCKET/code) and the
-# data in data/. The run is RECIPE (configs/pretrain_4m.py), in BUCKET/runs/NAME.
+# Waits in the queue for a TPU, sets it up and trains; a startup script does both, so nothing has to stay connected.
+# A TPU that is taken away does not come back: its request is SUSPENDED and its machines are deleted. Delete it with
+#   gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
+# and give this command again: the run continues from its latest checkpoint.
+# Usage: RUNTIME=VERSION [SPOT=1] bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]
+#   e.g. RUNTIME=tpu-ubuntu2204-base SPOT=1 bash launch/tpu_queued.sh mvlm us-central2-b v4-32 my-bucket
+# SPOT=1 asks for a TPU that is cheaper and may be taken away.
+# BUCKET holds this repository in code/ (gcloud storage rsync -r -x '\.git/|\.venv[^/]*/|runs/' . gs://BUCKET/code) and
+# the data in data/. The run is RECIPE (configs/pretrain_4m.py), in BUCKET/runs/NAME.
 set -euo pipefail
-usage="usage: bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]"
+usage="usage: RUNTIME=VERSION [SPOT=1] bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]"
 name=${1:?$usage} zone=${2:?$usage} type=${3:?$usage} bucket=${4:?$usage} slices=${5:-1}
 recipe=${RECIPE:-configs/pretrain_4m.py}
 runtime=${RUNTIME:?set RUNTIME to the software version that fits $type: gcloud compute tpus versions list --zone=$zone}

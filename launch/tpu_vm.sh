@@ -12,9 +12,10 @@ cd "$(dirname "$0")/.."
 
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-archive=$(mktemp --suffix=.tar.gz)
-trap 'rm -f "$archive"' EXIT
-tar --exclude=./.git --exclude=./.venv --exclude=./runs -czf "$archive" .
+directory=$(mktemp -d)
+trap 'rm -rf "$directory"' EXIT
+archive=$directory/mvlm.tar.gz
+tar --exclude=./.git --exclude='./.venv*' --exclude=./runs -czf "$archive" .
 gcloud compute tpus tpu-vm scp "$archive" "$name:mvlm.tar.gz" --zone="$zone" --worker=all
 on_all "mkdir -p ~/mvlm && tar -xzf ~/mvlm.tar.gz -C ~/mvlm && bash ~/mvlm/launch/worker_setup.sh $bucket"
 on_all "cd ~/mvlm && .venv/bin/mvlm train $(printf '%q ' --config.data.data_dir=/mnt/mvlm/data "$@")"

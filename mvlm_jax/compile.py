@@ -4,9 +4,11 @@ Example:
   mvlm compile --config=configs/pretrain_4m.py --topology=v6e:4x4
 
 Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes half an hour of one core
-and 13 GB of memory. --fit looks for the largest batch a chip holds, and for the cheapest remat policy that holds it.
+and 13 GB of memory. --fit looks for the largest batch a chip holds, and for the cheapest remat policy that holds it,
+with about ten such compilations.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,12 @@ from pathlib import Path
 from absl import flags
 
 from mvlm_jax import doors
+from mvlm_jax.compiling.ahead import compile_step, fit, mesh_of
+from mvlm_jax.compiling.report import summary, table, what_to_change
 from mvlm_jax.compiling.topology import EXAMPLES, describe
 from mvlm_jax.errors import UserError
+from mvlm_jax.training.mesh import batch_parts
+from mvlm_jax.training.workdir import write_json
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -23,7 +29,10 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_string("topology", None, f"Family and size, such as {EXAMPLES}.", flag_values=values)
     flags.mark_flag_as_required("topology", flag_values=values)
     flags.DEFINE_integer(
-        "slices", 1, "Slices of this topology, joined by the data centre's network.", flag_values=values
+        "slices",
+        1,
+        "Slices of this topology, joined by the data centre's network, for which no time is estimated.",
+        flag_values=values,
     )
     flags.DEFINE_string("json", None, "File to write the figures to.", flag_values=values)
     flags.DEFINE_boolean("fit", False, "Find the largest batch and the cheapest remat policy.", flag_values=values)
@@ -31,24 +40,31 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(values: flags.FlagValues) -> None:
     config = doors.checked_config(values)
-    if values.json and not Path(values.json).parent.is_dir():
-        raise UserError(f"--json={values.json}: the directory {Path(values.json).parent} does not exist")
+    if values.json:
+        _check_writable(Path(values.json))
     topology = describe(values.topology, slices=values.slices)
-    # These import JAX, which must find the environment that `describe` has settled.
-    from mvlm_jax.compiling.ahead import batch_parts, compile_step, fit
-    from mvlm_jax.compiling.report import summary, table, what_to_change
-    from mvlm_jax.training.workdir import write_json
-
     if values.fit:
-        config, step = fit(config, topology.devices, report=print)
+        asked = config
+        config, step = fit(asked, topology.devices, capacity=topology.chip.hbm_bytes, report=print)
+        # The run is of as many pairs as were asked for.
+        config.steps = max(1, round(asked.steps * asked.batch_size / config.batch_size))
     else:
         step = compile_step(config, topology.devices)
     figures = summary(step, topology=topology, steps=config.steps)
     print(table(figures, step=step, topology=topology, config=config))
     if not figures["fits"]:
-        print(f"to make it fit: {what_to_change(config, parts=batch_parts(config, topology.devices))}")
+        print(f"to make it fit: {what_to_change(config, parts=batch_parts(mesh_of(config, topology.devices)))}")
     if values.json:
         write_json(Path(values.json), figures)
+
+
+def _check_writable(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"--json={file} is a directory; give the path of a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--json={file}: the directory {file.parent} does not exist")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--json={file}: the directory {file.parent} is not writable")
 
 
 def door(argv: Sequence[str]) -> int:

@@ -14,7 +14,8 @@ from mvlm_jax.compiling.hlo import Program, read
 from mvlm_jax.errors import UserError
 from mvlm_jax.models.from_config import compute_dtype
 from mvlm_jax.tasks.from_config import describe_task
-from mvlm_jax.training.mesh import BATCH_AXES, make_mesh
+from mvlm_jax.training.mesh import batch_parts, make_mesh
+from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import Program as TrainingProgram
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Task
@@ -40,14 +41,21 @@ class DescribedStep(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """Bytes are those of one chip. `program` is missing where the chip's memory cannot hold it."""
+    """Bytes are those of one chip. `program` is missing where the compiler found no room for it."""
 
     task: Task
     params: int
     arguments: int  # the state and the batch
     temporaries: int
-    fits: bool
+    own_rows: bool  # whether each chip computes its own rows alone, see `training.per_device`
     program: Program | None
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries
+
+    def fits(self, capacity: int) -> bool:
+        return self.program is not None and self.total <= capacity
 
 
 def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
@@ -59,7 +67,7 @@ def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
     config = config.copy_and_resolve_references()
     config.dtype = str(compute_dtype(config.dtype, backend=devices[0].platform))
     task = describe_task(config)
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
+    mesh = mesh_of(config, devices)
     program = make_program(task=task, config=config, mesh=mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
@@ -76,6 +84,8 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
     """
     described = describe_step(config, devices)
     task, program = described.task, described.program
+    multiple = config.accumulate * task.objective.group
+    own_rows = has_own_rows(config.batch_size, mesh=described.mesh, multiple=multiple)
     params = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
     with jax.set_mesh(described.mesh):
         lowered = program.step.lower(program.state, described.batch)
@@ -85,24 +95,27 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
         wanted = wanted_memory(str(error), arguments=described.arguments)
         if wanted is None:
             raise
-        return CompiledStep(task, params, described.arguments, wanted, fits=False, program=None)
+        return CompiledStep(task, params, described.arguments, wanted, own_rows, program=None)
     memory = compiled.memory_analysis()
     # The program itself lies in the same memory, and so do outputs that do not take an argument's place.
     temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     temporaries += memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments = memory.argument_size_in_bytes
-    return CompiledStep(task, params, arguments, temporaries, fits=True, program=read(compiled.as_text()))
+    return CompiledStep(task, params, arguments, temporaries, own_rows, program=read(compiled.as_text()))
 
 
 def fit(
-    config: ConfigDict, devices: Sequence[Any], *, report: Callable[[str], None]
+    config: ConfigDict, devices: Sequence[Any], *, capacity: int, report: Callable[[str], None]
 ) -> tuple[ConfigDict, CompiledStep]:
     """The config with the largest batch, and for it the cheapest remat policy, that these devices hold.
 
+    Args:
+      capacity: bytes of memory that a program may use on each of them.
+
     Raises:
-      UserError: not even one matching group on each of them fits.
+      UserError: not even one matching group on each of them fits in each microbatch.
     """
-    parts, group = batch_parts(config, devices), config.matching.group
+    parts, group = batch_parts(mesh_of(config, devices)), config.accumulate * config.matching.group
     tried: dict[tuple[int, str], tuple[ConfigDict, CompiledStep]] = {}
 
     def fits(pairs: int, policy: str) -> bool:
@@ -110,22 +123,21 @@ def fit(
         candidate.batch_size, candidate.model.remat = pairs * parts, policy
         step = compile_step(candidate, devices)
         tried[pairs, policy] = candidate, step
-        report(f"{pairs} pairs a chip, remat {policy}: {'fits' if step.fits else 'does not fit'}")
-        return step.fits
+        held = step.fits(capacity)
+        report(f"{pairs} pairs a chip, remat {policy}: {'fits' if held else 'does not fit'}")
+        return held
 
     found = largest_fit(fits, group=group)
     if found is None:
         raise UserError(
-            f"not even one matching group of {group} pairs a chip fits with config.model.remat=full; "
+            f"not even {group} pairs a chip, one matching group in each microbatch, fit with config.model.remat=full; "
             f"set config.mesh.fsdp above {config.mesh.fsdp}, or choose chips with more memory"
         )
     return tried[found]
 
 
-def batch_parts(config: ConfigDict, devices: Sequence[Any]) -> int:
-    """How many equal parts the mesh cuts the global batch into."""
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def mesh_of(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
+    return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
 
 
 def wanted_memory(message: str, *, arguments: int) -> int | None:

@@ -38,26 +38,28 @@ def roofline(program: Program, topology: Topology) -> Roofline:
 
 
 def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, Any]:
-    """What `--json` writes; what only a program that fits can tell is None where it does not."""
+    """What `--json` writes; what only a program that fits can tell is None where it does not.
+
+    So are the times of a run on several slices: nothing is known of the network between them.
+    """
     chips = len(topology.devices)
-    total = step.arguments + step.temporaries
     counted = step.program is not None
-    seconds = roofline(step.program, topology).step if counted else None
+    seconds = roofline(step.program, topology).step if counted and topology.slices == 1 else None
     return {
         "chips": chips,
         "params": step.params,
         "hbm_bytes_per_chip": {
             "arguments": step.arguments,
             "temporaries": step.temporaries,
-            "total": total,
+            "total": step.total,
             "capacity": topology.chip.hbm_bytes,
         },
         "model_flops_per_chip": step.task.flops_per_step / chips,
         "compiled_flops_per_chip": costs.matrix_flops(step.program) if counted else None,
         "collective_bytes_per_chip": costs.bytes_by_kind(costs.collectives(step.program)) if counted else None,
         "step_seconds_estimate": seconds,
-        "hours_estimate": seconds * steps / 3600 if counted else None,
-        "fits": step.fits and total <= topology.chip.hbm_bytes,
+        "hours_estimate": None if seconds is None else seconds * steps / 3600,
+        "fits": step.fits(topology.chip.hbm_bytes),
     }
 
 
@@ -72,8 +74,12 @@ def what_to_change(config: ConfigDict, *, parts: int) -> str:
     changes = []
     cheaper = {"none": ("dots", "full"), "dots": ("full",)}.get(config.model.remat, ())
     changes += [f"--config.model.remat={policy}" for policy in cheaper]
-    if config.batch_size // parts > config.matching.group:
-        changes.append(f"--config.batch_size={parts * config.matching.group} (one matching group a chip)")
+    pairs, group = config.batch_size // parts, config.matching.group
+    if pairs % group == 0 and pairs // group > config.accumulate:
+        changes.append(f"--config.accumulate={pairs // group} (one matching group a chip and microbatch)")
+    if pairs > config.accumulate * group:
+        batch_size = parts * config.accumulate * group
+        changes.append(f"--config.batch_size={batch_size} (one matching group a chip and microbatch)")
     changes.append("more parts of the parameters (--config.mesh.fsdp), more chips, or chips with more memory")
     return "; or ".join(changes) + "; --fit tries batches and remat policies"
 
@@ -85,6 +91,8 @@ def _rows(
     yield "topology", f"{topology.name}, {chips} chips"
     yield "mesh", ", ".join(f"{axis} {size}" for axis, size in config.mesh.to_dict().items())
     yield "batch", f"{config.batch_size} pairs, {config.batch_size / chips:g} a chip; remat {config.model.remat}"
+    alone = "no" if step.own_rows else "yes, no chip holds whole matching groups of each microbatch (docs/launch.md)"
+    yield "features sent", alone
     yield "parameters", f"{values['params']:,}"
     for name in ("arguments", "temporaries", "total", "capacity"):
         yield f"HBM a chip, {name}", f"{memory[name] / 2**30:.2f} GiB"
@@ -100,7 +108,12 @@ def _rows(
             yield f"{kind} a chip", f"{size / 2**20:.1f} MiB"
         yield "step, matrix units alone", f"{1000 * seconds.matrix:.1f} ms"
         yield "step, HBM alone", f"{1000 * seconds.memory:.1f} ms"
-        yield "step, links alone", f"{1000 * seconds.links:.1f} ms"
-        yield "step, estimate", f"{1000 * seconds.step:.1f} ms, {config.batch_size / seconds.step:.0f} pairs a second"
-        yield "run, estimate", f"{values['hours_estimate']:.1f} hours for {config.steps} steps"
+        if topology.slices > 1:
+            yield "step, links alone", f"{1000 * seconds.links:.1f} ms as if within one slice"
+            yield "step, estimate", "none: the speed of the network between slices is not known"
+        else:
+            pairs = config.batch_size / seconds.step
+            yield "step, links alone", f"{1000 * seconds.links:.1f} ms"
+            yield "step, estimate", f"{1000 * seconds.step:.1f} ms, {pairs:.0f} pairs a second"
+            yield "run, estimate", f"{values['hours_estimate']:.1f} hours for {config.steps} steps"
     yield "fits", "yes" if values["fits"] else "no"

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+from jax.experimental import topologies
+
 from mvlm_jax.errors import UserError
 
 GIB = 2**30
@@ -36,6 +39,7 @@ class Topology(NamedTuple):
     name: str
     chip: Chip
     devices: Sequence[Any]  # one for each chip; they can be compiled for, not run on
+    slices: int = 1
 
 
 def describe(name: str, *, slices: int = 1) -> Topology:
@@ -57,22 +61,20 @@ def describe(name: str, *, slices: int = 1) -> Topology:
     if slices > 1:
         options["num_slices"] = slices
     _settle_environment()
-    import jax
-    from jax.experimental import topologies
-
     try:
         described = topologies.get_topology_desc(name, platform="tpu", **chip.options, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].rpartition(": ")[2]
         raise UserError(f"--topology={name} is unknown to libtpu ({reason}); examples: {EXAMPLES}") from error
-    return Topology(name if slices == 1 else f"{slices} x {name}", chip, described.devices)
+    return Topology(name if slices == 1 else f"{slices} x {name}", chip, described.devices, slices)
 
 
 def _settle_environment() -> None:
-    # JAX and libtpu read these when they are loaded, which is why this module imports neither at its top: without them
-    # libtpu asks the network which TPU this machine is, complains that it is none, and refuses a second process.
+    # JAX is to make no use of an accelerator of this machine.
+    jax.config.update("jax_platforms", "cpu")
+    # libtpu reads these when it is loaded, which JAX does not do before it is asked for a TPU: without them it asks the
+    # network which TPU this machine is, complains that it is none, and refuses a second process.
     for name, value in {
-        "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.interruption import Interruption
-from mvlm_jax.training.mesh import make_mesh, shard_batch
+from mvlm_jax.training.mesh import batch_parts, make_mesh, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.peers import Peers
+from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.state import TrainState, with_weights
 from mvlm_jax.training.task import Batch, Params, StartWeights, Task
@@ -35,6 +37,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     steps = config.steps
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
+    _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
     resumes = _has_checkpoint(workdir)
     with hosts.together():
@@ -112,6 +115,16 @@ def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
         close = getattr(batches, "close", None)
         if close:
             close()
+
+
+def _check_own_rows(task: Task, *, config: ConfigDict, mesh: Mesh) -> None:
+    multiple = config.accumulate * task.objective.group
+    if not has_own_rows(config.batch_size, mesh=mesh, multiple=multiple):
+        logging.warning(
+            "config.batch_size=%d is no multiple of %d (%d microbatches of groups of %d rows on %d devices): features "
+            "are sent between devices, and a parameter's gradient once for each use, which is slower",
+            config.batch_size, batch_parts(mesh) * multiple, config.accumulate, task.objective.group, batch_parts(mesh),
+        )  # fmt: skip
 
 
 def _has_checkpoint(workdir: str | Path) -> bool:

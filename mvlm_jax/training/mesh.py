@@ -77,13 +77,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many equal parts the global batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
     """Refuses a global batch of which the devices cannot have equal parts in each of `accumulate` microbatches.
 
     Raises:
       UserError: the devices on the axes data and fsdp, times the microbatches, do not divide it.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if batch_size % (accumulate * parts):
         times = f", times config.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(

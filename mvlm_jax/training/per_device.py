@@ -1,6 +1,5 @@
 """The part of a loss that each device computes from its own rows, with communication at its two ends only."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from mvlm_jax.training.mesh import BATCH_AXES
+from mvlm_jax.training.mesh import BATCH_AXES, batch_parts
 
 FSDP = "fsdp"
 
@@ -22,17 +21,17 @@ def per_device(local: Local, *, mesh: Mesh, shardings: PyTree[NamedSharding], dt
     reduced once, in its own type, however often `local` uses it. XLA's partitioner, left alone, would reduce it once
     for each use, and would rather send features than gather parameters.
 
-    Where a device's rows are not a `multiple`, or there is one device, `local` sees the whole batch.
+    Where the devices do not have their own rows, as `has_own_rows` says, or there is one device, `local` sees the whole
+    batch.
 
     Args:
       shardings: of the parameters.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     specs = jax.tree.map(lambda sharding: _on_fsdp(sharding.spec, mesh=mesh), shardings)
 
     def run(params: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
         count = jax.tree.leaves(rows)[0].shape[0]
-        if parts == 1 or count % (parts * multiple):
+        if batch_parts(mesh) == 1 or not has_own_rows(count, mesh=mesh, multiple=multiple):
             return local(params, rows)
 
         def on_device(params, rows):
@@ -50,6 +49,11 @@ def per_device(local: Local, *, mesh: Mesh, shardings: PyTree[NamedSharding], dt
         )(params, rows)
 
     return run
+
+
+def has_own_rows(count: int, *, mesh: Mesh, multiple: int) -> bool:
+    """Whether each device's part of `count` rows is a `multiple`."""
+    return count % (batch_parts(mesh) * multiple) == 0
 
 
 def varying(x: jax.Array) -> jax.Array:

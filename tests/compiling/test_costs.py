@@ -141,11 +141,11 @@ def test_features_are_told_from_weights_and_embeddings():
     def gathered(shape):
         line = f"%g = f32[{shape}]{{0}} all-gather(%p), replica_groups={{{{0,1}}}}, dimensions={{0}}"
         found = collectives(program("%p = f32[2]{0} parameter(0)", line))
-        return list(gathered_features(found, lengths=(37, 16), width=128))
+        return list(gathered_features(found, batch_size=64, lengths=(37, 16), width=128))
 
-    for features in ("64,37,128", "64,2,16,128", "64,37,2,64", "24,16,512"):
+    for features in ("64,37,128", "64,2,16,128", "64,37,2,64", "24,16,512", "2368,128", "192,128"):
         assert gathered(features), features
-    for other in ("1,37,128", "128,512", "64,256", "2,128,2,64", "1003,128", "64,37", "2,64,128"):
+    for other in ("1,37,128", "128,512", "64,256", "2,128,2,64", "1003,128", "512,128", "192,256", "64,37", "2,64,128"):
         assert not gathered(other), other
 
 

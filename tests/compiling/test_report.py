@@ -25,7 +25,7 @@ ENTRY %e (x: f32[1000,1000], y: f32[1000,1000]) -> f32[1000,1000] {
 def step(request):
     program = read(PROGRAM) if request.param else None
     task = SimpleNamespace(flops_per_step=8e9)
-    return CompiledStep(task, params=7, arguments=2**30, temporaries=2**34, fits=request.param, program=program)
+    return CompiledStep(task, params=7, arguments=2**30, temporaries=2**34, own_rows=True, program=program)
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_the_summary_has_just_the_promised_fields(step, topology):
         "arguments": 2**30, "temporaries": 2**34, "total": 2**30 + 2**34, "capacity": int(31.25 * 2**30),
     }  # fmt: skip
     assert (values["chips"], values["params"], values["model_flops_per_chip"]) == (4, 7, 2e9)
-    assert values["fits"] is step.fits
-    if step.fits:
+    assert values["fits"] is (step.program is not None)
+    if values["fits"]:
         assert values["compiled_flops_per_chip"] == 2e9
         assert values["collective_bytes_per_chip"] == {"all-reduce": 8_000_000}
         assert values["hours_estimate"] == pytest.approx(values["step_seconds_estimate"])
@@ -72,17 +72,44 @@ def test_the_table_says_what_the_summary_says(step, topology):
     shown = table(summary(step, topology=topology, steps=1), step=step, topology=topology, config=config)
     assert "v6e:2x2, 4 chips" in shown
     assert "17.00 GiB" in shown and "31.25 GiB" in shown
-    assert shown.splitlines()[-1].split() == ["fits", "yes" if step.fits else "no"]
-    assert ("all-reduce" in shown) is step.fits
+    fits = step.program is not None
+    assert shown.splitlines()[-1].split() == ["fits", "yes" if fits else "no"]
+    assert ("all-reduce" in shown) is fits
+
+
+def test_the_table_says_whether_features_are_sent(step, topology):
+    def shown(step):
+        values = summary(step, topology=topology, steps=1)
+        return table(values, step=step, topology=topology, config=config_lib.default()).splitlines()
+
+    assert any(line.split() == ["features", "sent", "no"] for line in shown(step))
+    sent = next(line for line in shown(step._replace(own_rows=False)) if line.startswith("features sent"))
+    assert "yes, no chip holds whole matching groups" in sent
+
+
+def test_no_time_is_estimated_for_several_slices(step, topology):
+    topology = topology._replace(slices=2)
+    values = summary(step, topology=topology, steps=1)
+    assert values["step_seconds_estimate"] is values["hours_estimate"] is None
+    assert (values["collective_bytes_per_chip"] is None) is (step.program is None)
+    shown = table(values, step=step, topology=topology, config=config_lib.default())
+    assert "hours" not in shown and "pairs a second" not in shown
+    if step.program is not None:
+        assert "ms as if within one slice" in shown
+        assert "the network between slices is not known" in shown
 
 
 def test_what_to_change_names_what_is_left_to_change():
     config = config_lib.default()
     advice = what_to_change(config, parts=4)
-    assert "model.remat=dots" in advice and "batch_size=128" in advice
-    config.model.remat, config.batch_size = "full", 128
+    assert "model.remat=dots" in advice and "accumulate=4" in advice and "batch_size=128" in advice
+    config.accumulate = 2
     advice = what_to_change(config, parts=4)
-    assert "remat=" not in advice and "batch_size" not in advice and "mesh.fsdp" in advice
+    # Two microbatches of one group of 32 on each of 4 chips.
+    assert "accumulate=4" in advice and "batch_size=256" in advice
+    config.model.remat, config.batch_size = "full", 256
+    advice = what_to_change(config, parts=4)
+    assert not any(field in advice for field in ("remat=", "accumulate", "batch_size")) and "mesh.fsdp" in advice
 
 
 def test_what_libtpu_says_of_missing_memory_is_understood():

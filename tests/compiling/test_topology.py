@@ -30,15 +30,25 @@ def test_without_libtpu_one_line_says_how_to_get_it(capsys, tmp_path):
     assert not (tmp_path / "figures.json").exists()
 
 
-def test_a_json_file_in_a_directory_that_is_not_there_is_refused_first(capsys, tmp_path):
-    assert compile.door([DEMO, "--topology=v5e:4x4", f"--json={tmp_path / 'none' / 'figures.json'}"]) == 2
-    assert "does not exist" in capsys.readouterr().err
-
-
 def test_every_family_has_a_peak():
     kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
     assert set(kinds) == set(CHIPS)
     assert all(peak_flops(kind) for kind in kinds.values())
+
+
+def test_no_accelerator_of_this_machine_is_used():
+    program = (
+        "import importlib.util; from types import SimpleNamespace as Found\n"
+        "from mvlm_jax import compile; import jax; from jax.experimental import topologies\n"
+        "importlib.util.find_spec = lambda name: Found()\n"
+        "topologies.get_topology_desc = lambda *names, **options: Found(devices=[jax.config.jax_platforms])\n"
+        "print(compile.describe('v5e:4x4').devices)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["['cpu']"], done.stderr
 
 
 @needs_libtpu

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -106,6 +107,20 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path):
     assert train(task, config=toy_config(), workdir=tmp_path) == results
     assert task.evaluations == 0
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+@pytest.mark.parametrize(("group", "warned"), [(1, False), (2, True)])
+def test_devices_that_do_not_hold_whole_groups_are_warned_of(tmp_path, caplog, group, warned):
+    class Grouped(ToyTask):
+        @property
+        def objective(self):
+            return dataclasses.replace(super().objective, group=group)
+
+    # Two rows a device are two microbatches of groups of one.
+    train(Grouped(), config=toy_config(steps=3, accumulate=2), workdir=tmp_path)
+    message = "config.batch_size=16 is no multiple of 32 (2 microbatches of groups of 2 rows on 8 devices)"
+    assert (message in caplog.text) is warned
 
 
 def test_a_config_that_does_not_fit_leaves_no_workdir(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mvlm_jax.training.mesh import batch_sharding, make_mesh
-from mvlm_jax.training.per_device import per_device
+from mvlm_jax.training.per_device import has_own_rows, per_device
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
@@ -57,6 +57,7 @@ def test_a_device_sees_its_own_rows_only():
     mesh = make_mesh(data=4, fsdp=2, tensor=1)
     params, rows = {"bias": jnp.zeros(3)}, {"x": jnp.arange(32.0).reshape(16, 2)}
     for multiple in (2, 4):
+        assert has_own_rows(16, mesh=mesh, multiple=multiple) is (multiple == 2)
         _, kept = jax.jit(on_devices(spy, mesh=mesh, params=params, multiple=multiple))(params, rows)
         np.testing.assert_array_equal(kept, rows["x"])
     # Two rows a device are no multiple of four: then one function sees all of them.
