@@ -6,10 +6,10 @@ Example:
 
 import argparse
 import json
-import resource
 import time
 
 import numpy as np
+from step import process_peak
 
 from mvlm_jax.evaluation import ranking
 from mvlm_jax.evaluation.retrieval import Pairs
@@ -43,7 +43,7 @@ def main() -> None:
         "pairs": len(pairs),
         "tr_r1": ranking.recall(ranks[0], at=1),
         "ir_r1": ranking.recall(ranks[1], at=1),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": process_peak() / 2**10,
         "seconds": time.perf_counter() - started,
     }
     print(json.dumps({name: round(value, 3) for name, value in summary.items()}))

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 
-# (epochs, training images, candidates that are re-ranked)
-PUBLISHED = {"coco": (5, 113_287, 256), "flickr30k": (10, 29_000, 128)}
+# (epochs, training captions, candidates that are re-ranked); an epoch sees every caption, about five of each image
+PUBLISHED = {"coco": (5, 566_747, 256), "flickr30k": (10, 145_000, 128)}
 # (recipe of the pre-training, its argument, steps, learning rate)
 SMALL = {"flickr8k": ("flickr8k.py", "laptop", 300, 2e-4), "shapes": ("demo.py", None, 200, 3e-4)}
 
@@ -35,12 +35,12 @@ def get_config(variant: str = "coco") -> ConfigDict:
         config.optimizer.warmup_steps = steps // 20
         config.optimizer.peak = config.optimizer.encoder_peak = rate
     elif variant in PUBLISHED:
-        epochs, images, candidates = PUBLISHED[variant]
+        epochs, captions, candidates = PUBLISHED[variant]
         config = config_lib.default()
         config.data.train, config.data.eval = f"tfds:{variant}:train", f"tfds:{variant}:val"
         config.image.size = 384
         config.batch_size = 256
-        config.steps = epochs * images // config.batch_size
+        config.steps = epochs * captions // config.batch_size
         config.optimizer.warmup_steps = 0
         config.optimizer.peak = config.optimizer.encoder_peak = 1e-5
         config.optimizer.final = config.optimizer.encoder_final = 1e-6

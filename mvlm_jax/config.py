@@ -106,7 +106,7 @@ def default() -> ConfigDict:
     config.data.max_image_pixels = 89_478_485  # larger images are refused before they are decoded (Pillow's own limit)
     config.data.augment = ConfigDict()
     config.data.augment.min_scale = 0.2  # smallest area of the random crop, as a part of the image
-    config.data.augment.flip = True  # never for a caption that says left or right
+    config.data.augment.flip = True  # never where the caption, question or answers say left or right
     config.data.augment.operations = 2  # RandAugment operations an image, none of them on colour; 0: none
     config.data.augment.magnitude = 7  # of each, 0 to 10
 

@@ -5,6 +5,7 @@ Example:
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Params, Task
+
+RETRIEVING = ("pretrain", "retrieval")  # tasks whose model embeds images and texts by themselves
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -54,6 +57,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    _check_flags(values)
     doors.connect(values)
     if values.k:
         _sweep(values.config, values.k)
@@ -65,6 +69,8 @@ def main(values: flags.FlagValues) -> None:
         if changed:
             raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
     task = make_task(config, workdir=directory)
+    if values.submission:
+        _check_submission(task, Path(values.submission), config)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
@@ -74,19 +80,38 @@ def main(values: flags.FlagValues) -> None:
             step, params = latest
         else:
             raise UserError(f"{directory} has no finished checkpoint; train it first")
-        if values.submission and not hasattr(task, "submission"):
-            raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
-        results = _classify(task, params, values, config) if values.classify else task.evaluate(params)
-        submission = task.submission(params) if values.submission else None
-    if jax.process_index() == 0:
-        workdir_lib.write_evaluations(directory, results, step=step)
-        if submission is not None:
-            _write(Path(values.submission), submission)
+        submission = None
+        if values.classify:
+            results = _classify(task, params, values, config)
+        elif values.submission:
+            predicted = task.predictions(params)
+            results, submission = task.results(*predicted), task.submission(*predicted)
+        else:
+            results = task.evaluate(params)
+    writes = jax.process_index() == 0
+    with hosts.together():
+        if writes:
+            workdir_lib.write_evaluations(directory, results, step=step)
+            if submission is not None:
+                _write(Path(values.submission), submission)
+    if writes:
         print(json.dumps({stem: {"step": step, **metrics} for stem, metrics in results.items()}))
 
 
+def _check_flags(values: flags.FlagValues) -> None:
+    """Refuses what would do nothing beside the others."""
+    task = values.config.task
+    if values.k and task not in RETRIEVING:
+        raise UserError(f"--k={','.join(values.k)} re-ranks in retrieval; config.task={task} has none")
+    if values.templates and not values.classify:
+        raise UserError(f"--templates={values.templates} needs --classify=DIR, a folder of images for each class")
+    if values.classify and (values.k or values.submission):
+        other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
+        raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")
+
+
 def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
-    if config.task not in ("pretrain", "retrieval"):
+    if config.task not in RETRIEVING:
         raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
     directory = Path(values.classify)
     found = classify_folder(
@@ -108,6 +133,20 @@ def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
         raise UserError(f"--k={','.join(numbers)} must be numbers above 0, separated by commas, as in --k=16,64,256")
     *smaller, largest = sorted({int(number) for number in numbers})
     config.eval.rerank, config.eval.sweep = largest, tuple(smaller)
+
+
+def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
+    """Before an evaluation that may take hours."""
+    if not hasattr(task, "submission"):
+        raise UserError(f"--submission={path}: config.task={config.task} has no evaluation server")
+    with hosts.together():
+        if jax.process_index() == 0:
+            if path.is_dir():
+                raise UserError(f"--submission={str(path)!r} is a directory; give the path of a file")
+            if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+                raise UserError(
+                    f"--submission={str(path)!r} cannot be written: {path.parent} is not a writable directory"
+                )
 
 
 def _write(path: Path, text: str) -> None:

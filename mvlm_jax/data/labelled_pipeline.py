@@ -92,7 +92,9 @@ class LabelledExamples(RunExamples):
         if targets is None:
             raise UnusableExample("its answers are none that can be learned")
         _check_images(example, images=self.images)
-        images = [self.augmented(image, text=example["text"], rng=rng) for image in example["images"]]
+        # An answer that names a side is as wrong over a mirrored image as a question that does.
+        said = " ".join([example["text"], *example["answers"]])
+        images = [self.augmented(image, text=said, rng=rng) for image in example["images"]]
         return TrainExample(example["example_id"], np.stack(images), example["text"], targets)
 
 

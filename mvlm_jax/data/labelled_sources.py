@@ -34,7 +34,7 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
 
 
 def parse_labelled(uri: str) -> tuple[str, str, str]:
-    """Scheme, dataset or directory, and split, which may be a slice such as `val[:100]`.
+    """Scheme, dataset or directory, and split; of `tfds:` also a slice of one, such as `val[:100]`.
 
     Raises:
       UserError: another form.

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 class Ranked(NamedTuple):
     """What is left of the scores of Q queries."""
 
-    candidates: Int[np.ndarray, "Q k"]  # the best ones, best first; ties by index
+    candidates: Int[np.ndarray, "Q k"]  # the best ones, best first; see `top`
     own: Bool[np.ndarray, "Q k"]  # which of them are right
     rank: Int[np.ndarray, " Q"]  # wrong candidates that stand before the best right one, ties included
 
@@ -38,7 +38,7 @@ def rank(
     for block in blocks(len(queries), bytes_each=SCRATCH * len(candidates), host_bytes=host_bytes):
         scores = queries[block] @ candidates.T
         own = query_group[block, None] == candidate_group
-        best.append(top(scores, k=k))
+        best.append(top(scores, own, k=k))
         own_best.append(np.take_along_axis(own, best[-1], axis=1))
         ranks.append(wrong_before(scores, own))
     return Ranked(np.concatenate(best), np.concatenate(own_best), np.concatenate(ranks))
@@ -54,15 +54,24 @@ def blocks(count: int, *, bytes_each: int, host_bytes: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def top(scores: Num[np.ndarray, "Q C"], *, k: int) -> Int[np.ndarray, "Q k"]:
-    """The k best candidates of each query, best first; ties by index."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, : min(k, scores.shape[1])]
+def top(scores: Num[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"], *, k: int) -> Int[np.ndarray, "Q k"]:
+    """The k best candidates of each query, best first; of equal ones the right ones last, else by index."""
+    ordered = np.lexsort((own, -_at_worst(scores, own)))
+    # A view would keep the whole order alive.
+    return ordered[:, : min(k, scores.shape[1])].copy()
 
 
 def wrong_before(scores: Num[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
     """How many wrong candidates stand before the best right one, ties included; all where there is no right one."""
+    scores = _at_worst(scores, own)
     best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
     return ((scores >= best) & ~own).sum(axis=1)
+
+
+def _at_worst(scores: Num[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"]) -> Num[np.ndarray, "Q C"]:
+    """With scores that are no number as what helps least: wrong candidates before all others, right ones behind."""
+    unknown = np.isnan(scores)
+    return np.where(unknown, np.where(own, -np.inf, np.inf), scores) if unknown.any() else scores
 
 
 def reranked(ranked: Ranked, matching: Num[np.ndarray, "Q k"], *, k: int) -> Int[np.ndarray, " Q"]:

@@ -34,7 +34,8 @@ def evaluate_retrieval(
     """Recalls in percent, `images` and `captions`; with `rerank` > 0 each recall also as `…_rerank`.
 
     `tr_r<k>`: an image finds one of its own captions; `ir_r<k>`: a caption finds its image; `r_mean`: the mean of the
-    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help.
+    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help; nor do
+    scores that are no number.
 
     Args:
       rerank: candidates per query whose order the matching head decides.
@@ -116,13 +117,15 @@ def encode_texts(
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T L D"] | None]:
     """Embeddings of every caption, and its features where all of them fit into `host_bytes`; on the host."""
     fits = text.size * model.width * jnp.dtype(model.dtype).itemsize <= host_bytes
-    embeddings, features = [], []
+    embeddings = []
+    # Filled batch by batch: parts that were joined at the end would be there twice.
+    features = np.empty((*text.shape, model.width), model.dtype) if fits else None
     for indices in index_batches(len(text), batch_size):
         w, z = _encode_texts(model, params, place(padded(text[indices], batch_size), params=params))
         embeddings.append(fetch(z)[: len(indices)])
-        if fits:
-            features.append(fetch(w)[: len(indices)])
-    return np.concatenate(embeddings), np.concatenate(features) if fits else None
+        if features is not None:
+            features[indices] = fetch(w)[: len(indices)]
+    return np.concatenate(embeddings), features
 
 
 def match_pairs(

@@ -39,7 +39,7 @@ FULL_STOPS = int(re.UNICODE)
 class Judged(NamedTuple):
     """An answer with what the annotators said."""
 
-    answer: str
+    answer: str | None  # None: none was given, which is wrong
     truth: Sequence[str]  # ten answers
     kind: str  # yes/no, number, other
 
@@ -61,7 +61,7 @@ def mean_accuracy(judged: Sequence[Judged]) -> dict[str, float | int]:
     """`accuracy` in percent, the same for each kind of answer, and how many questions that are."""
     by_kind: Mapping[str, list[float]] = defaultdict(list)
     for answer, truth, kind in judged:
-        by_kind[kind].append(vqa_accuracy(answer, truth))
+        by_kind[kind].append(0.0 if answer is None else vqa_accuracy(answer, truth))
     everything = [accuracy for accuracies in by_kind.values() for accuracy in accuracies]
     result: dict[str, float | int] = {"accuracy": 100 * float(np.mean(everything)), "questions": len(everything)}
     if len(by_kind) > 1:

@@ -53,26 +53,27 @@ class ClassificationTask(LabelledTask):
             "skipped_images": (rows["skipped"].sum().astype(jnp.float32), count),
         }
 
-    def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], dict[str, Any]]:
-        """The label chosen for each example of the split, and how many were left out for which reason."""
+    def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], list[tuple[LabelledRow, str]]]:
+        """The label chosen for each example of the split; and what was left out, with the reason."""
         left_out: list[tuple[LabelledRow, str]] = []
         chosen = []
         for batch, rows in self.evaluation_batches(params, left_out):
             logits = fetch(_logits(self.model, params, batch["image"], batch["text"]))
             chosen += [(row, self.labels[label]) for row, label in zip(rows, logits.argmax(axis=-1))]
-        return chosen, reasons(left_out)
+        return chosen, left_out
 
-    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        chosen, left_out = self.predictions(params)
-        return {f"{self.name}-{self.eval_name}": self.metrics(chosen) | left_out}
+    def results(
+        self, chosen: Sequence[tuple[LabelledRow, str]], left_out: Sequence[tuple[LabelledRow, str]]
+    ) -> dict[str, dict[str, Any]]:
+        judged = [(row, row.answers[0] == label) for row, label in chosen if row.answers]
+        judged += [(row, False) for row, _ in left_out if row.answers]
+        return {f"{self.name}-{self.eval_name}": self.metrics(judged) | reasons(left_out)}
 
-    def metrics(self, chosen: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
-        """Over the examples whose label is known."""
-        known = [(row, label) for row, label in chosen if row.answers]
-        if not known:
+    def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:
+        """Over the examples whose label is known, from whether each was told right."""
+        if not judged:
             return {"examples": 0}
-        right = [row.answers[0] == label for row, label in known]
-        return {"accuracy": 100 * float(np.mean(right)), "examples": len(known)}
+        return {"accuracy": 100 * float(np.mean([right for _, right in judged])), "examples": len(judged)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

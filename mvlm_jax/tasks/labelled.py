@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
+from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
@@ -70,21 +71,43 @@ class LabelledTask(ConfiguredTask):
             text = nothing
         return {"image": image, "text": text}
 
+    def predictions(self, params: Params) -> tuple[list[Any], list[tuple[LabelledRow, str]]]:
+        """What the model says of each example of the split; and what was left out, with the reason."""
+        raise NotImplementedError
+
+    def results(self, said: Sequence[Any], left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, dict[str, Any]]:
+        """Metrics for each file stem, from what `predictions` gave. What was left out counts as wrong."""
+        raise NotImplementedError
+
+    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
+        return self.results(*self.predictions(params))
+
     def evaluation_batches(
         self, params: Params, left_out: list[tuple[LabelledRow, str]]
     ) -> Iterator[tuple[dict[str, Array], list[LabelledRow]]]:
         """What the model sees of the whole split, on the devices that hold `params`, and whose rows these are.
 
         Batches are filled up to one size; `left_out` gets what cannot be used, with the reason.
+
+        Raises:
+          UserError: no example can be used.
         """
+        used = False
         size = shared_batch_size(self.config.eval.batch_size, params=params)
         for batch, rows, unusable in self.split.batches(size):
             left_out.extend(unusable)
             if rows:
+                used = True
                 filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
                 yield self.seen(place(filled, params=params)), rows
+        if not used:
+            counts = Counter(reason for _, reason in left_out)
+            said = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "empty"
+            raise UserError(
+                f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used ({said})"
+            )
 
 
-def reasons(left_out: list[tuple[LabelledRow, str]]) -> dict[str, Any]:
+def reasons(left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
     """`left_out` by reason, for the results."""
     return {"left_out": dict(Counter(reason for _, reason in left_out))}

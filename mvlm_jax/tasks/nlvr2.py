@@ -6,7 +6,6 @@ from typing import Any
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.consistency import consistency
 from mvlm_jax.tasks.classification import ClassificationTask
-from mvlm_jax.training.task import Params
 
 
 class Nlvr2(ClassificationTask):
@@ -15,12 +14,11 @@ class Nlvr2(ClassificationTask):
     name = "nlvr2"
     labels = ("False", "True")
 
-    def metrics(self, chosen: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
-        known = [(row, label) for row, label in chosen if row.answers]
-        right = [row.answers[0] == label for row, label in known]
-        return super().metrics(chosen) | consistency(right, [row.group for row, _ in known])
+    def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:
+        right, groups = [right for _, right in judged], [row.group for row, _ in judged]
+        return super().metrics(judged) | consistency(right, groups)
 
-    def submission(self, params: Params) -> str:
-        """Lines of `identifier,prediction`, as the official script reads them."""
-        chosen, _ = self.predictions(params)
-        return "".join(f"{row.example_id},{label}\n" for row, label in chosen)
+    def submission(self, chosen: Sequence[tuple[LabelledRow, str]], left_out: Sequence[tuple[LabelledRow, str]]) -> str:
+        """Lines of `identifier,prediction` as the official script reads them, which wants every statement judged."""
+        every = [*chosen, *((row, self.labels[0]) for row, _ in left_out)]
+        return "".join(f"{row.example_id},{label}\n" for row, label in every)

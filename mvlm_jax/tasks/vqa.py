@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Vqa(LabelledTask):
         }
 
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str, str]], list[tuple[LabelledRow, str]]]:
-        """Each question with the answer that ranks first and the one that is written; and what was left out."""
+        """Each question with the answer that ranks first and the one that is written; what was left out, and why."""
         ids, options = self.tokenizer.ids, self.config.vqa
         listed = jnp.asarray(self.tokenizer.encode(self.answers, max_length=options.answer_length))
         forbidden = (ids.pad, ids.start, ids.mask)
@@ -87,9 +88,11 @@ class Vqa(LabelledTask):
             ]
         return found, left_out
 
-    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        found, left_out = self.predictions(params)
-        known = [(row, ranked, written) for row, ranked, written in found if row.answers]
+    def results(
+        self, found: Sequence[tuple[LabelledRow, str, str]], left_out: Sequence[tuple[LabelledRow, str]]
+    ) -> dict[str, dict[str, Any]]:
+        every = [*found, *((row, None, None) for row, _ in left_out)]
+        known = [(row, ranked, written) for row, ranked, written in every if row.answers]
         metrics: dict[str, Any] = {"questions": 0}
         if known:
             metrics = mean_accuracy([Judged(ranked, row.answers, row.kind) for row, ranked, _ in known])
@@ -97,9 +100,10 @@ class Vqa(LabelledTask):
             metrics["accuracy_written"] = written["accuracy"]
         return {f"vqa-{self.eval_name}": metrics | reasons(left_out)}
 
-    def submission(self, params: Params) -> str:
+    def submission(
+        self, found: Sequence[tuple[LabelledRow, str, str]], left_out: Sequence[tuple[LabelledRow, str]]
+    ) -> str:
         """The file for EvalAI, which wants every question answered: without its image, with the commonest answer."""
-        found, left_out = self.predictions(params)
         answers = {row.example_id: ranked for row, ranked, _ in found}
         answers |= {row.example_id: self.answers[0] for row, _ in left_out}
         return json.dumps(submission(answers)) + "\n"

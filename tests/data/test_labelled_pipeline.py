@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from examples import encoded, picture
+from PIL import Image
 
 from mvlm_jax.data.background import in_background
 from mvlm_jax.data.labelled import LabelledRow
@@ -40,6 +41,28 @@ def tokenizer():
     return train_tokenizer([f"statement {number} yes no" for number in range(12)], kind="roberta", vocab_size=400)
 
 
+class Sides:
+    """Red on the left, blue on the right; every question is answered by all with the same word."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        image = Image.new("RGB", (40, 30), "red")
+        image.paste("blue", (20, 0, 40, 30))
+        row = self.row(index)
+        return {**row._asdict(), "images": [encoded(image)], "answers": list(row.answers)}
+
+    def row(self, index):
+        return LabelledRow((), "Where is the dog?", (self.answer,) * 10, "", "", self.example_id(index))
+
+    def example_id(self, index):
+        return f"id-{index}"
+
+
 def batches(tokenizer, *, rows=range(4), **changes):
     fields = {"mixture": Mixture([Component(Pairs())]), "targets": Classes(LABELS), "seed": 0, **IMAGES, **AUGMENT}
     examples = LabelledExamples(**{**fields, **changes})
@@ -77,6 +100,15 @@ def test_a_batch_depends_on_nothing_but_seed_and_step(tokenizer):
         np.testing.assert_array_equal(rows, np.concatenate([part[name] for part in parts]))
         np.testing.assert_array_equal(rows, later[name])
     assert not np.array_equal(whole["image"], batches(tokenizer, seed=1)[5]["image"])
+
+
+@pytest.mark.parametrize(("answer", "least", "most"), [("on the left", 0, 0), ("in the grass", 20, 44)])
+def test_images_whose_answer_names_a_side_are_not_flipped(tokenizer, answer, least, most):
+    targets = WeightedAnswers(tokenizer, slots=1, length=5)
+    changes = {"targets": targets, "images": 1, "flip": True, "min_scale": 1.0}
+    made = batches(tokenizer, mixture=Mixture([Component(Sides(answer))]), **changes)
+    flipped = sum(int((made[step]["image"][:, 0, 8, 2, 2] > 128).sum()) for step in range(16))
+    assert least <= flipped <= most
 
 
 def test_answers_weigh_as_often_as_they_were_given(tokenizer):

@@ -60,6 +60,15 @@ def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypa
     assert found["top5"] == 100
 
 
+def test_embeddings_that_are_no_number_find_no_class(parts, folder, monkeypatch):
+    model, params, tokenizer = parts
+    monkeypatch.setattr(
+        classification, "embed_images", lambda _, __, image: jax.numpy.full((len(image), 3), jax.numpy.nan)
+    )
+    monkeypatch.setattr(classification, "class_embeddings", lambda *_, **__: np.eye(3))
+    assert classification.classify_folder(model, params, tokenizer, folder, **OPTIONS, **IMAGES)["top1"] == 0
+
+
 def test_a_class_is_the_mean_of_its_prompts(parts):
     model, params, tokenizer = parts
     options = {"max_length": 28, "batch_size": 4}

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ ROOMY = 2**30
 
 def from_scores(scores, own):
     """As `rank` gives it, for scores that are at hand."""
-    candidates = ranking.top(scores, k=scores.shape[1])
+    candidates = ranking.top(scores, own, k=scores.shape[1])
     return ranking.Ranked(candidates, np.take_along_axis(own, candidates, axis=1), ranking.wrong_before(scores, own))
 
 
@@ -57,7 +56,7 @@ def test_ranks_agree_with_brute_force_on_scores_with_ties(seed, rows_at_once):
         own = [group == query for group in groups[1]]
         best = max(score for score, right in zip(scores, own) if right)
         assert found.rank[query] == sum(score >= best for score, right in zip(scores, own) if not right)
-        order = sorted(range(32), key=lambda i: (-scores[i], i))[:7]
+        order = sorted(range(32), key=lambda i: (-scores[i], own[i], i))[:7]
         assert found.candidates[query].tolist() == order
         assert found.own[query].tolist() == [own[i] for i in order]
 
@@ -89,7 +88,33 @@ def test_re_ranking_cannot_bring_in_what_was_no_candidate():
 
 
 def test_more_candidates_than_there_are_is_all_of_them():
-    assert ranking.top(np.zeros((2, 3)), k=10).shape == (2, 3)
+    assert ranking.top(np.zeros((2, 3)), np.zeros((2, 3), bool), k=10).shape == (2, 3)
+
+
+def test_a_tie_at_the_edge_of_the_candidates_does_not_help():
+    scores, own = np.zeros((1, 4)), np.array([[True, False, False, False]])
+    np.testing.assert_array_equal(ranking.top(scores, own, k=4), [[1, 2, 3, 0]])
+    candidates = ranking.top(scores, own, k=3)
+    ranked = ranking.Ranked(candidates, np.take_along_axis(own, candidates, axis=1), ranking.wrong_before(scores, own))
+    assert ranking.reranked(ranked, np.array([[5.0, 0.0, 0.0]]), k=3)[0] == 3
+
+
+def test_scores_that_are_no_number_never_help():
+    own = np.eye(3, dtype=bool)
+    nothing = np.full((3, 3), np.nan)
+    np.testing.assert_array_equal(ranking.wrong_before(nothing, own), [2, 2, 2])
+    # Its own score is no number; that of a wrong one; that of a wrong one among smaller ones.
+    scores = np.array([[np.nan, 0.1, 0.2], [np.nan, 0.9, 0.8], [0.1, np.nan, 0.5]])
+    np.testing.assert_array_equal(ranking.wrong_before(scores, own), [2, 1, 1])
+    np.testing.assert_array_equal(ranking.top(scores, own, k=3), [[2, 1, 0], [0, 1, 2], [1, 2, 0]])
+
+
+def test_embeddings_and_matching_that_are_no_number_find_nothing():
+    z = np.full((4, 2), np.nan, np.float32)
+    ranked = ranking.rank(z, z, np.arange(4), np.arange(4), k=4, host_bytes=ROOMY)
+    matching = np.full((4, 4), np.nan, np.float32)
+    for ranks in (ranked.rank, *(ranking.reranked(ranked, matching, k=k) for k in (1, 3, 4))):
+        assert [ranking.recall(ranks, at=k) for k in (1, 3, 4)] == [0, 0, 100]
 
 
 def test_pairs_name_each_image_and_caption_once_and_find_them_again():
@@ -113,29 +138,23 @@ def test_pairs_name_each_image_and_caption_once_and_find_them_again():
     np.testing.assert_array_equal(pairs.of_captions(matching), 100 * pictures + np.arange(captions)[:, None])
 
 
-COCO = """
-import resource
-import numpy as np
-from mvlm_jax.evaluation import ranking
-from mvlm_jax.evaluation.retrieval import Pairs
-started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rng = np.random.default_rng(0)
-images, captions = 500, 2500
-z = [rng.standard_normal((count, 256), np.float32) for count in (images, captions)]
-groups = np.arange(images), np.repeat(np.arange(images), 5)
-found = [ranking.rank(z[a], z[b], groups[a], groups[b], k=64, host_bytes=2**22) for a, b in ((0, 1), (1, 0))]
-pairs = Pairs(found[0].candidates, found[1].candidates, captions=captions)
-matching = rng.standard_normal(len(pairs)).astype(np.float32)
-ranks = ranking.reranked(found[0], pairs.of_images(matching), k=64)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started))
-"""
-
-
 def test_memory_is_bounded_by_what_is_allowed_and_not_by_all_scores():
-    """A tenth of COCO's test split each way; what is allowed here is far less than its scores take."""
-    done = subprocess.run([sys.executable, "-c", COCO], capture_output=True, text=True, check=True)
-    grown = int(done.stdout)
-    # Scores, their order and their masks would be 500 x 2500 x 33 bytes = 41 MB for one direction alone.
-    candidates = (500 + 2500) * 64 * (8 + 1)
-    pairs = 8 * (500 + 2500) * 64 * 6
-    assert grown < 2**22 + 2 * candidates + pairs + 12e6
+    """A sixth of COCO's test split; what is allowed here is far less than its scores take."""
+    images, captions, k, allowed = 800, 4000, 64, 2**22
+    rng = np.random.default_rng(0)
+    z = [rng.standard_normal((count, 16), np.float32) for count in (images, captions)]
+    groups = np.arange(images), np.repeat(np.arange(images), 5)
+    tracemalloc.start()
+    to_text, to_image = (
+        ranking.rank(z[a], z[b], groups[a], groups[b], k=k, host_bytes=allowed) for a, b in ((0, 1), (1, 0))
+    )
+    pairs = Pairs(to_text.candidates, to_image.candidates, captions=captions)
+    matching = np.zeros(len(pairs), np.float32)
+    ranking.reranked(to_text, pairs.of_images(matching), k=k)
+    ranking.reranked(to_image, pairs.of_captions(matching), k=k)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The order of all candidates alone would be 8 x 800 x 4000 bytes = 26 MB each way.
+    candidates = (images + captions) * k * (8 + 1)
+    planned = 8 * (images + captions) * k * 6
+    assert peak < allowed + 2 * candidates + planned

@@ -101,3 +101,8 @@ def test_means_by_kind():
     assert found["accuracy"] == pytest.approx(100 * (1 + 0 + 0.9) / 3)
     assert found["accuracy_yes/no"] == pytest.approx(50)
     assert found["accuracy_number"] == pytest.approx(90)
+
+
+def test_no_answer_is_wrong_also_where_an_article_alone_would_be_right():
+    found = mean_accuracy([Judged(None, said(the=9, a=1), "other"), Judged("the", said(the=9, a=1), "other")])
+    assert (found["accuracy"], found["questions"]) == (50, 2)

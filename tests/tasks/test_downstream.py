@@ -9,16 +9,21 @@ import pytest
 from tiny import SMALLER, demo_flags, prepare_shapes, recipe
 
 from mvlm_jax import evaluate, train, weights
+from mvlm_jax.data import labelled_pipeline
 from mvlm_jax.data.builders import shapes_tasks
+from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.parameters import flat, parameter_shapes
 from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.models.from_config import CLASSES
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.from_config import describe_task, make_task
+from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.tasks.nlvr2 import Nlvr2
 from mvlm_jax.training.task import Task
 from mvlm_jax.training.workdir import read_config
@@ -90,23 +95,96 @@ def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, pretra
     assert {path.partition("/")[0] for path in unused} >= {"image_decoder", "matching_head", "token_classifier"}
 
 
-def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir, tmp_path):
-    name, _, given = finetuned
+def broken_image(monkeypatch, *, data):
+    """Images of these bytes cannot be decoded."""
+    decode = labelled_pipeline.decode_image
+
+    def decode_others(image, **options):
+        if image == data:
+            raise UndecodableImage("corrupt", "made so")
+        return decode(image, **options)
+
+    monkeypatch.setattr(labelled_pipeline, "decode_image", decode_others)
+
+
+def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir, tmp_path, monkeypatch):
+    """One image is broken: whatever is asked of it is answered, and counted as wrong."""
+    name, workdir, given = finetuned
     file = tmp_path / "submission"
-    status = evaluate.door([*given, f"--submission={file}"])
+    uri = f"tfds:{SHAPES_OF[name]}:test[:50]"
+    source = open_labelled(uri, data_dir=str(data_dir))
+    broken_image(monkeypatch, data=source[7]["images"][-1])
+    passes, whole = [], LabelledTask.evaluation_batches
+    monkeypatch.setattr(LabelledTask, "evaluation_batches", lambda *arguments: passes.append(1) or whole(*arguments))
+    command = [*given, f"--config.data.eval={uri}"]
+    refused = evaluate.door([*command, f"--submission={tmp_path / 'none' / 'submission'}"])
+    assert refused == 2 and not passes
     if name == "entailment":
-        assert status == 2
-        assert not file.exists()
+        assert evaluate.door([*command, f"--submission={file}"]) == 2 and not passes
+        assert evaluate.door(command) == 0
+    else:
+        assert evaluate.door([*command, f"--submission={file}"]) == 0
+    assert len(passes) == 1
+    [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-test*.json")]
+    assert found["questions" if name == "vqa" else "examples"] == 50
+    broken = {i for i in range(50) if source[7]["images"][-1] in source[i]["images"]}
+    assert found["left_out"] == {"corrupt": len(broken)}
+    if name == "entailment":
+        assert found["accuracy"] <= 100 - 2 * len(broken)
         return
-    assert status == 0
-    source = open_labelled(f"tfds:{SHAPES_OF[name]}:val[:50]", data_dir=str(data_dir))
-    ids = [source.row(index).example_id for index in range(50)]
+    rows = {source.row(index).example_id: source.row(index) for index in range(50)}
     if name == "vqa":
-        assert [entry["question_id"] for entry in json.loads(file.read_text())] == ids
+        answers = {entry["question_id"]: entry["answer"] for entry in json.loads(file.read_text())}
+        right = {identity: vqa_accuracy(answers[identity], row.answers) for identity, row in rows.items()}
     else:
         lines = [line.split(",") for line in file.read_text().splitlines()]
-        assert [identity for identity, _ in lines] == ids
-        assert {label for _, label in lines} <= {"True", "False"}
+        assert len(lines) == 50
+        answers = dict(lines)
+        assert set(answers.values()) <= {"True", "False"}
+        right = {identity: float(answers[identity] == row.answers[0]) for identity, row in rows.items()}
+    assert set(answers) == set(rows)
+    unseen = {source.row(index).example_id for index in broken}
+    counted = [0 if identity in unseen else value for identity, value in right.items()]
+    assert found["accuracy"] == pytest.approx(100 * np.mean(counted))
+
+
+def test_an_evaluation_of_which_nothing_can_be_used_is_refused(finetuned, tmp_path, monkeypatch, capsys):
+    name, workdir, given = finetuned
+    before = {path: path.read_text() for path in (workdir / "eval").iterdir()}
+
+    def broken(image, **options):
+        raise UndecodableImage("corrupt", "made so")
+
+    monkeypatch.setattr(labelled_pipeline, "decode_image", broken)
+    submission = [] if name == "entailment" else [f"--submission={tmp_path / 'submission'}"]
+    assert evaluate.door([*given, *submission]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    uri = f"tfds:{SHAPES_OF[name]}:val[:50]"
+    assert said == f"mvlm evaluate: none of the 50 examples of config.data.eval={uri} can be used (corrupt: 50)"
+    assert not (tmp_path / "submission").exists()
+    assert {path: path.read_text() for path in (workdir / "eval").iterdir()} == before
+
+
+def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence():
+    task = describe_task(recipe("finetune_nlvr2", "shapes"))
+    rows = [LabelledRow((), "", ("True",), "", group, f"{group}{number}") for group in "ab" for number in range(2)]
+    [found] = task.results([(row, "True") for row in rows[:3]], [(rows[3], "absent")]).values()
+    assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2, "left_out": {"absent": 1}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "said"),
+    [
+        ("finetune_vqa.py:shapes", ["--k=8"], "--k=8 re-ranks in retrieval; config.task=vqa has none"),
+        ("demo.py", ["--templates=prompts.txt"], "--templates=prompts.txt needs --classify=DIR"),
+        ("demo.py", ["--classify=DIR", "--submission=out.csv"], "give --submission=out.csv to a call of its own"),
+        ("demo.py", ["--classify=DIR", "--k=8"], "give --k=8 to a call of its own"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(recipe, given, said, tmp_path, capsys):
+    common = demo_flags(data_dir=tmp_path, workdir=tmp_path / "run", recipe=recipe)
+    assert evaluate.door([*common, *given]) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_tasks_are_tasks(finetuned):
