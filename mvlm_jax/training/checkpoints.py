@@ -1,6 +1,7 @@
 """The checkpoints of a run."""
 
 import errno
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -35,26 +36,45 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
-        """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none."""
+        """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none.
+
+        Raises:
+          RunError: the directory cannot be made or read.
+        """
         keep = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,  # what a killed run left half-written
         )
-        self._open(directory, options)
-        # Tells of a removal also where a write in the background has made the directory anew.
-        self._opened = os.open(self._directory, os.O_RDONLY)
+        self._directory, self._opened = Path(directory).absolute(), None
+        with self._writing():
+            self._open(options)
+            # Tells of a removal also where a write in the background has made the directory anew.
+            self._opened = os.open(self._directory, os.O_RDONLY)
+            self._links = os.fstat(self._opened).st_nlink
 
     @classmethod
     def for_reading(cls, directory: Path) -> "Checkpoints":
-        """Opens without touching anything, also while another process writes."""
+        """Opens without touching anything, also while another process writes, and without waiting for other processes.
+
+        Raises:
+          UserError: what is in the place of the directory cannot be read as one.
+        """
         self = cls.__new__(cls)
-        self._open(directory, ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False))
+        self._directory, self._opened = Path(directory).absolute(), None
+        options = ocp.CheckpointManagerOptions(
+            read_only=True,
+            save_interval_steps=0,
+            create=False,
+            save_root_metadata=False,  # which would wait for them
+        )
+        try:
+            self._open(options)
+        except OSError as error:
+            raise UserError(f"the checkpoints in {self._directory} cannot be read: {_in_one_line(error)}") from error
         return self
 
-    def _open(self, directory: Path, options: ocp.CheckpointManagerOptions) -> None:
-        self._opened: int | None = None
-        self._directory = Path(directory).absolute()
+    def _open(self, options: ocp.CheckpointManagerOptions) -> None:
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
 
     def __enter__(self) -> "Checkpoints":
@@ -126,19 +146,32 @@ class Checkpoints:
     def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState] | None:
         """The last step whose state can be read, and that state; None where there is no step.
 
-        Damaged later ones are deleted, so that the run can store those steps anew.
+        Where it is open for writing, later ones, which could not be read, are moved aside, so that the run can store
+        those steps anew. They are not deleted: what failed may have been the reading alone.
 
         Raises:
-          UserError: there are steps, and all of them are damaged.
+          UserError: there are steps, and none of them can be read.
+          RunError: a step cannot be moved.
         """
         restored = self._latest(lambda step: self._read(step, abstract))
-        if restored is not None:
+        if restored is not None and self._opened is not None:
             for step in [step for step in self.steps() if step > restored[0]]:
-                self._manager.delete(step)
+                with self._writing():
+                    self._move_aside(step)
         return restored
 
+    def _move_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            names = (self._directory / f"damaged.{step}.{count}" for count in itertools.count(1))
+            aside = next(path for path in names if not path.exists())
+            (self._directory / str(step)).rename(aside)
+            logging.warning("it is now %s; the run stores step %d anew when it comes to it", aside, step)
+        # Finds nothing to delete any more: every process forgets the step, also one that a network file system still
+        # shows the old name.
+        self._manager.delete(step)
+
     def restore_latest_params(self, abstract: PyTree) -> tuple[int, PyTree] | None:
-        """As `restore_latest`, for the parameters alone; deletes nothing."""
+        """As `restore_latest`, for the parameters alone; moves nothing."""
         return self._latest(lambda step: self._read_params(step, abstract))
 
     def _latest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
@@ -177,7 +210,8 @@ class Checkpoints:
             raise  # no room for it here, which says nothing of the checkpoint
         except Exception as error:  # Orbax and TensorStore raise whatever the broken bytes lead them to
             failure = _in_one_line(error)
-        if _anywhere(bool(failure)):
+        shared = any(not leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
+        if _anywhere(bool(failure)) if shared else failure:
             raise Damaged(failure or "another process cannot read it")
         changed = [name for name, item in restored.items() if fingerprints(item) != written[name]]
         if changed:
@@ -210,9 +244,10 @@ class Checkpoints:
         if self._opened is None:
             return False
         try:
-            return not self._directory.is_dir() or os.fstat(self._opened).st_nlink == 0
-        except OSError:  # a stale handle of a network file system
-            return True
+            os.stat(self._directory)
+            return os.fstat(self._opened).st_nlink == 0 < self._links  # some file systems count no links at all
+        except OSError as error:  # any other is a passing fault, of which the next write will tell
+            return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
     def _check(self, step: int) -> None:
         steps = self.steps()
@@ -239,9 +274,7 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _anywhere(failed: bool) -> bool:
-    """Whether it failed in any process: all of them must go on from the same step."""
-    if jax.process_count() == 1:
-        return failed
+    """Whether it failed in any process: those that read parts of one state must all go on from the same step."""
     return bool(multihost_utils.process_allgather(np.array(failed)).any())
 
 

@@ -39,10 +39,10 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
     program = make_program(task=task, config=config, mesh=mesh)
     _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
-    resumes = _has_checkpoint(workdir)
     with hosts.together():
         # Before anything is written: weights that do not fit leave no workdir behind.
-        start = None if resumes else task.start_weights(program.state.params)
+        start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
+    hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
     with hosts.together():
         directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
         if writes:
@@ -57,13 +57,17 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
         device_kind=mesh.devices.flat[0].device_kind,
         device_count=mesh.size,
     )
-    checkpoints = Checkpoints(
-        directory / workdir_lib.CHECKPOINTS,
-        keep_last=config.checkpoint.keep_last,
-        keep_every=config.checkpoint.keep_every,
-    )
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
-    with Peers(), Interruption() as interruption, jax.set_mesh(mesh), checkpoints:
+    with (
+        Peers(),
+        Interruption() as interruption,
+        jax.set_mesh(mesh),
+        Checkpoints(
+            directory / workdir_lib.CHECKPOINTS,
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+        ) as checkpoints,
+    ):
         first, state = checkpoints.restore_latest(program.state) or (0, program.init())
         if start is not None:
             state = _started_from(start, state, directory=directory, writes=writes)

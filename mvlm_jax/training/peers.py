@@ -54,7 +54,7 @@ class Peers:
             return
         self._tell(FAILED + (str(error) or kind.__name__))
         # JAX would wait for the peers at exit, for minutes, though they have no way to come there any more.
-        atexit.register(_exit_at_once, getattr(error, "status", 1))
+        atexit.register(self._end_process, getattr(error, "status", 1))
 
     def _tell(self, value: str) -> None:
         distributed.global_state.client.key_value_set(f"{self._prefix}/{jax.process_index()}", value, True)
@@ -72,10 +72,15 @@ class Peers:
             verdict = lost.verdict({int(key.rpartition("/")[2]): value for key, value in entries})
             if verdict:
                 print(f"mvlm: {verdict}; ending this process ({jax.process_index()})", file=sys.stderr, flush=True)
-                if jax.process_index() == 0:
-                    # The store ends with this process; the others are to read the same there first.
-                    time.sleep(2 * self._beat_seconds)
-                os._exit(1)
+                self._end_process(1)
+
+    def _end_process(self, status: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            # The store ends with this process; the others are to read there first why.
+            time.sleep(2 * self._beat_seconds)
+        os._exit(status)
 
 
 class LostPeers:
@@ -98,9 +103,3 @@ class LostPeers:
             elif now - since > self._lost_after_seconds:
                 return f"process {peer} is lost: nothing was heard of it for {now - since:.0f} s"
         return None
-
-
-def _exit_at_once(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -88,12 +88,12 @@ def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]],
 
 
 def read_evaluations(directory: Path, *, step: int) -> dict[str, dict[str, Any]]:
-    """The metrics of each stem whose file is of that step."""
+    """The metrics of each stem whose file is of that step; what else lies there as JSON is left alone."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted((directory / EVALUATIONS).glob("*.json"))}
     return {
         stem: {name: value for name, value in metrics.items() if name != "step"}
         for stem, metrics in files.items()
-        if metrics["step"] == step
+        if isinstance(metrics, dict) and metrics.get("step") == step
     }
 
 

@@ -1,9 +1,12 @@
 """Checkpoints whose files were cut, changed or lost after they were written."""
 
+import errno
+import os
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
@@ -67,9 +70,34 @@ def test_whatever_file_is_damaged_the_state_read_is_one_that_was_written(finishe
 
 def test_a_lost_item_is_skipped_with_a_warning_and_its_step_is_saved_anew(finished, workdir, caplog):
     shutil.rmtree(workdir / "checkpoints" / "9" / "optimizer")
+    left = {path.name: path.read_bytes() for path in files_of(workdir / "checkpoints" / "9" / "params")}
     train(ToyTask(), config=toy_config(), workdir=workdir)
     assert "the checkpoint of step 9" in caplog.text and "is skipped" in caplog.text
     assert metrics_lines(workdir) == metrics_lines(finished)
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [6, 9]
+        checkpoints.restore(9, program().state)
+    aside = workdir / "checkpoints" / "damaged.9.1"
+    assert str(aside) in caplog.text
+    assert {path.name: path.read_bytes() for path in files_of(aside / "params")} == left
+
+
+def test_a_step_that_could_not_be_read_for_a_moment_loses_no_byte(finished, workdir, monkeypatch):
+    def unreadable(self, directory, **options):
+        if directory.name == "9":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(directory))
+        return restore(self, directory, **options)
+
+    restore = ocp.Checkpointer.restore
+    written = {path.name: path.read_bytes() for path in files_of(workdir / "checkpoints" / "9")}
+    (workdir / "checkpoints" / "damaged.9.1").mkdir()  # of an earlier fault
+    with monkeypatch.context() as patched, Checkpoints(workdir / "checkpoints", keep_last=2, keep_every=0) as opened:
+        patched.setattr(ocp.Checkpointer, "restore", unreadable)
+        step, _ = opened.restore_latest(program().state)
+        assert (step, opened.steps()) == (6, [6])
+    aside = workdir / "checkpoints" / "damaged.9.2"
+    assert {path.name: path.read_bytes() for path in files_of(aside)} == written
+    aside.rename(workdir / "checkpoints" / "9")
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [6, 9]
         checkpoints.restore(9, program().state)

@@ -4,13 +4,14 @@ import errno
 import os
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
 from mvlm_jax import doors
-from mvlm_jax.errors import RunError
+from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.loop import train
 
@@ -96,3 +97,83 @@ def test_a_directory_that_is_removed_ends_the_run_in_one_line(tmp_path, lost, ca
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert line.startswith("mvlm train: a checkpoint cannot be written to")
     assert line.endswith("there is no whole one")
+
+
+def test_a_passing_fault_of_the_file_system_is_no_removal(tmp_path, monkeypatch):
+    def faulty(path, *arguments, **options):
+        if path == tmp_path / "checkpoints":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, *arguments, **options)
+
+    stat = os.stat
+    with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_every=0) as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", faulty)
+            checkpoints.check_written()
+
+
+def test_a_file_system_that_counts_no_links_keeps_its_directories(tmp_path, monkeypatch):
+    def uncounted(descriptor):
+        return os.stat_result([0 if index == 3 else value for index, value in enumerate(fstat(descriptor))])
+
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", uncounted)
+    with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_every=0) as checkpoints:
+        checkpoints.check_written()
+
+
+def test_a_handle_that_has_gone_stale_is_a_removal(tmp_path, monkeypatch):
+    def stale(descriptor):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_every=0) as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fstat", stale)
+            with pytest.raises(RunError, match="the directory was removed; there is no whole one"):
+                checkpoints.check_written()
+
+
+def test_a_directory_of_checkpoints_that_cannot_be_made_ends_the_run_in_one_line(tmp_path, monkeypatch, capfd):
+    def full(path, *arguments, **options):
+        if Path(path).name == "checkpoints":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return mkdir(path, *arguments, **options)
+
+    mkdir = os.mkdir
+    monkeypatch.setattr(os, "mkdir", full)
+    assert train_through_a_door(tmp_path / "run") == 1
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"mvlm train: a checkpoint cannot be written to {tmp_path / 'run'}/checkpoints: No space")
+    assert line.endswith("there is no whole one")
+
+
+def test_a_file_in_the_place_of_the_checkpoints_ends_the_run_in_one_line(tmp_path, capfd):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("mine")
+    assert train_through_a_door(tmp_path / "run") == 1
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"mvlm train: a checkpoint cannot be written to {tmp_path / 'run'}/checkpoints: Not a dir")
+    assert (tmp_path / "run" / "checkpoints").read_text() == "mine"
+
+
+def test_checkpoints_that_cannot_be_listed_are_refused_in_one_line(tmp_path, monkeypatch):
+    def forbidden(path="."):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(os, "listdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match="the checkpoints in .* cannot be read: Permission denied"):
+        Checkpoints.for_reading(tmp_path / "checkpoints")
+
+
+def test_a_step_that_cannot_be_moved_aside_ends_the_run_in_one_line(tmp_path, monkeypatch):
+    def read_only(path, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    train(ToyTask(), config=toy_config(), workdir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "9" / "optimizer")
+    monkeypatch.setattr(os, "rename", read_only)
+    with pytest.raises(RunError, match="Read-only file system .*; the last whole one is of step 9"):
+        train(ToyTask(), config=toy_config(), workdir=tmp_path)
+    assert (tmp_path / "checkpoints" / "9").is_dir()

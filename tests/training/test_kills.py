@@ -20,11 +20,12 @@ ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MVLM_KILLS", 5))
 FIELDS = {"steps": 20 * KILLS, "checkpoint.every": 3, "eval.every": 10, "log_every": 1}
 LATEST_SECONDS = 1.0  # after a start has begun to log
+PAUSE = ("--pause", "0.05")  # before each step, so that on no machine the run is over before it was killed
 
 
-def started(workdir):
+def started(workdir, *special):
     return subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("toy.py"), workdir, json.dumps(FIELDS)],
+        [sys.executable, Path(__file__).with_name("toy.py"), workdir, json.dumps(FIELDS), *special],
         env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         stderr=subprocess.PIPE,
         text=True,
@@ -37,9 +38,9 @@ def log_size(workdir):
 
 
 def test_a_run_killed_again_and_again_is_the_run_that_never_was(tmp_path):
-    moments, resumed = random.Random(0), []
+    moments, resumed, statuses = random.Random(0), [], []
     for _ in range(KILLS):
-        process, size = started(tmp_path / "killed"), log_size(tmp_path / "killed")
+        process, size = started(tmp_path / "killed", *PAUSE), log_size(tmp_path / "killed")
         # Most moments lie in the steps and their checkpoints, the others anywhere from the start on.
         if moments.random() < 0.8:
             while log_size(tmp_path / "killed") <= size and process.poll() is None:
@@ -50,8 +51,10 @@ def test_a_run_killed_again_and_again_is_the_run_that_never_was(tmp_path):
         process.kill()
         _, errors = process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0), errors
+        statuses.append(process.returncode)
         with Checkpoints.for_reading(tmp_path / "killed" / "checkpoints") as checkpoints:
             resumed.append(checkpoints.latest_step() or 0)
+    assert statuses.count(-signal.SIGKILL) > KILLS / 2
     process = started(tmp_path / "killed")
     _, errors = process.communicate()
     assert process.returncode == 0, errors

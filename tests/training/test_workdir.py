@@ -112,3 +112,10 @@ def test_evaluations_are_read_back_for_their_own_step_only(tmp_path):
     write_evaluations(tmp_path, results, step=4)
     assert read_evaluations(tmp_path, step=4) == results
     assert read_evaluations(tmp_path, step=5) == {}
+
+
+def test_a_file_of_another_kind_beside_the_evaluations_is_left_alone(tmp_path):
+    write_evaluations(tmp_path, {"vqa-val": {"accuracy": 0.5}}, step=4)
+    write_json(tmp_path / "eval" / "evalai.json", [{"question_id": 1, "answer": "red"}])
+    write_json(tmp_path / "eval" / "notes.json", {"accuracy": 0.1})
+    assert read_evaluations(tmp_path, step=4) == {"vqa-val": {"accuracy": 0.5}}

@@ -1,13 +1,14 @@
 """A task small enough to train in a test: a linear model of data made from (seed, step).
 
 As a script it trains in a process of its own, which a test can kill:
-    python toy.py WORKDIR '{"steps": 9}' [--kill-before-step N | --kill-while-saving N]
+    python toy.py WORKDIR '{"steps": 9}' [--kill-before-step N | --kill-while-saving N | --pause SECONDS]
 """
 
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -124,12 +125,15 @@ def _kill_when_published(step):
 if __name__ == "__main__":
     from mvlm_jax.training.loop import train
 
-    directory, fields, *kill = sys.argv[1:]
-    fatal_step = int(kill[1]) if kill[:1] == ["--kill-before-step"] else None
-    if kill[:1] == ["--kill-while-saving"]:
-        _kill_when_published(int(kill[1]))
+    directory, fields, *special = sys.argv[1:]
+    before_batch = {
+        "--kill-before-step": lambda step: _kill() if step == int(special[1]) else None,
+        "--pause": lambda step: time.sleep(float(special[1])),
+    }
+    if special[:1] == ["--kill-while-saving"]:
+        _kill_when_published(int(special[1]))
     train(
-        ToyTask(before_batch=lambda step: _kill() if step == fatal_step else None),
+        ToyTask(before_batch=before_batch.get(special[0] if special else None, lambda step: None)),
         config=toy_config(**json.loads(fields)),
         workdir=directory,
     )
