@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from mvlm_jax.data.background import Batch
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
-from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -140,7 +140,6 @@ class LabelledSplit:
                 yield batch, rows, left_out
 
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
-        row = self.source.row(index)
         try:
             example = self.source[index]
             _check_images(example, images=self.images)
@@ -152,8 +151,8 @@ class LabelledSplit:
                 for image in example["images"]
             ]
         except UnusableImage as error:
-            return row, error.reason
-        return row, np.stack(images)
+            return self.source.row(index), error.reason
+        return row_of(example), np.stack(images)
 
     def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:
         return np.zeros((0, self.images, self.image_size, self.image_size, 3), np.uint8)

@@ -1,5 +1,7 @@
 """Prepared datasets of questions, statements and hypotheses."""
 
+from collections.abc import Mapping, Sequence
+
 from mvlm_jax.data.formats.records import RecordSource, as_text
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow
 
@@ -12,10 +14,13 @@ class LabelledRecords(RecordSource):
 
     def __getitem__(self, index: int) -> LabelledExample:
         values = self.values(index)
-        texts = {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
-        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **texts}
+        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **_texts(values)}
 
     def row(self, index: int) -> LabelledRow:
-        example = self[index]
+        values = self.values(index)
         # Its images have no files of their own.
-        return LabelledRow(**{**example, "images": (), "answers": tuple(example["answers"])})
+        return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **_texts(values))
+
+
+def _texts(values: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
+    return {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
