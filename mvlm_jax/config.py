@@ -125,7 +125,7 @@ def default() -> ConfigDict:
     config.eval.batch_size = 64  # does not change any metric
     config.eval.rerank = 32  # candidates per query that the matching head sorts anew; 0: none
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
-    config.eval.host_bytes = 2**30  # of scores and text features that retrieval keeps in the host's memory at once
+    config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval
 
     return config.lock()

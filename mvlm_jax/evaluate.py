@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax import doors
-from mvlm_jax.data.formats.image_folder import read_templates
+from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.tasks.from_config import make_task
@@ -51,6 +51,12 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "templates", None, "Prompts for --classify, one a line, with {} in the place of the class.", flag_values=values
     )
     flags.DEFINE_string(
+        "class_names",
+        None,
+        "Names of the classes of --classify, each a line of a folder, a tab and a name; the folders' own by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "submission", None, "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).", flag_values=values
     )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
@@ -59,6 +65,8 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(values: flags.FlagValues) -> None:
     _check_flags(values)
     doors.connect(values)
+    if values.class_names and not values.classify:
+        raise UserError(f"--class_names={values.class_names} goes with --classify=DIR, the folder of these classes")
     if values.k:
         _sweep(values.config, values.k)
     config = doors.checked_config(values)
@@ -119,6 +127,7 @@ def _classify(task: Task, params: Params, values: flags.FlagValues, config: Conf
         params,
         task.tokenizer,
         directory,
+        names=read_class_names(Path(values.class_names)) if values.class_names else None,
         templates=read_templates(Path(values.templates)) if values.templates else TEMPLATES,
         image_size=config.image.size,
         max_length=config.text.max_length,

@@ -40,12 +40,17 @@ class LabelledSource(Source[LabelledExample], Protocol):
 class LabelledRow(NamedTuple):
     """An example without the bytes of its images."""
 
-    images: tuple[str, ...]  # paths below the source's root
+    images: tuple[str, ...]  # paths below the source's root; none where they are not files of their own
     text: str
     answers: tuple[str, ...]
     kind: str
     group: str
     example_id: str
+
+
+def row_of(example: LabelledExample) -> LabelledRow:
+    """An example that was read already, without its images."""
+    return LabelledRow(**{**example, "images": (), "answers": tuple(example["answers"])})
 
 
 class ListedExamples:

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from mvlm_jax.data.background import Batch
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
-from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -142,9 +142,7 @@ class LabelledSplit:
                 yield batch, rows, left_out
 
     def _read(self, index: int) -> tuple[LabelledRow, UInt8[np.ndarray, "n S S 3"] | str]:
-        row = LabelledRow((), "", (), "", "", self.source.example_id(index))
         try:
-            row = self.source.row(index)
             example = self.source[index]
             _check_images(example, images=self.images)
             images = [
@@ -155,8 +153,14 @@ class LabelledSplit:
                 for image in example["images"]
             ]
         except UnusableImage as error:
-            return row, error.reason
-        return row, np.stack(images)
+            return self._row(index), error.reason
+        return row_of(example), np.stack(images)
+
+    def _row(self, index: int) -> LabelledRow:
+        try:
+            return self.source.row(index)
+        except UnusableImage:  # the record itself is damaged: its id is all that is known
+            return LabelledRow((), "", (), "", "", self.source.example_id(index))
 
     def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:
         return np.zeros((0, self.images, self.image_size, self.image_size, 3), np.uint8)

@@ -21,8 +21,6 @@ from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
-CACHE_BYTES = 2**30  # decoded pixels of an evaluation split that are kept in memory
-
 
 def train_batches(
     mixture: Mixture,
@@ -138,21 +136,18 @@ class EvalSplit:
         """(images, their indices) in order; the last batch is shorter."""
         for start in range(0, len(self), batch_size):
             indices = np.arange(start, min(start + batch_size, len(self)), dtype=np.int32)
-            yield self._images(indices), indices
+            yield self.images(indices), indices
 
-    def _images(self, indices: Int32[np.ndarray, " B"]) -> UInt8[np.ndarray, "B S S 3"]:
+    def images(self, indices: Int32[np.ndarray, " B"]) -> UInt8[np.ndarray, "B S S 3"]:
         if self.pixels is not None:
             return self.pixels[indices]
-        return np.stack(
-            [
-                _evaluated(
-                    self.source[self.records[i]]["image"],
-                    image_size=self.image_size,
-                    max_image_pixels=self.max_image_pixels,
-                )
-                for i in indices
-            ]
-        )
+
+        def decode(index: int) -> UInt8[np.ndarray, "S S 3"]:
+            data = self.source[self.records[index]]["image"]
+            return _evaluated(data, image_size=self.image_size, max_image_pixels=self.max_image_pixels)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(decode, indices.tolist())))
 
 
 def eval_split(
@@ -162,8 +157,12 @@ def eval_split(
     max_length: int,
     max_image_pixels: int,
     image_size: int,
+    host_bytes: int,
 ) -> EvalSplit:
     """Reads and checks a whole split.
+
+    Args:
+      host_bytes: decoded images are kept where all of them fit into it.
 
     Raises:
       UserError: no image of it can be used.
@@ -174,7 +173,7 @@ def eval_split(
     records: list[int] = []
     pixels: list[np.ndarray] = []
     left_out: Counter[str] = Counter()
-    keep_pixels = len(source) * image_size * image_size * 3 <= CACHE_BYTES
+    keep_pixels = len(source) * image_size * image_size * 3 <= host_bytes
 
     def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from mvlm_jax.models.downstream import AnsweringModel
 
-TOKENS_AT_ONCE = 8192  # of candidates that are scored together: bounds the memory that their logits take
+TOKENS_AT_ONCE = 8192  # of candidates that a device scores together: bounds the memory that their logits take
 
 
 def token_log_likelihoods(
@@ -20,7 +20,7 @@ def token_log_likelihoods(
     return jnp.where(targets == pad_id, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="candidates")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("candidates", "parts"))
 def rank_answers(
     model: AnsweringModel,
     params: PyTree,
@@ -29,11 +29,15 @@ def rank_answers(
     answers: Int[Array, "M T"],
     *,
     candidates: int,
+    parts: int = 1,
 ) -> Int[Array, " B"]:
     """The index of the likeliest answer of the list.
 
     The `candidates` whose first token is likeliest are scored in full, by the sum of the log-likelihoods of all their
     tokens, end included; the first token counts once, as every other.
+
+    Args:
+      parts: equal ones into which devices divide the batch; each device scores its own questions.
     """
     run = functools.partial(model.apply, {"params": params})
     context, context_mask = run(image, text, method="read")
@@ -42,15 +46,26 @@ def rank_answers(
     count = min(candidates, answers.shape[0])
     _, best = jax.lax.top_k(first[:, answers[:, 1]], count)
 
-    def score(question):
-        context, context_mask, best = question
+    def score(questions):
+        context, context_mask, best = questions
         written = answers[best]
-        logits = run(written[None, :, :-1], context[None], context_mask[None], method="next_tokens")[0]
-        total = token_log_likelihoods(logits, written[:, 1:], pad_id=model.pad_id).sum(axis=-1)
-        return best[jnp.argmax(total)]
+        logits = run(written[:, :, :-1], context, context_mask, method="next_tokens")
+        total = token_log_likelihoods(logits, written[:, :, 1:], pad_id=model.pad_id).sum(axis=-1)
+        return jnp.take_along_axis(best, total.argmax(axis=-1)[:, None], axis=-1)[:, 0]
 
     at_once = max(1, TOKENS_AT_ONCE // (count * answers.shape[1]))
-    return jax.lax.map(score, (context, context_mask, best), batch_size=min(at_once, image.shape[0]))
+    rounds = _rounds(image.shape[0] // parts, at_once=at_once)
+    # Each round takes rows from every part: along the batch, all devices would work on the questions of one.
+    in_rounds = jax.tree.map(
+        lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), (context, context_mask, best)
+    )
+    return jax.lax.map(score, in_rounds).swapaxes(0, 1).reshape(-1)
+
+
+def _rounds(questions: int, *, at_once: int) -> int:
+    """The fewest equal rounds of at most `at_once` questions."""
+    equal = (rounds for rounds in range(1, questions + 1) if questions % rounds == 0)
+    return next(rounds for rounds in equal if questions // rounds <= at_once)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("start_id", "end_id", "forbidden"))

@@ -23,9 +23,14 @@ def padded(x: Shaped[np.ndarray, "b *rest"], batch_size: int) -> Shaped[np.ndarr
 
 def shared_batch_size(batch_size: int, *, params: PyTree) -> int:
     """The next size from `batch_size` on of which each device that holds `params` gets an equal part."""
-    mesh = _mesh_of(params)
-    parts = 1 if mesh is None else _parts(mesh)
+    parts = batch_parts(params)
     return -(-batch_size // parts) * parts
+
+
+def batch_parts(params: PyTree) -> int:
+    """Into how many parts a batch is divided between the devices that hold `params`."""
+    mesh = _mesh_of(params)
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
@@ -35,7 +40,7 @@ def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
         return jax.tree.map(jax.numpy.asarray, tree)
 
     def put(x):
-        spec = PartitionSpec(("data", "fsdp")) if x.shape[0] % _parts(mesh) == 0 else PartitionSpec()
+        spec = PartitionSpec(("data", "fsdp")) if x.shape[0] % batch_parts(params) == 0 else PartitionSpec()
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
     return jax.tree.map(put, tree)
@@ -55,7 +60,3 @@ def _mesh_of(params: PyTree) -> Mesh | None:
     """None where the parameters lie on no mesh."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
-
-
-def _parts(mesh: Mesh) -> int:
-    return mesh.shape["data"] * mesh.shape["fsdp"]

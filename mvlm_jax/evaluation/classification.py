@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def classify_folder(
     tokenizer: Tokenizer,
     directory: Path,
     *,
+    names: Mapping[str, str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     image_size: int,
     max_length: int,
@@ -39,10 +40,13 @@ def classify_folder(
     A wrong class with the same score counts as ranked before the right one. Images that cannot be decoded are left out
     and counted.
 
+    Args:
+      names: of the class in each folder; None: the folder's own name.
+
     Raises:
-      UserError: not such a folder, or none of its images can be used.
+      UserError: not such a folder, other names than it has folders, or none of its images can be used.
     """
-    classes, images = open_image_folder(directory)
+    classes, images = open_image_folder(directory, names=names)
     batch_size = shared_batch_size(batch_size, params=params)
     prototypes = class_embeddings(
         model, params, tokenizer, classes, templates=templates, max_length=max_length, batch_size=batch_size
@@ -53,6 +57,8 @@ def classify_folder(
     def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
         try:
             pixels = decode_image(path.read_bytes(), max_pixels=max_image_pixels, size_hint=image_size)
+        except OSError:
+            return "absent"
         except UndecodableImage as error:
             return error.reason
         return evaluate_transform(pixels, size=image_size)

@@ -48,18 +48,20 @@ def evaluate_reconstruction(
     if len(split) < 2:
         raise UserError("the evaluation source holds one usable image; a wrong partner needs at least two")
     batch_size = shared_batch_size(batch_size, params=params)
-    images = np.concatenate([batch for batch, _ in split.image_batches(batch_size)])
     wrong_caption = wrong_partners(split.caption_image)
     sums = []
     for captions in index_batches(len(split.captions), batch_size):
         own = padded(captions, batch_size)
         wrong = wrong_caption[own]
+        # Most are asked for more than once: an image has several captions, and is the wrong one beside others.
+        needed, places = np.unique(split.caption_image[np.concatenate([own, wrong])], return_inverse=True)
+        images, wrong_images = np.split(split.images(needed)[places], 2)
         batch = place(
             {
                 "index": own.astype(np.int32),
-                "image": images[split.caption_image[own]],
+                "image": images,
                 "text": split.captions[own],
-                "wrong_image": images[split.caption_image[wrong]],
+                "wrong_image": wrong_images,
                 "wrong_text": split.captions[wrong],
             },
             params=params,

@@ -190,6 +190,7 @@ def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
         max_length=config.text.max_length,
         max_image_pixels=config.data.max_image_pixels,
         image_size=config.image.size,
+        host_bytes=config.eval.host_bytes,
     )
 
 

@@ -1,6 +1,7 @@
 """VQA v2: an answer is written, or the likeliest one of a list is chosen (paper, section 4.2)."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,7 +15,7 @@ from flax.core import FrozenDict
 from mvlm_jax.data.formats.vqa import submission
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
-from mvlm_jax.evaluation.batching import fetch
+from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
@@ -74,11 +75,12 @@ class Vqa(LabelledTask):
         ids, options = self.tokenizer.ids, self.config.vqa
         listed = jnp.asarray(self.tokenizer.encode(self.answers, max_length=options.answer_length))
         forbidden = (ids.pad, ids.start, ids.mask)
+        rank = functools.partial(rank_answers, candidates=options.candidates, parts=batch_parts(params))
         left_out: list[tuple[LabelledRow, str]] = []
         found = []
         for batch, rows in self.evaluation_batches(params, left_out):
             seen = (batch["image"], batch["text"])
-            ranked = fetch(rank_answers(self.model, params, *seen, listed, candidates=options.candidates))
+            ranked = fetch(rank(self.model, params, *seen, listed))
             written = fetch(
                 write_answers(self.model, params, *seen, start_id=ids.start, end_id=ids.end, forbidden=forbidden)
             )

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from examples import encoded, picture
@@ -127,6 +129,35 @@ def test_splits_are_read_once_in_order_and_say_what_they_left_out(tokenizer):
     assert [(row.example_id, reason) for _, _, left in read for row, reason in left] == [("id-3", "unrecognized")]
     assert [len(batch["image"]) for batch, _, _ in read] == [4, 5, 2]
     assert [tokenizer.decode(row) for row in read[2][0]["text"]] == ["statement 10", "statement 11"]
+
+
+def test_a_split_reads_each_usable_example_once(tokenizer):
+    class Counting:
+        def __init__(self):
+            self.pairs, self.reads = Pairs(), Counter()
+
+        def __len__(self):
+            return len(self.pairs)
+
+        def __getitem__(self, index):
+            self.reads[index] += 1
+            return self.pairs[index]
+
+        def row(self, index):
+            self.reads[index] += 1
+            return self.pairs.row(index)
+
+        def example_id(self, index):
+            return self.pairs.example_id(index)
+
+    source = Counting()
+    rows = [
+        row
+        for _, rows, _ in LabelledSplit(source=source, tokenizer=tokenizer, max_length=8, **IMAGES).batches(5)
+        for row in rows
+    ]
+    assert rows == [source.pairs.row(index) for index in range(12) if index != 3]
+    assert source.reads == {index: 2 if index == 3 else 1 for index in range(12)}
 
 
 def test_another_number_of_images_is_refused(tokenizer):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from examples import ListSource, encoded, pair_source, picture
 
-from mvlm_jax.data import pipeline, run_examples
+from mvlm_jax.data import run_examples
 from mvlm_jax.data.images import decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
 from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches
@@ -257,16 +257,15 @@ def test_identity_hash_is_stable():
     assert -(2**31) <= min(stable_hash(str(i)) for i in range(100)) < 0
 
 
-def evaluated(source, tokenizer):
-    return eval_split(source, tokenizer, max_length=16, max_image_pixels=10_000, image_size=16)
+def evaluated(source, tokenizer, *, host_bytes=2**30):
+    return eval_split(source, tokenizer, max_length=16, max_image_pixels=10_000, image_size=16, host_bytes=host_bytes)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 2**30])
-def test_evaluation_leaves_out_and_counts_what_it_cannot_use(cache_bytes, tokenizer, monkeypatch):
-    monkeypatch.setattr(pipeline, "CACHE_BYTES", cache_bytes)
+@pytest.mark.parametrize("host_bytes", [0, 2**30])
+def test_evaluation_leaves_out_and_counts_what_it_cannot_use(host_bytes, tokenizer):
     source = pair_source(7, captions=["two dogs run", "a star"], broken=(1, 4))
     source.examples[5]["captions"] = []
-    split = evaluated(source, tokenizer)
+    split = evaluated(source, tokenizer, host_bytes=host_bytes)
     assert split.image_ids == ["image-0", "image-2", "image-3", "image-6"]
     assert split.left_out == {"unrecognized": 2, "no_captions": 1}
     assert split.caption_image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -172,6 +172,13 @@ def test_datasets_hold_what_was_drawn_in_its_order(name, collections, data_dir):
     assert [part.example_id(index) for index in range(4)] == [f"{name}-val-{index:06d}" for index in range(5, 9)]
 
 
+def test_rows_are_made_without_a_look_at_the_images(collections, data_dir, monkeypatch):
+    written = open_labelled("tfds:shapes_nlvr2:val", data_dir=str(data_dir))
+    values = written.values
+    monkeypatch.setattr(written, "values", lambda index: {k: v for k, v in values(index).items() if k != "images"})
+    assert written.row(3) == collections["shapes_nlvr2"].splits["val"].row(3)
+
+
 def test_datasets_are_read_by_tfds(collections, data_dir):
     records = tfds.builder_from_directory(data_dir / "shapes_nlvr2" / "1.0.0").as_data_source("test")
     source = collections["shapes_nlvr2"].splits["test"]

@@ -2,9 +2,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import SMALLER, recipe
+from tiny import SMALLER, demo_flags, recipe
 
-from mvlm_jax.data.formats.image_folder import open_image_folder, read_templates
+from mvlm_jax import evaluate
+from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_names, read_templates
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import classification
@@ -20,6 +21,8 @@ def folder(tmp_path):
         for number in range(3):
             Image.new("RGB", (40, 30), colour).save(tmp_path / name / f"{number}.png")
     (tmp_path / "red" / "broken.jpg").write_bytes(b"not an image")
+    (tmp_path / "red" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "green" / "folder.png").mkdir()
     (tmp_path / "red" / "notes.txt").write_text("no image at all")
     return tmp_path
 
@@ -54,7 +57,7 @@ def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypa
     found = classification.classify_folder(model, params, tokenizer, folder, **OPTIONS, **IMAGES)
     # Red stands where green does: a green image ties between both, a red one is nearer to neither.
     assert found["images"] == 9
-    assert found["left_out"] == {"unrecognized": 1}
+    assert found["left_out"] == {"unrecognized": 1, "absent": 2}
     assert found["classes"] == 3
     assert found["top1"] == pytest.approx(100 * 3 / 9)
     assert found["top5"] == 100
@@ -86,12 +89,44 @@ def test_a_class_is_the_mean_of_its_prompts(parts):
 def test_folders_name_their_classes(folder):
     classes, images = open_image_folder(folder)
     assert classes == ["dark blue", "green", "red"]
-    assert len(images) == 10
+    assert len(images) == 12
     assert {classes[label] for path, label in images if path.parent.name == "dark_blue"} == {"dark blue"}
     with pytest.raises(UserError, match="holds 0 folders"):
         open_image_folder(folder / "red")
     with pytest.raises(UserError, match="is not a folder"):
         open_image_folder(folder / "nothing")
+
+
+def test_a_file_gives_the_classes_their_names(folder, tmp_path):
+    file = tmp_path / "names.tsv"
+    file.write_text("red\tcrimson\n\ndark_blue\tnavy, deep blue\ngreen\tgreen\n")
+    classes, images = open_image_folder(folder, names=read_class_names(file))
+    assert classes == ["navy, deep blue", "green", "crimson"]
+    assert {classes[label] for path, label in images if path.parent.name == "red"} == {"crimson"}
+    for lines, message in (
+        ("red\tcrimson\ndark_blue\tnavy", "the class names lack 1 folders of .*, the first 'green'"),
+        (
+            "red\ta\ndark_blue\tb\ngreen\tc\nn01440764\ttench",
+            "lacks 1 folders of the class names, the first 'n01440764'",
+        ),
+    ):
+        file.write_text(lines)
+        with pytest.raises(UserError, match=message):
+            open_image_folder(folder, names=read_class_names(file))
+    for lines, message in (
+        ("red crimson", "needs lines of a folder, a tab and a name, not 'red crimson'"),
+        ("red\t", "needs lines of a folder, a tab and a name, not 'red'"),
+        ("", "needs lines of a folder, a tab and a name$"),
+        ("red\ta\nred\tb", "name the folder 'red' more than once"),
+    ):
+        file.write_text(lines)
+        with pytest.raises(UserError, match=message):
+            read_class_names(file)
+
+
+def test_class_names_without_a_folder_are_refused(tmp_path, capsys):
+    assert evaluate.door([*demo_flags(data_dir=tmp_path, workdir=tmp_path / "run"), "--class_names=names.tsv"]) == 2
+    assert "--class_names=names.tsv goes with --classify=DIR" in capsys.readouterr().err
 
 
 def test_templates_have_one_place_for_the_class(tmp_path):

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from tiny import SMALLER, recipe
 
+from mvlm_jax.compiling import hlo
+from mvlm_jax.evaluation import answering
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.from_config import maskvlm_fields
+from mvlm_jax.training.mesh import batch_sharding, make_mesh
 
 PAD, START, END = 1, 0, 2
 LENGTH, VOCABULARY = 6, 50
+GRID = (32 // 8) ** 2 + 1  # tokens of an image
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +88,10 @@ def test_the_decoder_reads_both_streams_and_no_padding(model, params, inputs):
     run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
     before = run(image, text, answers)
     context, mask = run(image, text, method="read")
-    grid = (32 // 8) ** 2 + 1
-    np.testing.assert_array_equal(mask, [[True] * (grid + 6) + [False] * 2] * 5)
-    hidden = context.at[:, grid + 6 :].set(99.0)
+    np.testing.assert_array_equal(mask, [[True] * (GRID + 6) + [False] * 2] * 5)
+    hidden = context.at[:, GRID + 6 :].set(99.0)
     np.testing.assert_allclose(run(answers, hidden, mask, method="next_tokens"), before, atol=1e-5)
-    for part in (slice(0, grid), slice(grid, grid + 6)):
+    for part in (slice(0, GRID), slice(GRID, GRID + 6)):
         other = context.at[:, part].set(0.0)
         assert not np.allclose(run(answers, other, mask, method="next_tokens"), before, atol=1e-3)
 
@@ -110,6 +114,26 @@ def test_candidates_are_those_with_the_likeliest_first_token(model, params, inpu
         scores, first = log_likelihoods(model, params, image, text, answers)
         best = np.argsort(-first, kind="stable")[:6]
         assert int(found[question]) == best[np.argmax(scores[best])]
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_each_device_ranks_for_its_own_questions_in_rounds(model, params, inputs, monkeypatch):
+    answers = jnp.asarray(answer_rows(40))
+    found = np.asarray(rank_answers(model, params, *inputs, answers, candidates=6))
+    image, text = (jnp.tile(x, (10,) + (1,) * (x.ndim - 1))[:48] for x in inputs)
+    # Room for two and a half questions: the six of a device take three rounds.
+    monkeypatch.setattr(answering, "TOKENS_AT_ONCE", 5 * 6 * LENGTH // 2)
+    mesh = make_mesh(data=4, fsdp=2, tensor=1)
+    placed = jax.device_put((image, text), batch_sharding(mesh))
+    compiled = rank_answers.lower(model, params, *placed, answers, candidates=6, parts=8).compile()
+    np.testing.assert_array_equal(compiled(params, *placed, answers), np.tile(found, 10)[:48])
+    program = hlo.read(compiled.as_text())
+    instructions = [one for each in program.computations.values() for one in each.instructions.values()]
+    [loop] = (one for one in instructions if one.opcode == "while")
+    context = [shape.dims for shape in loop.shapes if shape.dims[2:] == (GRID + 8, 16)]
+    assert context == [(3, 2, GRID + 8, 16)]
+    shared = [shape.elements for one in instructions if one.opcode in COLLECTIVES for shape in one.shapes]
+    assert max(shared, default=0) <= 48 * len(answers)  # the likelihoods of first tokens, at most
 
 
 def test_written_answers_are_the_greedy_ones(model, params, inputs):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mvlm_jax.data.formats.records import RecordSource, as_text
+from mvlm_jax.data.formats.records import RecordSource, as_text, damage_told
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow
 
 
@@ -14,10 +14,14 @@ class LabelledRecords(RecordSource):
     otherwise = ""
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
-        texts = {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
-        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **texts}
+        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **_texts(values)}
 
     def row(self, index: int) -> LabelledRow:
-        example = self[index]
-        # Its images have no files of their own.
-        return LabelledRow(**{**example, "images": (), "answers": tuple(example["answers"])})
+        with damage_told(index):
+            values = self.values(index)
+            # Its images have no files of their own.
+            return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **_texts(values))
+
+
+def _texts(values: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
+    return {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}

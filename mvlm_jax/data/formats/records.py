@@ -61,7 +61,7 @@ class RecordSource:
           UndecodableImage: the record is damaged, or is no such example.
           UserError: its file cannot be read.
         """
-        with _damage_told(index):
+        with damage_told(index):
             return self.example(self.values(index))
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> Example:
@@ -79,7 +79,7 @@ class RecordSource:
         part = self._parts[number]
         if not part.ids:
             try:
-                with _damage_told(index):
+                with damage_told(index):
                     return as_text(self.values(index)[self.features[-1]][0])
             except UndecodableImage:
                 return f"record {index}"
@@ -205,7 +205,8 @@ def _values(feature: tf_feature_pb2.Feature) -> Sequence[bytes]:
 
 
 @contextlib.contextmanager
-def _damage_told(index: int) -> Iterator[None]:
+def damage_told(index: int) -> Iterator[None]:
+    """Raises what `RecordSource.__getitem__` says in the place of what ArrayRecord and protobuf raise."""
     try:
         yield
     except (RuntimeError, ValueError, DecodeError, LookupError) as error:

@@ -1,0 +1,69 @@
+"""What is laid beside each caption; what is rebuilt of it is tested with the model."""
+
+import numpy as np
+import pytest
+from tiny import recipe
+
+from mvlm_jax.data.pipeline import EvalSplit
+from mvlm_jax.evaluation import reconstruction
+from mvlm_jax.models.from_config import task_model
+
+OWNERS = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4], np.int32)  # the image of each caption
+OPTIONS = {"cell": 1, "image_ratio": 0.5, "text_ratio": 0.5, "special_ids": (0,), "mask_id": 0, "bootstrap": 10}
+
+
+class Unread:
+    """Of images that were all kept."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        raise AssertionError("read again")
+
+    def example_id(self, index):
+        return str(index)
+
+
+@pytest.fixture
+def split():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
+    return EvalSplit(
+        captions=np.arange(9, dtype=np.int32)[:, None] * np.ones((1, 6), np.int32),
+        caption_image=OWNERS,
+        image_ids=[str(number) for number in range(5)],
+        left_out={},
+        source=Unread(),
+        records=list(range(5)),
+        image_size=4,
+        max_image_pixels=100,
+        pixels=images,
+    )
+
+
+def test_each_caption_has_its_own_image_and_the_next_one_for_a_wrong_one_batch_by_batch(split, monkeypatch):
+    asked, seen = [], []
+    whole = EvalSplit.images
+
+    def images(self, indices):
+        asked.append(len(indices))
+        return whole(self, indices)
+
+    def rebuild(model, params, batch, **_):
+        seen.append({name: np.asarray(rows) for name, rows in batch.items()})
+        found = {partner: np.ones(4) for partner in reconstruction.PARTNERS}
+        return {"correct": found, "error": found, "tokens": np.ones(4), "values": np.ones(4)}
+
+    model = task_model(recipe("demo"), pad_id=1)
+    monkeypatch.setattr(EvalSplit, "images", images)
+    monkeypatch.setattr(reconstruction, "_rebuild", rebuild)
+    monkeypatch.setattr(reconstruction, "fetch", lambda result: result)
+    found = reconstruction.evaluate_reconstruction(model, {"bias": np.zeros(1)}, split, batch_size=4, seed=0, **OPTIONS)
+    assert (found["images"], found["captions"]) == (5, 9)
+    column = {name: np.concatenate([batch[name] for batch in seen])[:9] for name in seen[0]}
+    np.testing.assert_array_equal(column["text"][:, 0], np.arange(9))
+    np.testing.assert_array_equal(column["image"][:, 0, 0, 0], OWNERS)
+    np.testing.assert_array_equal(column["wrong_image"][:, 0, 0, 0], (OWNERS + 1) % 5)
+    np.testing.assert_array_equal(OWNERS[column["wrong_text"][:, 0]], (OWNERS + 1) % 5)
+    # Captions 0-3, 4-7 and 8: no image is decoded twice for a batch, nor any that it does not show.
+    assert asked == [3, 4, 2]
