@@ -1,12 +1,10 @@
-import io
 import json
 import pickle
-import tarfile
 
 import pyarrow as pa
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from examples import encoded, picture
+from examples import encoded, picture, write_tar
 from pyarrow import parquet
 
 from mvlm_jax.data.builders import shapes
@@ -172,14 +170,6 @@ def test_wrong_tables_are_refused(tmp_path):
     assert "not one of .csv, .tsv, .parquet" in refusal(f"table:{tmp_path}/e.xlsx")
     parquet.write_table(pa.table({"url": ["a"], "caption": ["b"]}), tmp_path / "f.parquet")
     assert "it has url, caption" in refusal(f"table:{tmp_path}/f.parquet")
-
-
-def write_tar(path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def fetched(key: str, image: bytes, caption: str) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import ListSource, encoded, pair_source, picture, png_header
+from examples import ListSource, encoded, pair_source, picture, png_header, write_tar
 from PIL import Image
 
 from mvlm_jax import doors
@@ -163,6 +163,73 @@ def test_prepared_dataset_is_not_taken_for_one_of_another_source_or_size(publish
     source = f"--source=json:{published}/pairs.json"
     (published / "pairs.json").write_text(json.dumps([{"image": "x.jpg", "caption": "a"}]))
     assert "already prepared with source" in refusal(capsys, "--dataset=shapes", data_dir, source)
+
+
+@pytest.fixture
+def one_pair(tmp_path):
+    """The command that prepares a list of one pair, and the list."""
+    listed, data_dir = tmp_path / "pairs.json", tmp_path / "data"
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a cat"}]))
+    return ("--dataset=mine", f"--source=json:{listed}", f"--data_dir={data_dir}"), listed
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_a_changed_list(one_pair, capsys):
+    arguments, listed = one_pair
+    assert door(capsys, *arguments)[0] == 0
+    copy = listed.read_bytes()
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    message = refusal(capsys, *arguments)
+    assert f"already prepared, but {listed} changed since; remove it, or choose another --dataset" in message
+    listed.write_bytes(copy)
+    os.utime(listed, (0, 0))
+    assert door(capsys, *arguments)[0] == 0
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_another_directory(one_pair, tmp_path, capsys, monkeypatch):
+    (dataset, _, data_dir), listed = one_pair
+    arguments = (dataset, f"--source=json:{listed.name}", data_dir)
+    monkeypatch.chdir(tmp_path)
+    assert door(capsys, *arguments)[0] == 0
+    (tmp_path / "other").mkdir()
+    for name in ("a.png", listed.name):
+        (tmp_path / "other" / name).write_bytes((tmp_path / name).read_bytes())
+    monkeypatch.chdir(tmp_path / "other")
+    assert f"but {tmp_path / 'other' / listed.name} was not read then, and 1 more" in refusal(capsys, *arguments)
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_more_tar_files(tmp_path, capsys):
+    write_tar(tmp_path / "0.tar", {"0.png": encoded(picture()), "0.txt": b"a cat"})
+    arguments = ("--dataset=mine", f"--source=webdataset:{tmp_path}/*.tar", f"--data_dir={tmp_path / 'data'}")
+    assert door(capsys, *arguments)[0] == 0
+    write_tar(tmp_path / "1.tar", {"1.png": encoded(picture()), "1.txt": b"a dog"})
+    assert f"but {tmp_path / '1.tar'} was not read then; remove it" in refusal(capsys, *arguments)
+    (tmp_path / "1.tar").unlink()
+    write_tar(tmp_path / "0.tar", {"0.png": encoded(picture()), "0.txt": b"a cow"})
+    assert f"but {tmp_path / '0.tar'} changed since; remove it" in refusal(capsys, *arguments)
+
+
+def test_manifest_without_stamps_of_lists_counts_as_equal(one_pair, tmp_path, capsys):
+    arguments, listed = one_pair
+    assert door(capsys, *arguments)[0] == 0
+    directory = tmp_path / "data" / "mine" / "1.0.0"
+    manifest = read_manifest(directory)
+    del manifest["files"]
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    assert door(capsys, *arguments)[0] == 0
+
+
+def test_licence_that_comes_later_is_written_into_the_manifest(one_pair, tmp_path, capsys):
+    arguments, _ = one_pair
+    (tmp_path / "LICENCE").write_text("For research only.")
+    assert door(capsys, *arguments)[0] == 0
+    directory = tmp_path / "data" / "mine" / "1.0.0"
+    before = read_manifest(directory)
+    assert door(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
+    assert read_manifest(directory) == {**before, "licence": "For research only."}
+    assert door(capsys, *arguments)[0] == 0
+    assert read_manifest(directory)["licence"] == "For research only."
 
 
 class Costly(ListSource):
