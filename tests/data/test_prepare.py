@@ -21,7 +21,7 @@ from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.tally import Tally
-from mvlm_jax.data.writing import shards
+from mvlm_jax.data.writing import dataset, shards
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
@@ -277,6 +277,19 @@ def test_killed_prepare_leaves_nothing_that_looks_finished_and_is_continued(tmp_
 
 def test_worker_processes_write_the_same_files(tmp_path, uninterrupted):
     assert manifest_of_shapes(tmp_path, workers=2) == uninterrupted
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind processes to cores")
+def test_cores_of_others_are_given_no_worker(tmp_path, monkeypatch):
+    def started(*args, **kwargs):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(dataset, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    manifest = read_manifest(write_dataset(shapes_collection(train=2, val=1, test=1), name="few", data_dir=tmp_path))
+    assert manifest["splits"]["train"]["examples"] == 2
 
 
 class Deadly(ListSource):

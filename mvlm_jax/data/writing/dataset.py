@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
@@ -158,7 +159,7 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
 
 
 def _worthwhile(shards: list[Shard]) -> int:
-    return (os.cpu_count() or 1) if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
+    return cores() if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
 
 
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
