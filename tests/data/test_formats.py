@@ -191,6 +191,14 @@ def test_tar_files_of_img2dataset_are_read_at_random(tmp_path, images):
     assert len(opened(f"webdataset:{tmp_path}/*.tar")) == 4
 
 
+def test_tar_file_that_vanishes_is_refused_by_its_name(tmp_path, images):
+    write_tar(tmp_path / "a.tar", fetched("0", images["one.jpg"], "one"))
+    source = opened(f"webdataset:{tmp_path}/a.tar")
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"a\.tar' cannot be read: No such file"):
+        source[0]
+
+
 def test_long_names_in_tar_files_do_not_shift_what_is_read(tmp_path, images):
     long = "d" * 120 + "/" + "k" * 120
     data = list(images.values())
