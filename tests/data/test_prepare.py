@@ -437,6 +437,8 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "lower-case" in refusal(capsys, "--dataset=../x", "--source=json:a.json")
     twice = ("--source=json:a.json", "--source=json:b.json")
     assert "names a split twice" in refusal(capsys, "--dataset=mine", *twice)
+    everything = refusal(capsys, "--dataset=mine", "--source=all=json:a.json")
+    assert "a split 'all', which stands for all splits together" in everything
     assert "there is no file 'a.json'" in refusal(capsys, "--dataset=mine", "--source=json:a.json")
     assert "--licence" in refusal(capsys, "--dataset=shapes", f"--licence={tmp_path}/none")
     assert "quality" in refusal(capsys, "--dataset=shapes", "--quality=100")
@@ -450,6 +452,38 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "none of the lists" in refusal(capsys, "--dataset=flickr8k", f"--source={published}")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}/file")
+
+
+def test_directories_in_buckets_are_refused_and_nothing_is_written(small_shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remote = "gs://bucket/data"
+    assert "is not a local path" in refusal(capsys, "--dataset=shapes", f"--data_dir={remote}")
+    report = refusal(capsys, "--check", "--dataset=shapes", f"--data_dir={tmp_path}", f"--report_dir={remote}")
+    assert f"--report_dir={remote!r} is not a local path" in report
+    assert "is not a local path" in refusal(capsys, "--dataset=flickr8k", f"--source={remote}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsys, monkeypatch):
+    arguments, listed = one_pair
+
+    def write_later(*args, **kwargs):
+        listed.unlink()
+        return write_dataset(*args, **kwargs)
+
+    monkeypatch.setattr(prepare_door, "write_dataset", write_later)
+    assert f"'{listed}' cannot be read: No such file" in refusal(capsys, *arguments)
+
+
+def test_directories_may_start_at_the_home_directory(published, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "LICENCE").write_text("For research only.")
+    flags = ("--dataset=flickr8k", "--source=~/flickr8k", "--data_dir=~/data")
+    assert door(capsys, *flags, "--licence=~/LICENCE")[0] == 0
+    assert read_manifest(tmp_path / "data" / "flickr8k" / "1.0.0")["source"] == str(published)
+    door(capsys, "--check", *flags, "--report_dir=~/report")
+    assert (tmp_path / "report" / "check.html").is_file() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
