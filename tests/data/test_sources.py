@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -64,6 +65,17 @@ def test_unfinished_dataset_is_not_taken_for_a_finished_one(tmp_path):
     (tmp_path / "shapes" / "incomplete.ABC_1.0.0" / "dataset_info.json").write_text("{}")
     (tmp_path / "shapes" / "1.0.0").mkdir()
     assert "is not prepared" in refusal("tfds:shapes:train", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_damaged_description_of_a_dataset_is_refused(name, shapes_dir, tmp_path):
+    shutil.copytree(shapes_dir, tmp_path / "data")
+    file = tmp_path / "data" / "shapes" / "1.0.0" / name
+    for damaged in (file.read_bytes()[:100], b"", b"[1]", b'{"a": 1}'):
+        file.write_bytes(damaged)
+        message = refusal("tfds:shapes:val", str(tmp_path / "data"))
+        assert message.startswith(f"the description of dataset {file.parent} cannot be read: ")
+        assert message.endswith("; prepare it anew")
 
 
 def test_tensorflow_is_never_imported(shapes_dir):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -82,9 +83,13 @@ def open_dataset(directory: Path, split: str, *, reader: type[RecordSource] = Re
     """A split, or a slice of one such as `train[:10%]`, of a prepared dataset.
 
     Raises:
-      UserError: other features, another kind of file, one that is not there, or no such split.
+      UserError: other features, another kind of file, one that is not there or is damaged, or no such split.
     """
-    builder = tfds.builder_from_directory(directory)
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except (json_format.Error, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it anew") from error
     _check_features(builder.info.features, directory=directory, reader=reader)
     if builder.info.file_format.value != "array_record":
         raise UserError(f"dataset {directory} is not in ArrayRecord files; prepare it anew")
