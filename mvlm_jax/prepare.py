@@ -20,6 +20,7 @@ With --preview a page shows what a step of a run sees: its images as augmented, 
 """
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from mvlm_jax.data.checking.kinds import GROUPS, parse_policy
 from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import UnusableImage
-from mvlm_jax.data.sources import OPENERS, Source, open_source, resolved_data_dir, source_files
+from mvlm_jax.data.sources import OPENERS, Source, local_directory, open_source, resolved_data_dir, source_files
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
@@ -75,7 +76,9 @@ ONLY_WITH = {  # flags that say nothing without another one
     "max_side": ("prepare",),
     "quality": ("prepare",),
     "licence": ("prepare",),
+    "workers": ("check", "prepare"),
 }
+IN_RECIPE = {"data_dir": "data_dir", "dataset": "train", "source": "train"}  # what --preview takes from --config
 
 
 def prepare(
@@ -121,6 +124,8 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
     if sources and all(uris.values()):
         if len(uris) < len(sources):
             raise UserError(f"--source names a split twice; splits are {', '.join(uris)}: write --source=SPLIT=URI")
+        if "all" in uris:
+            raise UserError("--source names a split 'all', which stands for all splits together; choose another name")
         return Collection(
             splits={split: open_source(uri, data_dir=str(data_dir)) for split, uri in uris.items()},
             source=", ".join(f"{split}={uri}" for split, uri in uris.items()),
@@ -139,7 +144,7 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
         )
     if len(sources) != 1:
         raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
-    return BUILDERS[dataset](Path(sources[0]).absolute())
+    return BUILDERS[dataset](local_directory(sources[0], name="--source").absolute())
 
 
 def check(
@@ -267,7 +272,7 @@ def _main(values: flags.FlagValues) -> None:
             workdir=values.workdir,
             step=values.step,
             examples=values.examples,
-            report_dir=Path(values.report_dir or resolved_data_dir(config.data.data_dir)),
+            report_dir=_report_dir(values, resolved_data_dir(config.data.data_dir)),
         )
         print(f"preview: {path}")
         return
@@ -282,7 +287,7 @@ def _main(values: flags.FlagValues) -> None:
             config=doors.checked_config(values) if values["config"].present else config_lib.default(),
             against=values.against,
             policy=values.policy,
-            report_dir=Path(values.report_dir or data_dir / values.dataset),
+            report_dir=_report_dir(values, data_dir / values.dataset),
             threads=values.workers,
         )
         return
@@ -307,14 +312,22 @@ def _mode(values: flags.FlagValues) -> str:
         if values[name].present and mode not in modes:
             wanted = " or ".join("no other" if other == "prepare" else f"--{other}" for other in modes)
             raise UserError(f"--{name} has a use only with {wanted}")
-    if mode == "preview" and not values["config"].present:
-        raise UserError("--preview needs --config, the recipe of the run, for example --config=configs/demo.py")
+    if mode == "preview":
+        for name, field in IN_RECIPE.items():
+            if values[name].present:
+                raise UserError(f"--{name} has no use with --preview; the recipe says it: --config.data.{field}=…")
+        if not values["config"].present:
+            raise UserError("--preview needs --config, the recipe of the run, for example --config=configs/demo.py")
     return mode
+
+
+def _report_dir(values: flags.FlagValues, default: Path) -> Path:
+    return local_directory(values.report_dir, name="--report_dir") if values.report_dir else default
 
 
 def _licence(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8") if path else ""
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8") if path else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--licence={path!r} cannot be read as text: {error}") from error
 

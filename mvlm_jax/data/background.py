@@ -1,7 +1,6 @@
 """Batches made ahead of the step that needs them."""
 
 import math
-import os
 import signal
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -10,6 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Shaped
 
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.parent import end_with_parent
 
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
@@ -30,7 +30,7 @@ def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int)
     `close()` ends these.
     """
     batches = grain.MapDataset.source(steps)[start_step:]
-    threads = min(prefetch, os.cpu_count() or 1)
+    threads = min(prefetch, cores())
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
     ready = max(1, math.ceil(prefetch / workers))

@@ -1,7 +1,6 @@
 """Labelled examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
 
 import dataclasses
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from mvlm_jax.data.background import Batch
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
@@ -129,7 +129,7 @@ class LabelledSplit:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]]:
         """(`image` and `text` of at most `batch_size` examples, what these are, those left out with the reason)."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for start in range(0, len(self.source), batch_size):
                 found = list(pool.map(self._read, range(start, min(start + batch_size, len(self.source)))))
                 used = [(row, pixels) for row, pixels in found if not isinstance(pixels, str)]

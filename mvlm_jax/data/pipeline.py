@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from absl import logging
 from jaxtyping import Int, Int32, UInt8
 
 from mvlm_jax.data.background import Batch, in_background
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
@@ -184,7 +184,7 @@ def eval_split(
         except UnusableImage as error:
             return error.reason
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         # In chunks: `map` would otherwise hold every image of a large split at once.
         for start in range(0, len(source), 256):
             chunk = range(start, min(start + 256, len(source)))

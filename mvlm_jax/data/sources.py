@@ -57,7 +57,8 @@ def open_source(uri: str, *, data_dir: str) -> Source[Example]:
 
 
 def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
-    """`scheme:path?option=value&option=value` as scheme, path and options; %xx stands for a character in a value.
+    """`scheme:path?option=value&option=value` as scheme, path and options; %xx stands for a character in a value, and ~
+    at the start of the path for the home directory.
 
     Raises:
       UserError: not of this form, or a path that is no local one.
@@ -74,7 +75,7 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
         if not equals or not value or name in options:
             raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
         options[name] = unquote(value)
-    return scheme, path, options
+    return scheme, os.path.expanduser(path), options
 
 
 def source_files(uri: str) -> tuple[Path, ...]:
@@ -96,8 +97,25 @@ def as_file_name(text: str) -> str:
 
 
 def resolved_data_dir(data_dir: str) -> Path:
-    """The directory of prepared datasets that an empty `data_dir` stands for."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """The directory of prepared datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      UserError: as `local_directory`.
+    """
+    if data_dir:
+        return local_directory(data_dir, name="data_dir")
+    return local_directory(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", name="TFDS_DATA_DIR")
+
+
+def local_directory(path: str, *, name: str) -> Path:
+    """The directory that a flag, a field or a variable of this name says, which may start with ~.
+
+    Raises:
+      UserError: it is no local one.
+    """
+    if "://" in path:
+        raise UserError(f"{name}={path!r} is not a local path; mount the bucket and give the path of the mount")
+    return Path(os.path.expanduser(path))
 
 
 def prepared_dir(name: str, *, data_dir: str) -> Path:

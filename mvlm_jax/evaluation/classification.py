@@ -1,6 +1,5 @@
 """Zero-shot classification: the class whose name, put into prompts, is nearest to the image (Radford et al., 2021)."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree, UInt8
 
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.image_folder import open_image_folder
 from mvlm_jax.data.images import UndecodableImage, decode_image, evaluate_transform
 from mvlm_jax.data.text import Tokenizer
@@ -63,7 +63,7 @@ def classify_folder(
             return error.reason
         return evaluate_transform(pixels, size=image_size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for indices in index_batches(len(images), batch_size):
             found = list(pool.map(read, (images[index][0] for index in indices)))
             left_out.update(pixels for pixels in found if isinstance(pixels, str))

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -48,6 +50,14 @@ def pair_source(count: int, *, captions=("a caption",), broken: tuple[int, ...] 
             for i in range(count)
         ]
     )
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -237,3 +237,14 @@ def test_published_files_of_another_layout_are_refused(tmp_path):
     (tmp_path / "dataset_coco.json").write_text('{"images": [{"id": 3}]}')
     with pytest.raises(UserError, match="is not one of Karpathy's lists"):
         visual_genome.collection(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco", "flickr30k"])
+def test_karpathy_list_whose_sentences_lack_a_field_is_refused(name, tmp_path):
+    directory = PUBLISH[name](tmp_path)
+    file = directory / f"dataset_{name}.json"
+    content = json.loads(file.read_text())
+    del content["images"][-1]["sentences"][0]["raw"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"dataset_{name}.json' has an entry of another layout: 'raw' is missing"):
+        BUILDERS[name](directory)

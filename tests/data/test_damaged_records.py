@@ -79,7 +79,7 @@ def test_a_run_steps_over_it(damaged):
 
 
 def test_an_evaluation_leaves_it_out_and_counts_it(damaged, tokenizer):
-    split = pipeline.eval_split(damaged, tokenizer, **IMAGES)
+    split = pipeline.eval_split(damaged, tokenizer, host_bytes=2**20, **IMAGES)
     assert len(split) == 11 and split.left_out == {"corrupt": 1}
 
 

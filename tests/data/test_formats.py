@@ -1,15 +1,13 @@
 import errno
-import io
 import json
 import os
 import pickle
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from examples import encoded, picture
+from examples import encoded, picture, write_tar
 from pyarrow import parquet
 
 from mvlm_jax.data.builders import shapes
@@ -217,14 +215,6 @@ def test_wrong_tables_are_refused(tmp_path):
     assert "it has url, caption" in refusal(f"table:{tmp_path}/f.parquet")
 
 
-def write_tar(path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 def fetched(key: str, image: bytes, caption: str) -> dict[str, bytes]:
     described = {"caption": caption, "url": f"http://a.org/{key}", "key": key, "status": "success", "width": 40}
     return {f"{key}.jpg": image, f"{key}.json": json.dumps(described).encode(), f"{key}.txt": caption.encode()}
@@ -242,6 +232,14 @@ def test_tar_files_of_img2dataset_are_read_at_random(tmp_path, images):
     with pytest.raises(AbsentImage, match=r"000010002 in .*00001.tar has no image"):
         source[3]
     assert len(opened(f"webdataset:{tmp_path}/*.tar")) == 4
+
+
+def test_tar_file_that_vanishes_is_refused_by_its_name(tmp_path, images):
+    write_tar(tmp_path / "a.tar", fetched("0", images["one.jpg"], "one"))
+    source = opened(f"webdataset:{tmp_path}/a.tar")
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"a\.tar' cannot be read: No such file"):
+        source[0]
 
 
 def test_long_names_in_tar_files_do_not_shift_what_is_read(tmp_path, images):

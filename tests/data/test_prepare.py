@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import ListSource, encoded, pair_source, picture, png_header
+from examples import ListSource, encoded, pair_source, picture, png_header, write_tar
 from PIL import Image
 
 from mvlm_jax import doors
@@ -21,7 +21,7 @@ from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.tally import Tally
-from mvlm_jax.data.writing import shards
+from mvlm_jax.data.writing import dataset, shards
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
@@ -165,6 +165,73 @@ def test_prepared_dataset_is_not_taken_for_one_of_another_source_or_size(publish
     assert "already prepared with source" in refusal(capsys, "--dataset=shapes", data_dir, source)
 
 
+@pytest.fixture
+def one_pair(tmp_path):
+    """The command that prepares a list of one pair, and the list."""
+    listed, data_dir = tmp_path / "pairs.json", tmp_path / "data"
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a cat"}]))
+    return ("--dataset=mine", f"--source=json:{listed}", f"--data_dir={data_dir}"), listed
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_a_changed_list(one_pair, capsys):
+    arguments, listed = one_pair
+    assert door(capsys, *arguments)[0] == 0
+    copy = listed.read_bytes()
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    message = refusal(capsys, *arguments)
+    assert f"already prepared, but {listed} changed since; remove it, or choose another --dataset" in message
+    listed.write_bytes(copy)
+    os.utime(listed, (0, 0))
+    assert door(capsys, *arguments)[0] == 0
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_another_directory(one_pair, tmp_path, capsys, monkeypatch):
+    (dataset, _, data_dir), listed = one_pair
+    arguments = (dataset, f"--source=json:{listed.name}", data_dir)
+    monkeypatch.chdir(tmp_path)
+    assert door(capsys, *arguments)[0] == 0
+    (tmp_path / "other").mkdir()
+    for name in ("a.png", listed.name):
+        (tmp_path / "other" / name).write_bytes((tmp_path / name).read_bytes())
+    monkeypatch.chdir(tmp_path / "other")
+    assert f"but {tmp_path / 'other' / listed.name} was not read then, and 1 more" in refusal(capsys, *arguments)
+
+
+def test_prepared_dataset_is_not_taken_for_one_of_more_tar_files(tmp_path, capsys):
+    write_tar(tmp_path / "0.tar", {"0.png": encoded(picture()), "0.txt": b"a cat"})
+    arguments = ("--dataset=mine", f"--source=webdataset:{tmp_path}/*.tar", f"--data_dir={tmp_path / 'data'}")
+    assert door(capsys, *arguments)[0] == 0
+    write_tar(tmp_path / "1.tar", {"1.png": encoded(picture()), "1.txt": b"a dog"})
+    assert f"but {tmp_path / '1.tar'} was not read then; remove it" in refusal(capsys, *arguments)
+    (tmp_path / "1.tar").unlink()
+    write_tar(tmp_path / "0.tar", {"0.png": encoded(picture()), "0.txt": b"a cow"})
+    assert f"but {tmp_path / '0.tar'} changed since; remove it" in refusal(capsys, *arguments)
+
+
+def test_manifest_without_stamps_of_lists_counts_as_equal(one_pair, tmp_path, capsys):
+    arguments, listed = one_pair
+    assert door(capsys, *arguments)[0] == 0
+    directory = tmp_path / "data" / "mine" / "1.0.0"
+    manifest = read_manifest(directory)
+    del manifest["files"]
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
+    assert door(capsys, *arguments)[0] == 0
+
+
+def test_licence_that_comes_later_is_written_into_the_manifest(one_pair, tmp_path, capsys):
+    arguments, _ = one_pair
+    (tmp_path / "LICENCE").write_text("For research only.")
+    assert door(capsys, *arguments)[0] == 0
+    directory = tmp_path / "data" / "mine" / "1.0.0"
+    before = read_manifest(directory)
+    assert door(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
+    assert read_manifest(directory) == {**before, "licence": "For research only."}
+    assert door(capsys, *arguments)[0] == 0
+    assert read_manifest(directory)["licence"] == "For research only."
+
+
 class Costly(ListSource):
     """May not be asked anything."""
 
@@ -210,6 +277,19 @@ def test_killed_prepare_leaves_nothing_that_looks_finished_and_is_continued(tmp_
 
 def test_worker_processes_write_the_same_files(tmp_path, uninterrupted):
     assert manifest_of_shapes(tmp_path, workers=2) == uninterrupted
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind processes to cores")
+def test_cores_of_others_are_given_no_worker(tmp_path, monkeypatch):
+    def started(*args, **kwargs):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(dataset, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    manifest = read_manifest(write_dataset(shapes_collection(train=2, val=1, test=1), name="few", data_dir=tmp_path))
+    assert manifest["splits"]["train"]["examples"] == 2
 
 
 class Deadly(ListSource):
@@ -357,6 +437,8 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "lower-case" in refusal(capsys, "--dataset=../x", "--source=json:a.json")
     twice = ("--source=json:a.json", "--source=json:b.json")
     assert "names a split twice" in refusal(capsys, "--dataset=mine", *twice)
+    everything = refusal(capsys, "--dataset=mine", "--source=all=json:a.json")
+    assert "a split 'all', which stands for all splits together" in everything
     assert "there is no file 'a.json'" in refusal(capsys, "--dataset=mine", "--source=json:a.json")
     assert "--licence" in refusal(capsys, "--dataset=shapes", f"--licence={tmp_path}/none")
     assert "quality" in refusal(capsys, "--dataset=shapes", "--quality=100")
@@ -370,6 +452,38 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "none of the lists" in refusal(capsys, "--dataset=flickr8k", f"--source={published}")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}/file")
+
+
+def test_directories_in_buckets_are_refused_and_nothing_is_written(small_shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remote = "gs://bucket/data"
+    assert "is not a local path" in refusal(capsys, "--dataset=shapes", f"--data_dir={remote}")
+    report = refusal(capsys, "--check", "--dataset=shapes", f"--data_dir={tmp_path}", f"--report_dir={remote}")
+    assert f"--report_dir={remote!r} is not a local path" in report
+    assert "is not a local path" in refusal(capsys, "--dataset=flickr8k", f"--source={remote}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsys, monkeypatch):
+    arguments, listed = one_pair
+
+    def write_later(*args, **kwargs):
+        listed.unlink()
+        return write_dataset(*args, **kwargs)
+
+    monkeypatch.setattr(prepare_door, "write_dataset", write_later)
+    assert f"'{listed}' cannot be read: No such file" in refusal(capsys, *arguments)
+
+
+def test_directories_may_start_at_the_home_directory(published, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "LICENCE").write_text("For research only.")
+    flags = ("--dataset=flickr8k", "--source=~/flickr8k", "--data_dir=~/data")
+    assert door(capsys, *flags, "--licence=~/LICENCE")[0] == 0
+    assert read_manifest(tmp_path / "data" / "flickr8k" / "1.0.0")["source"] == str(published)
+    door(capsys, "--check", *flags, "--report_dir=~/report")
+    assert (tmp_path / "report" / "check.html").is_file() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

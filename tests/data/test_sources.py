@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from mvlm_jax import prepare
 from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.images import decode_image
-from mvlm_jax.data.sources import Source, open_source, split_name
+from mvlm_jax.data.sources import Source, open_source, source_files, split_name
 from mvlm_jax.errors import UserError
 
 
@@ -73,6 +74,17 @@ def test_unfinished_dataset_is_not_taken_for_a_finished_one(tmp_path):
     assert "is not prepared" in refusal("tfds:shapes:train", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_damaged_description_of_a_dataset_is_refused(name, shapes_dir, tmp_path):
+    shutil.copytree(shapes_dir, tmp_path / "data")
+    file = tmp_path / "data" / "shapes" / "1.0.0" / name
+    for damaged in (file.read_bytes()[:100], b"", b"[1]", b'{"a": 1}'):
+        file.write_bytes(damaged)
+        message = refusal("tfds:shapes:val", str(tmp_path / "data"))
+        assert message.startswith(f"the description of dataset {file.parent} cannot be read: ")
+        assert message.endswith("; prepare it anew")
+
+
 def test_tensorflow_is_never_imported(shapes_dir):
     program = (
         "import sys; from mvlm_jax import prepare; from mvlm_jax.data import pipeline, sources; "
@@ -85,6 +97,22 @@ def test_tensorflow_is_never_imported(shapes_dir):
 @pytest.mark.parametrize("uri", ["json:gs://bucket/a.json", "arrayrecord:gs://bucket/x*", "table:https://a.org/b.csv"])
 def test_remote_paths_are_refused(uri, tmp_path):
     assert "local path" in refusal(uri, str(tmp_path))
+
+
+def test_data_dir_in_a_bucket_is_refused(monkeypatch):
+    assert "data_dir='gs://bucket/data' is not a local path; mount" in refusal("tfds:shapes:val", "gs://bucket/data")
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
+    assert "TFDS_DATA_DIR='gs://bucket/data' is not a local path" in refusal("tfds:shapes:val", "")
+
+
+def test_paths_may_start_at_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"an image")
+    (tmp_path / "pairs.json").write_text('[{"image": "a.png", "caption": "a cat"}]')
+    source = open_source("json:~/pairs.json?image_root=~/images", data_dir="")
+    assert source[0]["image"] == b"an image"
+    assert source_files("json:~/pairs.json") == (tmp_path / "pairs.json",)
 
 
 def test_wrong_options_are_refused_with_the_legal_ones(tmp_path):

@@ -83,3 +83,17 @@ def test_preview_without_a_recipe_is_refused(capsys):
     assert "--preview needs --config" in capsys.readouterr().err
     assert prepare_door.door([]) == 2
     assert "--dataset is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--data_dir=runs/data", "the recipe says it: --config.data.data_dir=…"),
+        ("--dataset=shapes", "the recipe says it: --config.data.train=…"),
+        ("--source=json:a.json", "the recipe says it: --config.data.train=…"),
+        ("--workers=2", "--workers has a use only with --check or no other"),
+    ],
+)
+def test_preview_refuses_flags_that_it_does_not_read(flag, instead, capsys):
+    assert prepare_door.door(["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", flag]) == 2
+    assert instead in capsys.readouterr().err

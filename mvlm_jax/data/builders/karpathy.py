@@ -5,7 +5,7 @@ from typing import Any
 
 from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.formats.annotations import karpathy_rows
+from mvlm_jax.data.formats.annotations import karpathy_rows, layout_checked
 from mvlm_jax.data.formats.listed import listed
 from mvlm_jax.data.formats.published import json_file
 from mvlm_jax.errors import UserError
@@ -54,9 +54,10 @@ def read_list(file: Path) -> dict[str, Any]:
 def _collection(directory: Path, *, list_file: Path, root: Path) -> Collection:
     content = read_list(list_file)
     there = {image["split"] for image in content["images"]}
-    splits = {
-        split: listed(karpathy_rows(content, splits=[name for name in names if name in there]), root=root)
-        for split, names in SPLITS.items()
-        if there & set(names)
-    }
+    with layout_checked(list_file):
+        splits = {
+            split: listed(karpathy_rows(content, splits=[name for name in names if name in there]), root=root)
+            for split, names in SPLITS.items()
+            if there & set(names)
+        }
     return Collection(splits=splits, source=str(directory), files=(list_file,))

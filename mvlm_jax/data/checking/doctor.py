@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from mvlm_jax.data.checking.images import CELLS, Fingerprint, look
 from mvlm_jax.data.checking.kinds import KINDS
 from mvlm_jax.data.checking.twins import near_pairs, same_files
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.images import AbsentImage, UnusableImage
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.text import Tokenizer
@@ -102,7 +102,7 @@ def examine(
     with (
         # No bar where nobody looks: disable=None asks the terminal.
         tqdm(total=sum(map(len, sources.values())), unit=" images", disable=None, smoothing=0.05) as bar,
-        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+        ThreadPoolExecutor(threads or cores()) as pool,
     ):
         for part in pool.map(lambda chunk: inspect(*chunk), chunks):
             bar.update(len(part.ids))

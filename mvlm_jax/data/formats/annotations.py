@@ -1,5 +1,6 @@
 """JSON annotations: lists as ALBEF's, `dataset_*.json` as Karpathy's, captions as COCO's."""
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
     file = existing_file(path)
     content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
-    try:
+    with layout_checked(file):
         if images and "sentences" in images[0]:
             rows = karpathy_rows(content, splits=split.split(",") if split else [])
         elif split:
@@ -38,8 +39,18 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
                 "images and annotations (COCO)"
             )
         return listed(rows, root=root_of(file, image_root))
+
+
+@contextlib.contextmanager
+def layout_checked(file: Path) -> Iterator[None]:
+    """
+    Raises:
+      UserError: an entry of the file lacks a field, or holds another type of value in it.
+    """
+    try:
+        yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} has an entry of another layout: {_short(error)}") from error
+        raise UserError(f"{str(file)!r} has an entry of another layout: {_short(error)}") from error
 
 
 def karpathy_rows(content: Mapping[str, Any], *, splits: list[str]) -> Iterator[Row]:

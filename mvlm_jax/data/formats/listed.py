@@ -1,6 +1,7 @@
 """Images in files of their own, listed with their captions somewhere else."""
 
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -101,14 +102,17 @@ def existing_file(path: str) -> Path:
 
 
 def root_of(file: Path, image_root: str) -> Path:
-    """The directory that paths in a list start from: `image_root`, else the list's own.
+    """The directory that paths in a list start from: `image_root`, which may start with ~, else the list's own.
 
     Raises:
       UserError: `image_root` is no directory.
     """
-    if image_root and not Path(image_root).is_dir():
+    if not image_root:
+        return file.parent
+    root = Path(os.path.expanduser(image_root))
+    if not root.is_dir():
         raise UserError(f"image_root={image_root!r} is not a directory")
-    return Path(image_root) if image_root else file.parent
+    return root
 
 
 def _utf8(text: str) -> str:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
@@ -108,9 +109,13 @@ def open_dataset(
       features: as the records name those of the reader; None: by its own names.
 
     Raises:
-      UserError: other features, another kind of file, one that is not there, or no such split.
+      UserError: other features, another kind of file, one that is not there or is damaged, or no such split.
     """
-    builder = tfds.builder_from_directory(directory)
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except (json_format.Error, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it anew") from error
     features = reader.features if features is None else features
     _check_features(builder.info.features, features=features, directory=directory, reader=reader)
     if builder.info.file_format.value != "array_record":

@@ -61,9 +61,13 @@ class WebDatasetSource:
         offset, size = (int(number) for number in self._members[index, MEMBERS.index(member)])
         if not offset:
             return None
-        with open(self._files[self._shards[index]], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        path = self._files[self._shards[index]]
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
 
 
 def open_webdataset(pattern: str) -> WebDatasetSource:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,11 +20,12 @@ from tqdm import tqdm
 
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
-from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, write_shard
+from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
 
 VERSION = "1.0.0"
@@ -32,6 +34,7 @@ PLAN = "plan.json"
 WORTH_WORKERS = 2000  # examples; fewer are written before worker processes have started
 SMALLEST_SHARD, MOST_SHARDS = 512, 256  # examples; files of a split: enough to share out, few enough to keep open
 SHARD_FIELDS = ("file", "examples", "bytes", "sha256")
+HOLDS_IMAGES = re.compile(r"\.(tar|array_record)\b")  # names of files that are more than a list
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -52,27 +55,36 @@ def write_dataset(
     checks: ImageChecks | None = None,
     licence: str = "",
 ) -> Path:
-    """Writes `data_dir/name/1.0.0` and returns it; a finished one of the same source and checks is left alone.
+    """Writes `data_dir/name/1.0.0` and returns it; a finished one of the same source, lists and checks is left alone.
 
     The dataset appears by a single rename. What an interruption leaves is continued: finished shards are kept where
     their digest still fits, and everything starts over where the lists or the checks have changed.
 
     Args:
       workers: processes; 1: this one, 0: one a core where the collection is worth it. The files do not depend on it.
+      licence: for the manifest, also that of a finished dataset; empty: as it is there.
 
     Raises:
-      UserError: a split without a usable image, another `write_dataset` at work, or another dataset of that name.
+      UserError: a split without a usable image, a list that cannot be read, another `write_dataset` at work, or another
+        dataset of that name.
       OSError, RuntimeError: `data_dir` cannot be written.
     """
     checks = checks or ImageChecks()
     (data_dir / name).mkdir(parents=True, exist_ok=True)
     with _only_one(data_dir / name):
         final, partial = data_dir / name / VERSION, data_dir / name / f"incomplete.{VERSION}"
-        origin = {"source": collection.source, "checks": dataclasses.asdict(checks)}
+        origin = {
+            "source": collection.source,
+            "checks": dataclasses.asdict(checks),
+            "files": {str(path.absolute()): _stamp(path) for path in collection.files},
+        }
         if final.is_dir():
-            _check_same_origin(final, origin)
+            manifest = _check_same_origin(final, origin)
+            if licence not in ("", manifest["licence"]):
+                _write_manifest(final, {**manifest, "licence": licence})
             return final
-        _continue_or_start_over(partial, {**origin, **_sizes(collection)})
+        sizes = {split: len(source) for split, source in collection.splits.items()}
+        _continue_or_start_over(partial, {**origin, "splits": sizes})
         shards = _shards(collection, name=name, directory=partial)
         _write_missing(shards, collection=collection, workers=workers or _worthwhile(shards), checks=checks)
         try:
@@ -88,19 +100,38 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / MANIFEST).read_text())
 
 
-def _check_same_origin(directory: Path, origin: Mapping[str, Any]) -> None:
+def _write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    partial = directory / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(partial, directory / MANIFEST)
+
+
+def _check_same_origin(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
-    for field, value in origin.items():
-        if manifest.get(field) != value:
+    remedy = "remove it, or choose another --dataset or --data_dir"
+    for field in ("source", "checks"):
+        if manifest.get(field) != origin[field]:
             raise UserError(
-                f"{directory} is already prepared with {field} {manifest.get(field)!r}, not {value!r}; "
-                "remove it, or choose another --dataset or --data_dir"
+                f"{directory} is already prepared with {field} {manifest.get(field)!r}, not {origin[field]!r}; {remedy}"
             )
+    files = origin["files"]
+    prepared = manifest.get("files", files)  # a manifest may be older than this field
+    changed = [path for path in {**files, **prepared} if files.get(path) != prepared.get(path)]
+    if changed:
+        path = changed[0]
+        how = "was not read then" if path not in prepared else "changed since" if path in files else "is read no more"
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(f"{directory} is already prepared, but {path} {how}{more}; {remedy}")
+    return manifest
 
 
-def _sizes(collection: Collection) -> dict[str, Any]:
-    stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in collection.files}
-    return {"splits": {split: len(source) for split, source in collection.splits.items()}, "files": stamps}
+def _stamp(path: Path) -> list[int | str]:
+    """Size and digest of a list; of a file with images, which would take long to read, size and time of change."""
+    try:
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns if HOLDS_IMAGES.search(path.name) else sha256(path)]
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def _continue_or_start_over(directory: Path, plan: Mapping[str, Any]) -> None:
@@ -128,7 +159,7 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
 
 
 def _worthwhile(shards: list[Shard]) -> int:
-    return (os.cpu_count() or 1) if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
+    return cores() if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
 
 
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
@@ -239,7 +270,7 @@ def _describe(
         "splits": splits,
         "lines_left_out": collection.lines_left_out.as_dict(),
     }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    _write_manifest(directory, manifest)
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
         features=features,
