@@ -146,7 +146,7 @@ class EvalSplit:
             data = self.source[self.records[index]]["image"]
             return _evaluated(data, image_size=self.image_size, max_image_pixels=self.max_image_pixels)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             return np.stack(list(pool.map(decode, indices.tolist())))
 
 
