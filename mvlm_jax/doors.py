@@ -1,8 +1,9 @@
 """What every door shares: flags of its own, `--help` with an example, and one line for what went wrong:
-status 2 for the user's mistakes, 1 for a run that cannot go on."""
+status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
 
 import importlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
@@ -25,7 +26,7 @@ def run(
     main: Callable[[flags.FlagValues], None],
     argv: Sequence[str],
 ) -> int:
-    """Parses `argv` (without the program's name), calls `main`, returns the exit status."""
+    """Parses `argv` (without the program's name), calls `main`, returns the exit status; 130 after Ctrl-C."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_urgent)
@@ -52,6 +53,9 @@ def run(
             path = next((word for word in argv if word.startswith("--config=")), "--config")
             error = UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py")
         return _refuse(name, error)
+    except KeyboardInterrupt as interrupt:
+        print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -291,14 +291,17 @@ def _main(values: flags.FlagValues) -> None:
             threads=values.workers,
         )
         return
-    directory = prepare(
-        dataset=values.dataset,
-        sources=values.source,
-        data_dir=data_dir,
-        workers=values.workers,
-        checks=ImageChecks(max_side=values.max_side, quality=values.quality),
-        licence=_licence(values.licence),
-    )
+    try:
+        directory = prepare(
+            dataset=values.dataset,
+            sources=values.source,
+            data_dir=data_dir,
+            workers=values.workers,
+            checks=ImageChecks(max_side=values.max_side, quality=values.quality),
+            licence=_licence(values.licence),
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; the same command continues") from interrupt
     for line in summary(read_manifest(directory)):
         print(line)
     print(f"manifest: {directory / MANIFEST}")

@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,24 @@ def render_or_die(scene):
     return render(scene)
 shapes.render = render_or_die
 write_dataset(shapes.collection(train=1100, val=4, test=4), name="shapes", data_dir=pathlib.Path(sys.argv[1]))
+"""
+ENDLESS = """
+import pathlib, sys, time
+from mvlm_jax import prepare
+from mvlm_jax.data.collection import Collection
+class Endless:
+    def __init__(self, begun):
+        self.begun = begun
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        self.begun.touch()
+        time.sleep(3600)
+if __name__ == "__main__":
+    data_dir, begun = sys.argv[1:]
+    splits = {"train": Endless(pathlib.Path(begun)), "val": Endless(pathlib.Path(begun))}
+    prepare.DRAWN["shapes"] = lambda: Collection(splits=splits, source="endless")
+    sys.exit(prepare.door(["--dataset=shapes", f"--data_dir={data_dir}", "--workers=2"]))
 """
 
 
@@ -290,6 +310,27 @@ def test_cores_of_others_are_given_no_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
     manifest = read_manifest(write_dataset(shapes_collection(train=2, val=1, test=1), name="few", data_dir=tmp_path))
     assert manifest["splits"]["train"]["examples"] == 2
+
+
+def test_ctrl_c_is_one_line_and_ends_the_workers_at_once(tmp_path):
+    program, begun = tmp_path / "program.py", tmp_path / "begun"
+    program.write_text(ENDLESS)
+    running = subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path / "data"), str(begun)],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not begun.exists() and running.poll() is None:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=60)  # the workers hold stderr open, too
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert (running.returncode, errors) == (130, "mvlm prepare: interrupted; the same command continues\n")
 
 
 class Deadly(ListSource):

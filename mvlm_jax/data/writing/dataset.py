@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -183,6 +184,7 @@ def _write_missing(shards: list[Shard], *, collection: Collection, workers: int,
 def _write_in_parallel(
     shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks, bar: tqdm
 ) -> None:
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         min(workers, len(shards)),
         # A fork would take the lock file, and half the state of other threads, with it.
@@ -191,7 +193,8 @@ def _write_in_parallel(
         initargs=(dict(collection.splits), collection.codec, checks),
     )
     try:
-        writing: dict[Future[None], Shard] = {pool.submit(_write_in_worker, shard): shard for shard in shards}
+        with _ctrl_c_kept_from_children():
+            writing: dict[Future[None], Shard] = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         while writing:
             done, _ = wait(writing, return_when=FIRST_COMPLETED)
             for future in done:
@@ -202,8 +205,24 @@ def _write_in_parallel(
             "a worker process died, perhaps for want of memory; finished shards are kept, so start again with fewer "
             "--workers"
         ) from error
+    except KeyboardInterrupt:
+        # A shard of a large collection takes minutes, and what there is of it is of no use.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c_kept_from_children() -> Iterator[None]:
+    """For processes that are started meanwhile: a terminal interrupts the whole group, and their parent ends them."""
+    # They inherit the mask, so that none is interrupted while it still imports, before it could ignore the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 _worker: dict[str, Any] = {}
