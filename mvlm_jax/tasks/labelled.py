@@ -16,6 +16,7 @@ from mvlm_jax.data.labelled_pipeline import LabelledSplit
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
+from mvlm_jax.training import hosts
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
 
@@ -78,11 +79,19 @@ class LabelledTask(ConfiguredTask):
         Batches are filled up to one size; `left_out` gets what cannot be used, with the reason.
         """
         size = shared_batch_size(self.config.eval.batch_size, params=params)
-        for batch, rows, unusable in self.split.batches(size):
+        batches = self.split.batches(size)
+        # Where a host lacks an image, its devices would work on rows of other examples than those of the others.
+        for batch, rows, unusable in hosts.in_step(batches, name="evaluation split", identity=_examples):
             left_out.extend(unusable)
             if rows:
                 filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
                 yield self.seen(place(filled, params=params)), rows
+
+
+def _examples(read: tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]) -> str:
+    """What was read and what of it is used, by name."""
+    _, rows, left_out = read
+    return repr([[row.example_id for row in of] for of in (rows, [row for row, _ in left_out])])
 
 
 def reasons(left_out: list[tuple[LabelledRow, str]]) -> dict[str, Any]:
