@@ -184,14 +184,18 @@ def _made_as(config: ConfigDict) -> dict[str, Any]:
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
-    return eval_split(
-        open_source(config.data.eval, data_dir=config.data.data_dir),
-        tokenizer,
-        max_length=config.text.max_length,
-        max_image_pixels=config.data.max_image_pixels,
-        image_size=config.image.size,
-        host_bytes=config.eval.host_bytes,
-    )
+    with hosts.together():
+        split = eval_split(
+            open_source(config.data.eval, data_dir=config.data.data_dir),
+            tokenizer,
+            max_length=config.text.max_length,
+            max_image_pixels=config.data.max_image_pixels,
+            image_size=config.image.size,
+            host_bytes=config.eval.host_bytes,
+        )
+    # Where a host lacks an image, its devices would work on rows of other images than those of the others.
+    hosts.check_same(**{"evaluation split": repr([split.image_ids, split.caption_image.tolist()])})
+    return split
 
 
 def _training_texts(config: ConfigDict) -> Iterator[str]:
@@ -240,8 +244,10 @@ def _labelled_batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int)
 
 
 def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:
+    with hosts.together():
+        source = open_labelled(config.data.eval, data_dir=config.data.data_dir)
     return LabelledSplit(
-        source=open_labelled(config.data.eval, data_dir=config.data.data_dir),
+        source=source,
         tokenizer=tokenizer,
         images=images_of(config),
         image_size=config.image.size,

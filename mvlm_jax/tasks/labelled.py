@@ -17,6 +17,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
+from mvlm_jax.training import hosts
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
 
@@ -94,7 +95,9 @@ class LabelledTask(ConfiguredTask):
         """
         used = False
         size = shared_batch_size(self.config.eval.batch_size, params=params)
-        for batch, rows, unusable in self.split.batches(size):
+        batches = self.split.batches(size)
+        # Where a host lacks an image, its devices would work on rows of other examples than those of the others.
+        for batch, rows, unusable in hosts.in_step(batches, name="evaluation split", identity=_examples):
             left_out.extend(unusable)
             if rows:
                 used = True
@@ -106,6 +109,12 @@ class LabelledTask(ConfiguredTask):
             raise UserError(
                 f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used ({said})"
             )
+
+
+def _examples(read: tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]) -> str:
+    """What was read and what of it is used, by name."""
+    _, rows, left_out = read
+    return repr([[row.example_id for row in of] for of in (rows, [row for row, _ in left_out])])
 
 
 def reasons(left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from jax.experimental import multihost_utils
 from mvlm_jax.errors import UserError
 from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
 
+T = TypeVar("T")
 MESSAGE_BYTES = 4096  # of what a process tells the others; longer messages are cut
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -127,6 +130,22 @@ def check_same(**values: str) -> None:
                 f"process {others[0]} has another {name} than process 0; start every process with the same command "
                 "on the same version, and with the same files"
             )
+
+
+def in_step(values: Iterable[T], *, name: str, identity: Callable[[T], str]) -> Iterator[T]:
+    """`values` one by one; every process takes them, and all have the same ones by their `identity`.
+
+    Raises:
+      UserError: what another process failed with, or a value `name` that differs, or that only some processes have.
+    """
+    values = iter(values)
+    while True:
+        with together():
+            found = list(itertools.islice(values, 1))
+        check_same(**{name: repr([identity(value) for value in found])})
+        if not found:
+            return
+        yield found[0]
 
 
 def _gathered(content: bytes) -> np.ndarray:

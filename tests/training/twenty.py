@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from tiny import ROOT, SMALLER, demo_flags, recipe
 
+from mvlm_jax.tasks.configured import ConfiguredTask
 from mvlm_jax.tasks.from_config import make_task
-from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.mesh import shard_batch
 from mvlm_jax.training.program import make_program
 
@@ -63,23 +63,23 @@ def logged_losses(workdir):
 @contextlib.contextmanager
 def watched(ids, *, stop_after=None):
     """Keeps the image ids that this process reads for each step; stops the run in the step after `stop_after`."""
-    whole = Pretrain.train_batches
+    whole = ConfiguredTask.train_batches
 
     def train_batches(self, start_step):
         for step, batch in enumerate(whole(self, start_step), start_step):
             # The trainer asks for the next batch before it looks at the step that it runs.
             if stop_after is not None and step > stop_after:
                 raise KeyboardInterrupt
-            ids[step] = batch["image_id"].tolist()
+            ids[step] = batch["image_id"].tolist() if "image_id" in batch else None
             yield batch
 
-    Pretrain.train_batches = train_batches
+    ConfiguredTask.train_batches = train_batches
     try:
         yield
     except KeyboardInterrupt:
         pass
     finally:
-        Pretrain.train_batches = whole
+        ConfiguredTask.train_batches = whole
 
 
 def run_processes(directory, jobs):
