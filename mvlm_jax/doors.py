@@ -22,10 +22,10 @@ def run(
     name: str,
     doc: str,
     define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
-    main: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues], int | None],
     argv: Sequence[str],
 ) -> int:
-    """Parses `argv` (without the program's name), calls `main`, returns the exit status."""
+    """Parses `argv` (without the program's name), calls `main`, returns the exit status: what `main` returns, or 0."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_urgent)
@@ -41,7 +41,7 @@ def run(
             raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
-        main(values)
+        return main(values) or 0
     except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
@@ -52,7 +52,6 @@ def run(
             path = next((word for word in argv if word.startswith("--config=")), "--config")
             error = UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py")
         return _refuse(name, error)
-    return 0
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:
