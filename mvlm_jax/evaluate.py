@@ -24,6 +24,7 @@ from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.peers import Peers
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Params, Task
 
@@ -65,17 +66,17 @@ def main(values: flags.FlagValues) -> None:
         if changed:
             raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
     task = make_task(config, workdir=directory)
+    if values.submission and not hasattr(task, "submission"):
+        raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
-    with jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
+    with Peers(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
         if values.step is not None:
             step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
         elif latest := checkpoints.restore_latest_params(program.state.params):
             step, params = latest
         else:
             raise UserError(f"{directory} has no finished checkpoint; train it first")
-        if values.submission and not hasattr(task, "submission"):
-            raise UserError(f"--submission={values.submission}: config.task={config.task} has no evaluation server")
         results = _classify(task, params, values, config) if values.classify else task.evaluate(params)
         submission = task.submission(params) if values.submission else None
     if jax.process_index() == 0:
