@@ -14,5 +14,9 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
 [ $# -gt 0 ] || set -- --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=runs/data
-# A task that fails ends the others at once; the same command continues the run.
-exec srun --kill-on-bad-exit=1 .venv/bin/mvlm train "$@"
+# One that fails tells the others. srun must not end them: a run that is stopped, by the time limit say, leaves with 75
+# from one process after the other, and is queued again; the same command continues it.
+status=0
+srun --kill-on-bad-exit=0 .venv/bin/mvlm train --stopped_status=75 "$@" || status=$?
+[ "$status" -ne 75 ] || exec scontrol requeue "${SLURM_JOB_ID:?}"
+exit "$status"

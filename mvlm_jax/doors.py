@@ -23,10 +23,13 @@ def run(
     name: str,
     doc: str,
     define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
-    main: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues], int | None],
     argv: Sequence[str],
 ) -> int:
-    """Parses `argv` (without the program's name), calls `main`, returns the exit status; 130 after Ctrl-C."""
+    """Parses `argv` (without the program's name), calls `main`, returns the exit status: what `main` returns, or 0.
+
+    After Ctrl-C it is 130.
+    """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_urgent)
@@ -42,7 +45,7 @@ def run(
             raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
-        main(values)
+        return main(values) or 0
     except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
@@ -56,7 +59,6 @@ def run(
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:

@@ -25,6 +25,7 @@ from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.peers import Peers
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Params, Task
 
@@ -81,7 +82,7 @@ def main(values: flags.FlagValues) -> None:
         _check_submission(task, Path(values.submission), config)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
-    with jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
+    with Peers(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
         if values.step is not None:
             step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
         elif latest := checkpoints.restore_latest_params(program.state.params):
@@ -111,8 +112,9 @@ def _check_flags(values: flags.FlagValues) -> None:
     task = values.config.task
     if values.k and task not in RETRIEVING:
         raise UserError(f"--k={','.join(values.k)} re-ranks in retrieval; config.task={task} has none")
-    if values.templates and not values.classify:
-        raise UserError(f"--templates={values.templates} needs --classify=DIR, a folder of images for each class")
+    for name in ("templates", "class_names"):
+        if values[name].value and not values.classify:
+            raise UserError(f"--{name}={values[name].value} needs --classify=DIR, a folder of images for each class")
     if values.classify and (values.k or values.submission):
         other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
         raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")

@@ -18,12 +18,21 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
     doors.define_workdir(values)
     doors.define_hosts(values)
+    flags.DEFINE_integer(
+        "stopped_status",
+        0,
+        "Exit status of a run that a signal stopped, such as 75 for a scheduler to tell it from a finished one.",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=values,
+    )
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: flags.FlagValues) -> int:
     doors.connect(values)
     config = doors.checked_config(values)
-    train(make_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
+    outcome = train(make_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
+    return values.stopped_status if outcome.stopped else 0
 
 
 def door(argv: Sequence[str]) -> int:

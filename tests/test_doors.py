@@ -9,8 +9,10 @@ from tiny import ROOT, demo_flags, prepare_shapes
 
 from mvlm_jax import doors, evaluate, train
 from mvlm_jax.data.pipeline import stable_hash
+from mvlm_jax.errors import UserError
 from mvlm_jax.objectives.pretraining import Pretraining
 from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.training.peers import Peers
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +95,9 @@ def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
     assert metrics(workdir) == metrics(finished)
 
 
-def test_a_run_stopped_by_a_signal_exits_0_and_goes_on_bit_for_bit(finished, data_dir, tmp_path, monkeypatch):
+def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(finished, data_dir, tmp_path, monkeypatch):
     workdir = tmp_path / "stopped"
-    flags = demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)
+    flags = [*demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2), "--stopped_status=75"]
     whole = Pretrain.train_batches
 
     def signalled(self, start_step):
@@ -105,7 +107,7 @@ def test_a_run_stopped_by_a_signal_exits_0_and_goes_on_bit_for_bit(finished, dat
             yield batch
 
     monkeypatch.setattr(Pretrain, "train_batches", signalled)
-    assert train.door(flags) == 0
+    assert train.door(flags) == 75
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3]
     monkeypatch.undo()
     assert train.door(flags) == 0
@@ -149,6 +151,18 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data
     assert "there are 2, 4, 6" in capsys.readouterr().err
 
 
+def test_an_evaluation_that_fails_tells_its_peers(finished, data_dir, monkeypatch):
+    class Told(Peers):
+        def __exit__(self, kind, *_):
+            told.append(kind)
+
+    told = []
+    monkeypatch.setattr(evaluate, "Peers", Told)
+    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2)
+    assert evaluate.door([*flags, "--step=5"]) == 2
+    assert told == [UserError]
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -166,6 +180,7 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data
         (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small, minilm"),
         (["--config=DEMO"], "--workdir"),
         (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
+        (["--config=DEMO", "--workdir=W", "--stopped_status=300"], "stopped_status"),
         (["--config=DEMO", "--workdir=W", "--werkdir=X"], "werkdir"),
     ],
 )

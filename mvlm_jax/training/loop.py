@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -25,8 +25,13 @@ from mvlm_jax.training.task import Batch, Params, StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
 
 
-def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
-    """Makes `config.steps` steps in all, and returns the metrics of the last evaluation.
+class Outcome(NamedTuple):
+    stopped: bool  # by a signal, with something left to do
+    results: dict[str, dict[str, Any]]  # the metrics of the last evaluation, by file stem
+
+
+def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
+    """Makes `config.steps` steps in all.
 
     SIGTERM, or Ctrl-C once, stops it after the step in progress, with a checkpoint.
 
@@ -77,7 +82,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
                 results = _evaluate(task, state.params, step=first, directory=directory, log=log, writes=writes)
 
             if first == steps:
-                return results
+                return Outcome(False, results)
             with _closing(iter(task.train_batches(first))) as batches:
                 batch = shard_batch(next(batches), program.batch_sharding)
                 before = None
@@ -107,7 +112,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> dict[str, d
                     if _is_due(step, every=config.eval.every, steps=steps):
                         results = _evaluate(task, state.params, step=step, directory=directory, log=log, writes=writes)
                         throughput.restart(step)
-    return results
+    return Outcome(stop, results)
 
 
 @contextmanager

@@ -27,13 +27,10 @@ class HeavyTask(ToyTask):
 
 
 def train_through_a_door(workdir, **options):
-    return doors.run(
-        name="train",
-        doc="",
-        define_flags=lambda values, argv: None,
-        main=lambda _: train(HeavyTask(**options), config=toy_config(**FIELDS), workdir=workdir),
-        argv=[],
-    )
+    def main(_):
+        train(HeavyTask(**options), config=toy_config(**FIELDS), workdir=workdir)
+
+    return doors.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[])
 
 
 def last_step(workdir):

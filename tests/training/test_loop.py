@@ -101,10 +101,10 @@ def test_an_evaluation_that_was_lost_is_made_up_for(uninterrupted, tmp_path):
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path):
-    results = train(ToyTask(), config=toy_config(), workdir=tmp_path)
+    outcome = train(ToyTask(), config=toy_config(), workdir=tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     task = ToyTask()
-    assert train(task, config=toy_config(), workdir=tmp_path) == results
+    assert train(task, config=toy_config(), workdir=tmp_path) == outcome
     assert task.evaluations == 0
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 

@@ -58,13 +58,10 @@ class Part(ToyTask):
             time.sleep(job.get("pause", 0.05))
             yield {name: rows[rows_here] for name, rows in batch.items()}
 
-sys.exit(doors.run(
-    name="train",
-    doc="",
-    define_flags=lambda values, argv: None,
-    main=lambda _: loop.train(Part(), config=config, workdir=workdir),
-    argv=[],
-))
+def main(_):
+    loop.train(Part(), config=config, workdir=workdir)
+
+sys.exit(doors.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[]))
 """
 
 
