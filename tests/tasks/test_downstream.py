@@ -177,6 +177,7 @@ def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence(
     [
         ("finetune_vqa.py:shapes", ["--k=8"], "--k=8 re-ranks in retrieval; config.task=vqa has none"),
         ("demo.py", ["--templates=prompts.txt"], "--templates=prompts.txt needs --classify=DIR"),
+        ("demo.py", ["--class_names=names.txt"], "--class_names=names.txt needs --classify=DIR"),
         ("demo.py", ["--classify=DIR", "--submission=out.csv"], "give --submission=out.csv to a call of its own"),
         ("demo.py", ["--classify=DIR", "--k=8"], "give --k=8 to a call of its own"),
     ],
