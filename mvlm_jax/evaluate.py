@@ -66,8 +66,6 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(values: flags.FlagValues) -> None:
     _check_flags(values)
     doors.connect(values)
-    if values.class_names and not values.classify:
-        raise UserError(f"--class_names={values.class_names} goes with --classify=DIR, the folder of these classes")
     if values.k:
         _sweep(values.config, values.k)
     config = doors.checked_config(values)
