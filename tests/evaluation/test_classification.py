@@ -2,9 +2,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import SMALLER, demo_flags, recipe
+from tiny import SMALLER, recipe
 
-from mvlm_jax import evaluate
 from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_names, read_templates
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
@@ -122,11 +121,6 @@ def test_a_file_gives_the_classes_their_names(folder, tmp_path):
         file.write_text(lines)
         with pytest.raises(UserError, match=message):
             read_class_names(file)
-
-
-def test_class_names_without_a_folder_are_refused(tmp_path, capsys):
-    assert evaluate.door([*demo_flags(data_dir=tmp_path, workdir=tmp_path / "run"), "--class_names=names.tsv"]) == 2
-    assert "--class_names=names.tsv goes with --classify=DIR" in capsys.readouterr().err
 
 
 def test_templates_have_one_place_for_the_class(tmp_path):
