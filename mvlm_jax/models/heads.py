@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mvlm_jax.models.layers import weight_init
+from mvlm_jax.models.layers import gelu, weight_init
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -39,7 +39,7 @@ class TiedTokenHead(nn.Module):
         self, x: Float[Array, "*B D"], token_scores: Callable[[Float[Array, "*B D"]], Float[Array, "*B V"]]
     ) -> Float[Array, "*B V"]:
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
-        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(nn.gelu(x, approximate=False))
+        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(gelu(x))
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         return token_scores(x).astype(jnp.float32) + bias
 
@@ -55,7 +55,7 @@ class ClassificationHead(nn.Module):
     def __call__(self, x: Float[Array, "B F"]) -> Float[Array, "B classes"]:
         hidden = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
         out = nn.Dense(self.classes, dtype=self.dtype, kernel_init=weight_init, name="out")
-        return out(nn.gelu(hidden, approximate=False)).astype(jnp.float32)
+        return out(gelu(hidden)).astype(jnp.float32)
 
 
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
