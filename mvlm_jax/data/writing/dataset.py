@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -216,13 +217,25 @@ def _write_in_parallel(
 
 @contextlib.contextmanager
 def _ctrl_c_kept_from_children() -> Iterator[None]:
-    """For processes that are started meanwhile: a terminal interrupts the whole group, and their parent ends them."""
+    """For processes that are started meanwhile: a terminal interrupts the whole group, and their parent ends them.
+
+    Raises:
+      KeyboardInterrupt: at the end, if it came meanwhile; a process half started could not be ended.
+    """
+    came = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Another thread takes a signal that this one has blocked, and its handler runs in this one.
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if in_main_thread else None
     # They inherit the mask, so that none is interrupted while it still imports, before it could ignore the signal.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 _worker: dict[str, Any] = {}
