@@ -89,8 +89,11 @@ def test_remat_changes_no_gradient(remat):
         variables = encoder.init(jax.random.key(0), text, text != 0)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, text, text != 0) ** 3).sum()))(variables)
 
-    for plain, saved in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat))):
-        np.testing.assert_allclose(saved, plain, rtol=1e-5, atol=1e-6)
+    expected = jax.tree.leaves(gradient("none"))
+    # Terms of this size cancel in small elements, and are rounded in another order.
+    largest = max(float(abs(plain).max()) for plain in expected)
+    for plain, saved in zip(expected, jax.tree.leaves(gradient(remat))):
+        np.testing.assert_allclose(saved, plain, rtol=1e-5, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("rows", [slice(0, 1), jnp.array([[3, 1], [0, 4]])])
