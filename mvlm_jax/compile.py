@@ -8,7 +8,6 @@ and 13 GB of memory. --fit looks for the largest batch a chip holds, and for the
 with about ten such compilations.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from mvlm_jax import doors
 from mvlm_jax.compiling.ahead import compile_step, fit, mesh_of
 from mvlm_jax.compiling.report import summary, table, what_to_change
 from mvlm_jax.compiling.topology import EXAMPLES, describe
-from mvlm_jax.errors import UserError
 from mvlm_jax.training.mesh import batch_parts
 from mvlm_jax.training.workdir import write_json
 
@@ -41,7 +39,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(values: flags.FlagValues) -> None:
     config = doors.checked_config(values)
     if values.json:
-        _check_writable(Path(values.json))
+        doors.check_writable(Path(values.json), flag="json")
     topology = describe(values.topology, slices=values.slices)
     if values.fit:
         asked = config
@@ -56,15 +54,6 @@ def main(values: flags.FlagValues) -> None:
         print(f"to make it fit: {what_to_change(config, parts=batch_parts(mesh_of(config, topology.devices)))}")
     if values.json:
         write_json(Path(values.json), figures)
-
-
-def _check_writable(file: Path) -> None:
-    if file.is_dir():
-        raise UserError(f"--json={file} is a directory; give the path of a file")
-    if not file.parent.is_dir():
-        raise UserError(f"--json={file}: the directory {file.parent} does not exist")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise UserError(f"--json={file}: the directory {file.parent} is not writable")
 
 
 def door(argv: Sequence[str]) -> int:

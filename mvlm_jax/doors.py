@@ -2,11 +2,13 @@
 status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
 
 import importlib
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
+from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -77,6 +79,20 @@ def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bo
 def define_workdir(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run; made where it is missing.", flag_values=values)
     flags.mark_flag_as_required("workdir", flag_values=values)
+
+
+def check_writable(file: Path, *, flag: str) -> None:
+    """Before the work whose result goes there.
+
+    Raises:
+      UserError: no file can be written in that place.
+    """
+    if file.is_dir():
+        raise UserError(f"--{flag}={file} is a directory; give the path of a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--{flag}={file}: the directory {file.parent} does not exist")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={file}: the directory {file.parent} is not writable")
 
 
 def define_hosts(values: flags.FlagValues) -> None:

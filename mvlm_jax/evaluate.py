@@ -5,7 +5,6 @@ Example:
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,12 +149,7 @@ def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
         raise UserError(f"--submission={path}: config.task={config.task} has no evaluation server")
     with hosts.together():
         if jax.process_index() == 0:
-            if path.is_dir():
-                raise UserError(f"--submission={str(path)!r} is a directory; give the path of a file")
-            if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-                raise UserError(
-                    f"--submission={str(path)!r} cannot be written: {path.parent} is not a writable directory"
-                )
+            doors.check_writable(path, flag="submission")
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.sources import Example, Source
+from mvlm_jax.data.tally import in_words
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
@@ -200,8 +201,8 @@ def eval_split(
                 if keep_pixels:
                     pixels.append(image)
     if not image_ids:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(left_out.items()))
-        raise UserError(f"none of the {len(source)} images of the evaluation source can be used ({reasons or 'empty'})")
+        reasons = in_words(left_out) or "empty"
+        raise UserError(f"none of the {len(source)} images of the evaluation source can be used ({reasons})")
     if left_out:
         logging.warning("%d images are left out of the evaluation: %s", left_out.total(), dict(left_out))
     return EvalSplit(

@@ -7,6 +7,11 @@ from typing import Any
 IDS_SHOWN = 20
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """Each reason with its count; empty where there is none."""
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
+
+
 class Tally:
     """Counts per reason, with the first ids of each."""
 
@@ -29,4 +34,4 @@ class Tally:
         return {reason: {"count": self.counts[reason], "ids": self.ids[reason]} for reason in sorted(self.counts)}
 
     def __str__(self) -> str:
-        return ", ".join(f"{reason}: {count}" for reason, count in sorted(self.counts.items()))
+        return in_words(self.counts)

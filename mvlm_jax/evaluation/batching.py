@@ -6,8 +6,10 @@ Every process of a run holds all examples, its devices work on their part of eac
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int, PyTree, Shaped
+
+from mvlm_jax.training import mesh as mesh_lib
 
 
 def index_batches(count: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
@@ -30,7 +32,7 @@ def shared_batch_size(batch_size: int, *, params: PyTree) -> int:
 def batch_parts(params: PyTree) -> int:
     """Into how many parts a batch is divided between the devices that hold `params`."""
     mesh = _mesh_of(params)
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else mesh_lib.batch_parts(mesh)
 
 
 def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
@@ -40,8 +42,9 @@ def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
         return jax.tree.map(jax.numpy.asarray, tree)
 
     def put(x):
-        spec = PartitionSpec(("data", "fsdp")) if x.shape[0] % batch_parts(params) == 0 else PartitionSpec()
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+        divided = x.shape[0] % mesh_lib.batch_parts(mesh) == 0
+        sharding = mesh_lib.batch_sharding(mesh) if divided else mesh_lib.replicated(mesh)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree)
 

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, PyTree, UInt8
 
 from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.image_folder import open_image_folder
-from mvlm_jax.data.images import UndecodableImage, decode_image, evaluate_transform
+from mvlm_jax.data.formats.listed import read_image
+from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
@@ -56,10 +57,8 @@ def classify_folder(
 
     def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
         try:
-            pixels = decode_image(path.read_bytes(), max_pixels=max_image_pixels, size_hint=image_size)
-        except OSError:
-            return "absent"
-        except UndecodableImage as error:
+            pixels = decode_image(read_image(path), max_pixels=max_image_pixels, size_hint=image_size)
+        except UnusableImage as error:
             return error.reason
         return evaluate_transform(pixels, size=image_size)
 

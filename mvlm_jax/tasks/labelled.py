@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
+from mvlm_jax.data.tally import in_words
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.models.from_config import images_of
@@ -104,8 +105,7 @@ class LabelledTask(ConfiguredTask):
                 filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
                 yield self.seen(place(filled, params=params)), rows
         if not used:
-            counts = Counter(reason for _, reason in left_out)
-            said = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "empty"
+            said = in_words(Counter(reason for _, reason in left_out)) or "empty"
             raise UserError(
                 f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used ({said})"
             )

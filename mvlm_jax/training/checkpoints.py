@@ -35,6 +35,8 @@ class Checkpoints:
     fingerprints of both tell whether what is read is what was written.
     """
 
+    _opened: int | None = None  # the directory's handle, where it is open for writing
+
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
         """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none.
 
@@ -46,7 +48,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,  # what a killed run left half-written
         )
-        self._directory, self._opened = Path(directory).absolute(), None
+        self._directory = Path(directory).absolute()
         with self._writing():
             self._open(options)
             # Tells of a removal also where a write in the background has made the directory anew.
@@ -61,7 +63,7 @@ class Checkpoints:
           UserError: what is in the place of the directory cannot be read as one.
         """
         self = cls.__new__(cls)
-        self._directory, self._opened = Path(directory).absolute(), None
+        self._directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
             read_only=True,
             save_interval_steps=0,
