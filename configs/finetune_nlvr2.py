@@ -29,9 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config = runpy.run_path(str(DEMO))["get_config"]()
         config.task = "nlvr2"
         config.data.train, config.data.eval = "tfds:shapes_nlvr2:train", "tfds:shapes_nlvr2:val"
-        config.steps = 500
+        config.steps = 700
         config.text.max_length = 34  # a statement has more rare words than a caption
-        config.optimizer.peak = config.optimizer.encoder_peak = 1e-3
+        # The encoders have learned to see already, and unlearn it where they change as fast as what is new.
+        config.optimizer.peak, config.optimizer.encoder_peak = 2e-3, 3e-4
+        config.optimizer.warmup_steps = 50
         return config
     if variant:
         raise ValueError(f"variant {variant!r} is not shapes")

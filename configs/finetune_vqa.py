@@ -32,9 +32,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config = runpy.run_path(str(DEMO))["get_config"]()
         config.task = "vqa"
         config.data.train, config.data.eval = "tfds:shapes_vqa:train", "tfds:shapes_vqa:val"
-        config.steps = 500
-        config.text.max_length = 34  # a question or statement has more rare words than a caption
-        config.optimizer.peak = config.optimizer.encoder_peak = 1e-3
+        config.steps = 1000
+        config.text.max_length = 20
+        # The encoders have learned to see already, and unlearn it where they change as fast as what is new.
+        config.optimizer.peak, config.optimizer.encoder_peak = 2e-3, 3e-4
+        config.optimizer.warmup_steps = 50
         # One word, on which all agree.
         config.vqa.answers_per_question = 1
         config.vqa.answer_length = 8

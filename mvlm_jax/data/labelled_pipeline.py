@@ -57,7 +57,8 @@ class WeightedAnswers:
             return None
         tokens: Int32[np.ndarray, "slots length"] = np.full((self.slots, self.length), self.tokenizer.ids.pad, np.int32)
         weights: Float32[np.ndarray, " slots"] = np.zeros(self.slots, np.float32)
-        tokens[: len(counts)] = self.tokenizer.encode([answer for answer, _ in counts], max_length=self.length)
+        given = [answer for answer, _ in counts]
+        tokens[: len(given)] = self.tokenizer.encode(given, max_length=self.length, continuing=True)
         weights[: len(counts)] = [count / len(answers) for _, count in counts]
         return {"answers": tokens, "answer_weights": weights}
 

@@ -53,9 +53,16 @@ class Tokenizer:
         # Ids need not be dense: the rows that the embedding table must have.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, captions: Sequence[str], *, max_length: int) -> Int32[np.ndarray, "B L"]:
-        """start, tokens, end, padding up to `max_length`; a longer caption is cut and keeps its end token."""
+    def encode(self, captions: Sequence[str], *, max_length: int, continuing: bool = False) -> Int32[np.ndarray, "B L"]:
+        """start, tokens, end, padding up to `max_length`; a longer caption is cut and keeps its end token.
+
+        Args:
+          continuing: the texts go on from others, as answers from questions. To a byte-level vocabulary the space
+            before a word is part of it: at the beginning of a caption the same word is another token, often several.
+        """
         cleaned = [_clean(caption, limit=CHARACTERS_PER_TOKEN * max_length) for caption in captions]
+        if continuing and self.kind == "roberta":
+            cleaned = [text and f" {text}" for text in cleaned]
         ids = np.full((len(captions), max_length), self.ids.pad, np.int32)
         for row, encoding in zip(
             ids, self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False), strict=True

@@ -1,6 +1,7 @@
 """The weights of an earlier run of this package, for a run of another task or at another image size."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from mvlm_jax.interop.start import Imported
 from mvlm_jax.training import workdir as workdir_lib
 
 # What a downstream task puts on top; everything else must come with the checkpoint.
-HEADS = ("answer_decoder", "answer_head", "classification_head")
+HEADS = ("answer_decoder", "classification_head")
 POSITIONS = "image_encoder/position_embedding"
 # Fields of the config that decide what the parameters mean without showing in their shapes.
 SAME = ("model.heads", "text.kind", "image.patch", "image.mean", "image.std", "image.epsilon")
@@ -30,8 +31,9 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     """Every parameter that the model at `path` has too: a workdir, of which the latest checkpoint is read, or a folder
     that `mvlm weights export` wrote.
 
-    The positions of patches are resized where the image size differs. Parts that only the task has, such as a new
-    head, keep their initial values; parts that only the checkpoint has are not used. Both are reported by name.
+    The positions of patches are resized where the image size differs. An answer decoder that the checkpoint lacks
+    starts from its text cross encoder. Parts that only the task has, such as a new head, keep their initial values;
+    parts that only the checkpoint has are not used. All this is reported by name.
 
     Raises:
       UserError: nothing to read there, or parameters that do not fit.
@@ -49,14 +51,19 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
         tensors=0,
         parameters=0,
     )
+    blocks = _decoder_blocks(wanted, source)
+    if blocks:
+        order = ", ".join(map(str, blocks))
+        report.notes.append(f"the blocks of answer_decoder start from those of text_cross_encoder: {order}")
+    origins = {name: _origin(name, blocks=blocks) for name in wanted}
     params: Flat = {}
     for name, shape in wanted.items():
-        if name not in source:
+        if origins[name] not in source:
             if name.partition("/")[0] not in HEADS:
                 raise UserError(f"config.init_from.checkpoint={path} has no parameter {name}, which the model needs")
             report.initial.append(name)
             continue
-        value = np.asarray(source[name], np.float32)
+        value = np.asarray(source[origins[name]], np.float32)
         if name == POSITIONS and value.shape != shape:
             value = resize_positions(value, side=grid_side(shape[1]))
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
@@ -70,8 +77,9 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
                 "give the run's values in config.model, config.text and config.image"
             )
         params[name] = value
-    report.tensors, report.parameters = len(params), sum(value.size for value in params.values())
-    unused = sorted(set(source) - set(wanted))
+    report.tensors = len({origins[name] for name in params})
+    report.parameters = sum(value.size for value in params.values())
+    unused = sorted(set(source) - set(origins.values()))
     if unused:
         report.not_used["this task has no such part"] = unused
     touched = {name.partition("/")[0] for name in params}
@@ -92,6 +100,32 @@ def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], Conf
     origin = workdir_lib.read_config(directory)
     params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=origin, step=None)
     return params, origin, step
+
+
+def _decoder_blocks(wanted: Collection[str], source: Collection[str]) -> list[int]:
+    """The block of the checkpoint's text cross encoder that each block of the answer decoder starts from.
+
+    Both are made of the same parts, and one has learned to tell words from an image (as in ALBEF, arXiv 2107.07651,
+    whose decoder starts from its multimodal encoder). A deeper decoder takes each block several times, in their order.
+    """
+    layers, there = _depth("answer_decoder", wanted), _depth("text_cross_encoder", source)
+    if _depth("answer_decoder", source):
+        return []
+    return [index * there // layers for index in range(layers)]
+
+
+def _depth(part: str, names: Collection[str]) -> int:
+    return len({match[0] for name in names if (match := re.match(rf"{part}/block_\d+/", name))})
+
+
+def _origin(name: str, *, blocks: list[int]) -> str:
+    """The name in the checkpoint of what the model's parameter of this name starts from."""
+    if not blocks:
+        return name
+    name = re.sub(
+        r"^answer_decoder/block_(\d+)/", lambda found: f"text_cross_encoder/block_{blocks[int(found[1])]}/", name
+    )
+    return re.sub(r"^answer_decoder/final_norm/", "text_cross_encoder/final_norm/", name)
 
 
 def _check_same(origin: ConfigDict, config: ConfigDict, *, path: str) -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mvlm_jax.models.answer_decoder import AnswerDecoder
-from mvlm_jax.models.heads import ClassificationHead, TiedTokenHead
+from mvlm_jax.models.heads import ClassificationHead
 from mvlm_jax.models.layers import Rows
 from mvlm_jax.models.maskvlm import MaskVLM
 
@@ -28,7 +28,10 @@ class FusedMaskVLM(MaskVLM):
 
 
 class AnsweringModel(FusedMaskVLM):
-    """With a causal decoder that attends to both cross encoders' outputs; its words are the text encoder's."""
+    """With a causal decoder that attends to both cross encoders' outputs.
+
+    It reads words as the text encoder does and tells them by the token classifier: both know them from pre-training.
+    """
 
     answer_layers: int = 6
     answer_length: int = 10  # tokens of an answer, start and end included
@@ -42,7 +45,6 @@ class AnsweringModel(FusedMaskVLM):
             positions=self.answer_length - 1,
             dtype=self.dtype,
         )
-        self.answer_head = TiedTokenHead(self.vocab_size, self.width, self.dtype)
 
     def __call__(
         self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"], answers: Int[Array, "B A T"]
@@ -64,8 +66,7 @@ class AnsweringModel(FusedMaskVLM):
     ) -> Float[Array, "B A T V"]:
         """Logits of the token after each beginning of each answer."""
         embedded = self.text_encoder.embed_tokens(answers)
-        decoded = self.answer_decoder(embedded, context, context_mask)
-        return self.answer_head(decoded, self.text_encoder.token_scores)
+        return self.classify_tokens(self.answer_decoder(embedded, context, context_mask))
 
 
 class ClassifyingModel(FusedMaskVLM):

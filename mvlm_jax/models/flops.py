@@ -23,6 +23,10 @@ def _cross(*, layers: int, rows: int, tokens: int, context: int, width: int, rat
     return (layers - 1) * full + _block(rows=rows, tokens=tokens, context=context, width=width, ratio=ratio)
 
 
+def _token_classifier(model: MaskVLM, *, tokens: int) -> float:
+    return 2.0 * tokens * model.width * (model.vocab_size + (model.width if model.token_head == "tied" else 0))
+
+
 def pretraining_step_flops(
     model: MaskVLM, *, batch_size: int, max_length: int, masked_patches: int, text_slots: int
 ) -> float:
@@ -42,7 +46,7 @@ def pretraining_step_flops(
     mim += cross(layers=model.decoder_layers, rows=masked_patches, tokens=image, context=text)
     mim += 2.0 * masked_patches * d * pixels
     mlm = cross(layers=model.cross_layers, rows=text_slots, tokens=text, context=image)
-    mlm += 2.0 * text_slots * d * model.vocab_size + (2.0 * text_slots * d * d if model.token_head == "tied" else 0)
+    mlm += _token_classifier(model, tokens=text_slots)
     itc = 2 * 2.0 * d * model.projection + 2.0 * batch_size * model.projection
     itm = cross(layers=model.cross_layers, rows=1, tokens=image, context=text)
     itm += cross(layers=model.cross_layers, rows=1, tokens=text, context=image)
@@ -79,5 +83,5 @@ def fused_step_flops(
     answers = decoder_layers * _block(
         rows=decoded, tokens=decoded, context=images * (image + text), width=d, ratio=ratio
     )
-    answers += 2.0 * decoded * d * (model.vocab_size + d)
+    answers += _token_classifier(model, tokens=decoded)
     return 3.0 * batch_size * (encoded + images * fused + answers)

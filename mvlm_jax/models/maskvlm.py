@@ -134,7 +134,7 @@ class MaskVLM(nn.Module):
         decoded = self.image_decoder(fused, None, w, text_mask, patch_slots + 1)
         return self.pixel_head(decoded).astype(jnp.float32)
 
-    def classify_tokens(self, fused: Float[Array, "B K D"]) -> Float[Array, "B K V"]:
+    def classify_tokens(self, fused: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         if self.token_head == "tied":
             return self.token_classifier(fused, self.text_encoder.token_scores)
         return self.token_classifier(fused).astype(jnp.float32)

@@ -27,7 +27,7 @@ SHARDING_RULES = (
     (r"(image|text)_projection/dense/kernel", P()),
     (r"(pixel|matching)_head/kernel", P()),
     (r"answer_decoder/position_embedding", P()),
-    (r"(answer|classification)_head/(dense|out)/kernel", P()),
+    (r"classification_head/(dense|out)/kernel", P()),
     (r"temperature", P()),
 )
 

@@ -73,7 +73,7 @@ class Vqa(LabelledTask):
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str, str]], list[tuple[LabelledRow, str]]]:
         """Each question with the answer that ranks first and the one that is written; what was left out, and why."""
         ids, options = self.tokenizer.ids, self.config.vqa
-        listed = jnp.asarray(self.tokenizer.encode(self.answers, max_length=options.answer_length))
+        listed = jnp.asarray(self.tokenizer.encode(self.answers, max_length=options.answer_length, continuing=True))
         forbidden = (ids.pad, ids.start, ids.mask)
         rank = functools.partial(rank_answers, candidates=options.candidates, parts=batch_parts(params))
         left_out: list[tuple[LabelledRow, str]] = []

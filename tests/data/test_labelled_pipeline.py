@@ -117,7 +117,7 @@ def test_answers_weigh_as_often_as_they_were_given(tokenizer):
     targets = WeightedAnswers(tokenizer, slots=3, length=5)
     found = targets.encode(["no"] * 3 + ["yes"] * 7)
     np.testing.assert_allclose(found["answer_weights"], [0.7, 0.3, 0])
-    assert [tokenizer.decode(row) for row in found["answers"]] == ["yes", "no", ""]
+    np.testing.assert_array_equal(found["answers"][:2], tokenizer.encode(["yes", "no"], max_length=5, continuing=True))
     assert (found["answers"][2] == tokenizer.ids.pad).all()
     assert targets.encode([]) is None
 

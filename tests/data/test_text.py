@@ -53,6 +53,14 @@ def test_decoding_gives_the_caption_back(trained):
     assert [trained.decode(row) for row in trained.encode(CAPTIONS, max_length=40)] == CAPTIONS
 
 
+def test_a_text_that_continues_has_the_tokens_that_it_has_within_a_caption(trained):
+    within, alone = trained.encode(["a red circle", ""], max_length=20)
+    [after, empty] = trained.encode(["red circle", ""], max_length=19, continuing=True)
+    np.testing.assert_array_equal(after, np.delete(within, 1))
+    np.testing.assert_array_equal(empty, alone[:-1])
+    assert trained.decode(after) == "red circle"
+
+
 def test_odd_captions_never_crash_and_never_make_special_tokens(trained):
     start = time.perf_counter()
     ids = trained.encode(ODD, max_length=40)

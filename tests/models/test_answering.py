@@ -42,7 +42,7 @@ def params(model, inputs):
     params = jax.jit(model.init)(jax.random.key(0), *inputs, jnp.zeros((5, 2, 3), jnp.int32))["params"]
     # At their initial values all answers are about as likely as each other, whatever the question.
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + 0.5 * rng.standard_normal(x.shape, np.float32) if x.ndim > 1 else x, params)
+    return jax.tree.map(lambda x: x + rng.standard_normal(x.shape, np.float32) if x.ndim > 1 else x, params)
 
 
 def answer_rows(count, *, seed=0):
@@ -68,6 +68,16 @@ def log_likelihoods(model, params, image, text, answers):
     scores = np.asarray(token_scores(model, params, image, text, jnp.asarray(answers)), np.float64)
     lengths = (answers != PAD).sum(axis=1) - 1
     return np.array([row[:length].sum() for row, length in zip(scores, lengths)]), scores[:, 0]
+
+
+def test_answers_are_told_by_the_token_classifier(model, params, inputs):
+    run = functools.partial(model.apply, method="next_tokens")
+    context = model.apply({"params": params}, *inputs, method="read")
+    answers = jnp.asarray(answer_rows(8)[None, :4, :-1].repeat(5, axis=0))
+    told = params["token_classifier"]
+    raised = params | {"token_classifier": told | {"bias": told["bias"].at[7].add(1.0)}}
+    before, after = (run({"params": values}, answers, *context) for values in (params, raised))
+    np.testing.assert_allclose(after - before, jnp.broadcast_to(jax.nn.one_hot(7, VOCABULARY), before.shape), atol=1e-5)
 
 
 def test_answers_do_not_see_what_follows_nor_each_other(model, params, inputs):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tiny import SMALLER, demo_flags, prepare_shapes, recipe
 
+from mvlm_jax import config as config_lib
 from mvlm_jax import evaluate, train, weights
 from mvlm_jax.data import labelled_pipeline
 from mvlm_jax.data.builders import shapes_tasks
@@ -18,6 +20,7 @@ from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy
 from mvlm_jax.interop.checkpoint import import_checkpoint
+from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
 from mvlm_jax.interop.parameters import flat, parameter_shapes
 from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.models.from_config import CLASSES
@@ -86,13 +89,19 @@ def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
 def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, pretrained):
     name, workdir, _ = finetuned
     report = json.loads((workdir / "weights.json").read_text())
-    heads = ["answer_decoder", "answer_head"] if name == "vqa" else ["classification_head"]
-    assert report["at_initial_values"] == heads
+    new = [] if name == "vqa" else ["classification_head"]
+    assert report["at_initial_values"] == new
     [loaded] = report["loaded"]
     assert loaded["resized"] == ["image_encoder/position_embedding (1, 17, 16) -> (1, 37, 16)"]
-    assert all(path.partition("/")[0] in heads for path in loaded["initial"])
+    if name == "vqa":
+        assert loaded["initial"] == ["answer_decoder/position_embedding"]
+        assert loaded["notes"] == ["the blocks of answer_decoder start from those of text_cross_encoder: 0"]
+    else:
+        assert {path.partition("/")[0] for path in loaded["initial"]} == set(new)
     [unused] = loaded["not_used"].values()
-    assert {path.partition("/")[0] for path in unused} >= {"image_decoder", "matching_head", "token_classifier"}
+    kept = {"token_classifier"} if name == "vqa" else set()
+    assert {path.partition("/")[0] for path in unused} >= {"image_decoder", "matching_head", "token_classifier"} - kept
+    assert kept.isdisjoint(path.partition("/")[0] for path in unused)
 
 
 def broken_image(monkeypatch, *, data):
@@ -259,6 +268,40 @@ def test_an_exported_folder_serves_as_well_as_the_run(pretrained, tmp_path):
     assert set(flat(parameter_shapes(config))) - set(small) == {
         f"classification_head/{layer}/{kind}" for layer in ("dense", "out") for kind in ("kernel", "bias")
     }
+
+
+def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_one(tmp_path):
+    config = recipe("demo")
+    config.update_from_flattened_dict(SMALLER | {"model.cross_layers": 3})
+    rng = np.random.default_rng(0)
+
+    def folder(name):
+        """Of a model that `config` describes, at random values."""
+        shapes = flat(parameter_shapes(config)).items()
+        values = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes}
+        (tmp_path / name).mkdir()
+        save_file(values, tmp_path / name / WEIGHTS)
+        (tmp_path / name / CONFIG).write_text(config_lib.to_json(config))
+        return values
+
+    before = folder("pretrained")
+    config.task, config.vqa.decoder_layers = "vqa", 6
+    wanted = parameter_shapes(config)
+    started = import_checkpoint(str(tmp_path / "pretrained"), shapes=wanted, config=config).params
+    decoder = {path: value for path, value in started.items() if path.startswith("answer_decoder/")}
+    assert decoder.keys() == {path for path in flat(wanted) if path.startswith("answer_decoder/")} - {
+        "answer_decoder/position_embedding"
+    }
+    for path, value in decoder.items():
+        path = path.replace("answer_decoder", "text_cross_encoder")
+        for block, origin in enumerate((0, 0, 1, 1, 2, 2)):
+            if f"/block_{block}/" in path:
+                path = path.replace(f"/block_{block}/", f"/block_{origin}/")
+                break
+        np.testing.assert_array_equal(value, before[path])
+    answering = folder("answering")
+    again = import_checkpoint(str(tmp_path / "answering"), shapes=wanted, config=config).params
+    jax.tree.map(np.testing.assert_array_equal, again, answering)
 
 
 @pytest.mark.parametrize(
