@@ -168,10 +168,9 @@ class LabelledSplit:
 
 
 def training_texts(rows: Iterable[LabelledRow]) -> Iterator[str]:
-    """Every text and every answer, for training a tokenizer."""
+    """Every text, with the answers as they are encoded, after it; for training a tokenizer."""
     for row in rows:
-        yield row.text
-        yield from row.answers
+        yield " ".join((row.text, *row.answers))
 
 
 def _check_images(example: LabelledExample, *, images: int) -> None:

@@ -1,7 +1,8 @@
 """The weights of an earlier run of this package, for a run of another task or at another image size."""
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,9 +21,10 @@ from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.start import Imported
 from mvlm_jax.training import workdir as workdir_lib
 
-# What a downstream task puts on top; everything else must come with the checkpoint.
-HEADS = ("answer_decoder", "classification_head")
+# What some tasks have and others do not; everything else must come with the checkpoint.
+HEADS = ("answer_decoder", "classification_head", "token_classifier")
 POSITIONS = "image_encoder/position_embedding"
+FITTING = "give the run's values in config.model, config.text and config.image"
 # Fields of the config that decide what the parameters mean without showing in their shapes.
 SAME = ("model.heads", "text.kind", "image.patch", "image.mean", "image.std", "image.epsilon")
 
@@ -51,16 +53,20 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
         tensors=0,
         parameters=0,
     )
-    blocks = _decoder_blocks(wanted, source)
-    if blocks:
+    decoder, blocks = _decoder_origin(wanted, source)
+    if blocks and (decoder, blocks) != ("answer_decoder", list(range(len(blocks)))):
         order = ", ".join(map(str, blocks))
-        report.notes.append(f"the blocks of answer_decoder start from those of text_cross_encoder: {order}")
-    origins = {name: _origin(name, blocks=blocks) for name in wanted}
+        report.notes.append(f"the blocks of answer_decoder start from those of {decoder}: {order}")
+    origins = {name: _origin(name, decoder=decoder, blocks=blocks) for name in wanted}
+    parts = set(map(_part, source))
     params: Flat = {}
     for name, shape in wanted.items():
         if origins[name] not in source:
-            if name.partition("/")[0] not in HEADS:
-                raise UserError(f"config.init_from.checkpoint={path} has no parameter {name}, which the model needs")
+            if _part(name) not in HEADS or _part(name) in parts:
+                hint = f"; {FITTING}" if _part(name) in parts else ""
+                raise UserError(
+                    f"config.init_from.checkpoint={path} has no parameter {name}, which the model needs{hint}"
+                )
             report.initial.append(name)
             continue
         value = np.asarray(source[origins[name]], np.float32)
@@ -68,13 +74,13 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
             value = resize_positions(value, side=grid_side(shape[1]))
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
         if value.shape != shape:
-            if name.partition("/")[0] in HEADS:
+            if _part(name) in HEADS:
                 report.initial.append(name)
                 report.not_used.setdefault("of another shape than this task's", []).append(name)
                 continue
             raise UserError(
                 f"config.init_from.checkpoint={path} has {name} with the shape {value.shape}, the model {shape}; "
-                "give the run's values in config.model, config.text and config.image"
+                + FITTING
             )
         params[name] = value
     report.tensors = len({origins[name] for name in params})
@@ -82,8 +88,12 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     unused = sorted(set(source) - set(origins.values()))
     if unused:
         report.not_used["this task has no such part"] = unused
-    touched = {name.partition("/")[0] for name in params}
-    return Imported(params, [report], initial=sorted({name.partition("/")[0] for name in wanted} - touched))
+    return Imported(params, [report], initial=sorted(set(map(_part, wanted)) - set(map(_part, params))))
+
+
+def _part(name: str) -> str:
+    """The part of the model that has the parameter."""
+    return name.partition("/")[0]
 
 
 def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], ConfigDict, int | None]:
@@ -102,30 +112,29 @@ def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], Conf
     return params, origin, step
 
 
-def _decoder_blocks(wanted: Collection[str], source: Collection[str]) -> list[int]:
-    """The block of the checkpoint's text cross encoder that each block of the answer decoder starts from.
+def _decoder_origin(wanted: Collection[str], source: Collection[str]) -> tuple[str, list[int]]:
+    """The part of the checkpoint that an answer decoder starts from, and which block of it each of its blocks.
 
-    Both are made of the same parts, and one has learned to tell words from an image (as in ALBEF, arXiv 2107.07651,
-    whose decoder starts from its multimodal encoder). A deeper decoder takes each block several times, in their order.
+    Without a decoder of its own that is the text cross encoder, which is made of the same parts and has learned to tell
+    words from an image (ALBEF, arXiv 2107.07651, starts its decoder from its multimodal encoder). Where depths differ,
+    blocks are taken more than once or left out, evenly and in their order; the last one comes last.
     """
-    layers, there = _depth("answer_decoder", wanted), _depth("text_cross_encoder", source)
-    if _depth("answer_decoder", source):
-        return []
-    return [index * there // layers for index in range(layers)]
+    part = "answer_decoder" if _depth("answer_decoder", source) else "text_cross_encoder"
+    layers, there = _depth("answer_decoder", wanted), _depth(part, source)
+    return part, [math.ceil((index + 1) * there / layers) - 1 for index in range(layers)]
 
 
 def _depth(part: str, names: Collection[str]) -> int:
-    return len({match[0] for name in names if (match := re.match(rf"{part}/block_\d+/", name))})
+    return len({found[0] for name in names if (found := re.match(rf"{part}/block_\d+/", name))})
 
 
-def _origin(name: str, *, blocks: list[int]) -> str:
-    """The name in the checkpoint of what the model's parameter of this name starts from."""
-    if not blocks:
-        return name
-    name = re.sub(
-        r"^answer_decoder/block_(\d+)/", lambda found: f"text_cross_encoder/block_{blocks[int(found[1])]}/", name
-    )
-    return re.sub(r"^answer_decoder/final_norm/", "text_cross_encoder/final_norm/", name)
+def _origin(name: str, *, decoder: str, blocks: Sequence[int]) -> str:
+    """The name in the checkpoint of what the parameter starts from; see `_decoder_origin`."""
+    if name.startswith("answer_decoder/final_norm/"):
+        return name.replace("answer_decoder", decoder)
+    if found := re.match(r"answer_decoder/block_(\d+)/(.*)", name):
+        return f"{decoder}/block_{blocks[int(found[1])]}/{found[2]}"
+    return name
 
 
 def _check_same(origin: ConfigDict, config: ConfigDict, *, path: str) -> None:

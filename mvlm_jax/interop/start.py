@@ -26,7 +26,7 @@ class Imported(NamedTuple):
     def lines(self) -> list[str]:
         """For a reader."""
         return [line for report in self.reports for line in report.lines()] + [
-            f"at their initial values: {', '.join(self.initial)}"
+            f"parts at their initial values: {', '.join(self.initial) or 'none'}"
         ]
 
 

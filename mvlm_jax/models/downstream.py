@@ -30,7 +30,7 @@ class FusedMaskVLM(MaskVLM):
 class AnsweringModel(FusedMaskVLM):
     """With a causal decoder that attends to both cross encoders' outputs.
 
-    It reads words as the text encoder does and tells them by the token classifier: both know them from pre-training.
+    Its words are the text encoder's token embeddings on the way in and the token classifier's on the way out.
     """
 
     answer_layers: int = 6

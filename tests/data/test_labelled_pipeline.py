@@ -7,7 +7,14 @@ from PIL import Image
 
 from mvlm_jax.data.background import in_background
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.data.labelled_pipeline import Classes, LabelledBatches, LabelledExamples, LabelledSplit, WeightedAnswers
+from mvlm_jax.data.labelled_pipeline import (
+    Classes,
+    LabelledBatches,
+    LabelledExamples,
+    LabelledSplit,
+    WeightedAnswers,
+    training_texts,
+)
 from mvlm_jax.data.mixtures import Component, Mixture
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
@@ -117,9 +124,17 @@ def test_answers_weigh_as_often_as_they_were_given(tokenizer):
     targets = WeightedAnswers(tokenizer, slots=3, length=5)
     found = targets.encode(["no"] * 3 + ["yes"] * 7)
     np.testing.assert_allclose(found["answer_weights"], [0.7, 0.3, 0])
+    assert [tokenizer.decode(row) for row in found["answers"]] == ["yes", "no", ""]
     np.testing.assert_array_equal(found["answers"][:2], tokenizer.encode(["yes", "no"], max_length=5, continuing=True))
     assert (found["answers"][2] == tokenizer.ids.pad).all()
     assert targets.encode([]) is None
+
+
+def test_a_tokenizer_of_its_own_has_a_token_for_each_answer():
+    rows = [LabelledRow((), f"is it number {number}?", ("yes", "no") * 5, "", "", "") for number in range(9)]
+    tokenizer = train_tokenizer(training_texts(rows), kind="roberta", vocab_size=400)
+    answers = tokenizer.encode(["yes", "no"], max_length=8, continuing=True)
+    np.testing.assert_array_equal((answers != tokenizer.ids.pad).sum(axis=1), 3)
 
 
 def test_splits_are_read_once_in_order_and_say_what_they_left_out(tokenizer):

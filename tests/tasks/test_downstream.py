@@ -270,38 +270,71 @@ def test_an_exported_folder_serves_as_well_as_the_run(pretrained, tmp_path):
     }
 
 
-def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_one(tmp_path):
+def exported(folder, *, config):
+    """A folder with the model that `config` describes, at random values; these values."""
+    rng = np.random.default_rng(len(folder.name))
+    shapes = flat(parameter_shapes(config)).items()
+    values = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes}
+    folder.mkdir()
+    save_file(values, folder / WEIGHTS)
+    (folder / CONFIG).write_text(config_lib.to_json(config))
+    return values
+
+
+def small(**changes):
     config = recipe("demo")
-    config.update_from_flattened_dict(SMALLER | {"model.cross_layers": 3})
-    rng = np.random.default_rng(0)
+    config.update_from_flattened_dict(SMALLER | {name.replace("__", "."): value for name, value in changes.items()})
+    return config
 
-    def folder(name):
-        """Of a model that `config` describes, at random values."""
-        shapes = flat(parameter_shapes(config)).items()
-        values = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes}
-        (tmp_path / name).mkdir()
-        save_file(values, tmp_path / name / WEIGHTS)
-        (tmp_path / name / CONFIG).write_text(config_lib.to_json(config))
-        return values
 
-    before = folder("pretrained")
-    config.task, config.vqa.decoder_layers = "vqa", 6
-    wanted = parameter_shapes(config)
-    started = import_checkpoint(str(tmp_path / "pretrained"), shapes=wanted, config=config).params
-    decoder = {path: value for path, value in started.items() if path.startswith("answer_decoder/")}
-    assert decoder.keys() == {path for path in flat(wanted) if path.startswith("answer_decoder/")} - {
-        "answer_decoder/position_embedding"
-    }
+def imported(folder, *, config):
+    return import_checkpoint(str(folder), shapes=parameter_shapes(config), config=config)
+
+
+@pytest.mark.parametrize(
+    ("of", "there", "layers", "blocks"),
+    [
+        ("text_cross_encoder", 3, 6, (0, 0, 1, 1, 2, 2)),
+        ("text_cross_encoder", 3, 4, (0, 1, 2, 2)),
+        ("text_cross_encoder", 3, 2, (1, 2)),
+        ("answer_decoder", 2, 4, (0, 0, 1, 1)),
+        ("answer_decoder", 2, 2, (0, 1)),
+    ],
+)
+def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_one(of, there, layers, blocks, tmp_path):
+    if of == "answer_decoder":
+        values = exported(tmp_path / "before", config=small(task="vqa", vqa__decoder_layers=there))
+        config = small(task="vqa", vqa__decoder_layers=layers)
+    else:
+        values = exported(tmp_path / "before", config=small(model__cross_layers=there))
+        config = small(task="vqa", vqa__decoder_layers=layers, model__cross_layers=there)
+    found = imported(tmp_path / "before", config=config)
+    wanted = {path for path in flat(parameter_shapes(config)) if path.startswith("answer_decoder/")}
+    decoder = {path: value for path, value in found.params.items() if path.startswith("answer_decoder/")}
+    initial = set() if of == "answer_decoder" else {"answer_decoder/position_embedding"}
+    assert wanted - set(decoder) == initial == set(found.reports[0].initial)
     for path, value in decoder.items():
-        path = path.replace("answer_decoder", "text_cross_encoder")
-        for block, origin in enumerate((0, 0, 1, 1, 2, 2)):
-            if f"/block_{block}/" in path:
-                path = path.replace(f"/block_{block}/", f"/block_{origin}/")
-                break
-        np.testing.assert_array_equal(value, before[path])
-    answering = folder("answering")
-    again = import_checkpoint(str(tmp_path / "answering"), shapes=wanted, config=config).params
-    jax.tree.map(np.testing.assert_array_equal, again, answering)
+        _, part, *rest = path.split("/")
+        if part.startswith("block_"):
+            part = f"block_{blocks[int(part.removeprefix('block_'))]}"
+        np.testing.assert_array_equal(value, values["/".join((of, part, *rest))])
+    said = f"the blocks of answer_decoder start from those of {of}: {', '.join(map(str, blocks))}"
+    assert found.reports[0].notes == ([] if (of, blocks) == ("answer_decoder", (0, 1)) else [said])
+
+
+def test_questions_start_from_a_run_that_told_no_words(tmp_path):
+    before = exported(tmp_path / "before", config=small(task="nlvr2"))
+    found = imported(tmp_path / "before", config=small(task="vqa", vqa__decoder_layers=1))
+    assert found.initial == ["token_classifier"]
+    assert found.params.keys() >= {path for path in before if not path.startswith("classification_head/")}
+
+
+def test_words_that_were_told_by_another_head_are_refused(tmp_path):
+    exported(tmp_path / "before", config=small(model__token_head="tied"))
+    with pytest.raises(
+        UserError, match="no parameter token_classifier/kernel.*; give the run's values in config.model"
+    ):
+        imported(tmp_path / "before", config=small(task="vqa"))
 
 
 @pytest.mark.parametrize(
