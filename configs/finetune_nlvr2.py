@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.train, config.data.eval = "tfds:shapes_nlvr2:train", "tfds:shapes_nlvr2:val"
         config.steps = 700
         config.text.max_length = 34  # a statement has more rare words than a caption
-        # The two encoders change more slowly than what is above them: at one rate for all, less is learned.
+        # The two encoders change more slowly than what is above them, as in finetune_vqa.py.
         config.optimizer.peak, config.optimizer.encoder_peak = 2e-3, 3e-4
         config.optimizer.warmup_steps = 50
         return config

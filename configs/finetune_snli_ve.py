@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.task = "entailment"
         config.data.train, config.data.eval = "tfds:shapes_ve:train", "tfds:shapes_ve:val"
         config.steps = 500
-        # The two encoders change more slowly than what is above them: at one rate for all, less is learned.
+        # The two encoders change more slowly than what is above them, as in finetune_vqa.py.
         config.optimizer.peak, config.optimizer.encoder_peak = 2e-3, 3e-4
         config.optimizer.warmup_steps = 50
         return config
