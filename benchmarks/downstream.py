@@ -1,7 +1,7 @@
 """The table of docs/results.md: the tasks over drawn shapes, from a pre-trained model, from random values, and blind.
 
 Twelve runs one after another, of some minutes each on a laptop; what is already in DIRECTORY is not repeated. They are
-judged on the split `test`, which no recipe was chosen on. A blind run starts from the pre-trained model too; beside its
+judged on the test split, on which no recipe was chosen. A blind run starts from the pre-trained model too; beside its
 accuracy, in brackets, is the most that any model as blind could get right: one that knows the split by heart, and gives
 the commonest answer to what it sees. From random values, encoders learn as fast as the rest.
 
@@ -15,23 +15,25 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mvlm_jax.data.builders import shapes_tasks
 
+SPLIT = "test"  # no recipe was chosen on it
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class Recipe(NamedTuple):
     config: str
-    results: str  # file in eval/
+    name: str  # of the task in eval/
 
 
 TASKS = {
-    "vqa": Recipe("finetune_vqa.py", "vqa-test.json"),
-    "nlvr2": Recipe("finetune_nlvr2.py", "nlvr2-test.json"),
-    "ve": Recipe("finetune_snli_ve.py", "entailment-test.json"),
+    "vqa": Recipe("finetune_vqa.py", "vqa"),
+    "nlvr2": Recipe("finetune_nlvr2.py", "nlvr2"),
+    "ve": Recipe("finetune_snli_ve.py", "entailment"),
 }
 ENCODER_PEAK = 2e-3  # from random values: that of configs/demo.py
 COLUMNS = {"pretrained": "none", "random": "none", "no_image": "image", "no_text": "text"}  # and what a run is blind to
@@ -52,18 +54,17 @@ def run(task: str, column: str, *, directory: Path, data_dir: Path, pretrained: 
         sys.executable, "-m", "mvlm_jax.train",
         f"--config={CONFIGS / recipe.config}:shapes", f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}", f"--config.blind={COLUMNS[column]}", start,
-        f"--config.data.eval=tfds:shapes_{task}:test",
+        f"--config.data.eval=tfds:shapes_{task}:{SPLIT}",
     ]  # fmt: skip
     print(" ".join(command), file=sys.stderr)
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=sys.stderr)
     print(f"{task}-{column}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return json.loads((workdir / "eval" / recipe.results).read_text())["accuracy"]
+    return json.loads((workdir / "eval" / f"{recipe.name}-{SPLIT}.json").read_text())["accuracy"]
 
 
-def best_blind(task: str, column: str) -> float:
+def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:
     """The highest accuracy that can be had from the text alone, or from the images alone, in per cent."""
-    examples = shapes_tasks.collection(f"shapes_{task}").splits["test"].drawn
     answers = defaultdict(Counter)
     for example in examples:
         answers[example.text if column == "no_image" else example.scenes][example.answer] += 1
@@ -85,9 +86,10 @@ def main() -> None:
     for task in options.tasks or TASKS:
         prepare = [sys.executable, "-m", "mvlm_jax.prepare", f"--dataset=shapes_{task}"]
         subprocess.run([*prepare, f"--data_dir={directories['data_dir']}"], check=True, stdout=sys.stderr)
+        examples = shapes_tasks.collection(f"shapes_{task}").splits[SPLIT].drawn
         row = []
         for column, blind in COLUMNS.items():
-            bound = "" if blind == "none" else f" ({best_blind(task, column):.1f})"
+            bound = "" if blind == "none" else f" ({best_blind(examples, column):.1f})"
             row.append(f"{run(task, column, **directories):.1f}{bound}")
         print(f"| {task} | {' | '.join(row)} |", flush=True)
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
-from mvlm_jax.interop.parameters import Flat, flat, restore_parameters
+from mvlm_jax.interop.parameters import Flat, flat, part_of, parts_without, restore_parameters
 from mvlm_jax.interop.positions import grid_side, resize_positions
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.start import Imported
@@ -54,16 +54,16 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
         parameters=0,
     )
     decoder, blocks = _decoder_origin(wanted, source)
-    if blocks and (decoder, blocks) != ("answer_decoder", list(range(len(blocks)))):
+    origins = {name: _origin(name, decoder=decoder, blocks=blocks) for name in wanted}
+    if any(name != there for name, there in origins.items()):
         order = ", ".join(map(str, blocks))
         report.notes.append(f"the blocks of answer_decoder start from those of {decoder}: {order}")
-    origins = {name: _origin(name, decoder=decoder, blocks=blocks) for name in wanted}
-    parts = set(map(_part, source))
+    parts = set(map(part_of, source))
     params: Flat = {}
     for name, shape in wanted.items():
         if origins[name] not in source:
-            if _part(name) not in HEADS or _part(name) in parts:
-                hint = f"; {FITTING}" if _part(name) in parts else ""
+            if part_of(name) not in HEADS or part_of(name) in parts:
+                hint = f"; {FITTING}" if part_of(name) in parts else ""
                 raise UserError(
                     f"config.init_from.checkpoint={path} has no parameter {name}, which the model needs{hint}"
                 )
@@ -74,7 +74,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
             value = resize_positions(value, side=grid_side(shape[1]))
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
         if value.shape != shape:
-            if _part(name) in HEADS:
+            if part_of(name) in HEADS:
                 report.initial.append(name)
                 report.not_used.setdefault("of another shape than this task's", []).append(name)
                 continue
@@ -88,12 +88,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     unused = sorted(set(source) - set(origins.values()))
     if unused:
         report.not_used["this task has no such part"] = unused
-    return Imported(params, [report], initial=sorted(set(map(_part, wanted)) - set(map(_part, params))))
-
-
-def _part(name: str) -> str:
-    """The part of the model that has the parameter."""
-    return name.partition("/")[0]
+    return Imported(params, [report], initial=parts_without(params, among=wanted))
 
 
 def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], ConfigDict, int | None]:

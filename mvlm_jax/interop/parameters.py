@@ -1,6 +1,6 @@
 """The parameters of a model as a flat dictionary, on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -26,6 +26,16 @@ def flat(params: PyTree) -> dict:
 def nested(params: Mapping) -> dict:
     """Inverse of `flat`."""
     return unflatten_dict(dict(params), sep="/")
+
+
+def part_of(path: str) -> str:
+    """The part of the model that has the parameter."""
+    return path.partition("/")[0]
+
+
+def parts_without(params: Iterable[str], *, among: Iterable[str]) -> list[str]:
+    """The parts of the parameters `among` which there are none of `params`; all by path."""
+    return sorted(set(map(part_of, among)) - set(map(part_of, params)))
 
 
 def parameter_shapes(config: ConfigDict) -> PyTree[jax.ShapeDtypeStruct]:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
-from mvlm_jax.interop.parameters import flat
+from mvlm_jax.interop.parameters import flat, parts_without
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.vocabulary import check_tokenizer
 
@@ -71,8 +71,7 @@ def import_encoders(
         rows = of_text["token_embedding/embedding"][0]
         check_tokenizer(tokenizer, weights=init_from["text"], vocab_size=rows)
         add("text_encoder", loaded, report)
-    touched = {path.partition("/")[0] for path in params}
-    return Imported(params, reports, initial=sorted({path.partition("/")[0] for path in flat_shapes} - touched))
+    return Imported(params, reports, initial=parts_without(params, among=flat_shapes))
 
 
 def _within(encoder: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
