@@ -14,7 +14,8 @@ from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
 CHANGEABLE_ON_RESUME = (
-    "mesh.", "accumulate", "model.remat", "data.workers", "data.prefetch", "data.data_dir", "checkpoint.", "log_every",
+    "mesh.", "accumulate", "model.attention", "model.layer_loop", "model.remat", "data.workers", "data.prefetch",
+    "data.data_dir", "checkpoint.", "log_every",
     "max_skipped_updates", "eval.",
 )  # fmt: skip
 # Fields that an evaluation may set otherwise than the training it evaluates.
@@ -150,6 +151,9 @@ def model_size(name: str) -> ConfigDict:
     model.mlp_ratio = 4  # width of an MLP's hidden layer, in widths
     model.projection = 256  # width of the space in which images and texts are compared
     model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
+    # How it is computed: no value changes beyond rounding.
+    model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
+    model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
     model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
     return model
 
@@ -167,6 +171,8 @@ def validate(config: ConfigDict) -> None:
         "text.kind": ("roberta", "bert"),
         "mask.condition_on": ("unmasked", "masked", "none"),
         "model.token_head": ("dense", "tied"),
+        "model.attention": ("auto", "xla", "cudnn"),
+        "model.layer_loop": ("auto", "scan", "unroll"),
         "model.remat": ("none", "dots", "full"),
     }
     fields = dict(flatten(config))

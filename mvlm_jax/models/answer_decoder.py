@@ -3,9 +3,9 @@
 import functools
 
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import Attention, Mlp, token_init
 
 
@@ -15,24 +15,24 @@ class AnswerBlock(nn.Module):
     heads: int
     mlp_ratio: int
     epsilon: float
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B A T D"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
     ) -> Float[Array, "B A T D"]:
         batch, answers, tokens, width = x.shape
-        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.compute.dtype)
         # Answers do not see each other.
         apart = norm(name="self_norm")(x).reshape(batch * answers, tokens, width)
-        attended = Attention(self.heads, self.dtype, causal=True, name="self_attention")(apart, apart)
+        attended = Attention(self.heads, self.compute, causal=True, name="self_attention")(apart, apart)
         x = x + attended.reshape(x.shape)
         # All answers to a question ask the same context, whose keys and values are computed once.
         together = norm(name="cross_norm")(x).reshape(batch, answers * tokens, width)
-        attended = Attention(self.heads, self.dtype, name="cross_attention")(together, context, context_mask)
+        attended = Attention(self.heads, self.compute, name="cross_attention")(together, context, context_mask)
         x = x + attended.reshape(x.shape)
         flat = norm(name="mlp_norm")(x).reshape(batch, answers * tokens, width)
-        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(flat).reshape(x.shape)
+        return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(flat).reshape(x.shape)
 
 
 class AnswerDecoder(nn.Module):
@@ -42,7 +42,7 @@ class AnswerDecoder(nn.Module):
     heads: int
     mlp_ratio: int
     positions: int  # tokens of the longest beginning
-    dtype: DTypeLike
+    compute: Compute
     epsilon: float = 1e-6
 
     @nn.compact
@@ -55,8 +55,8 @@ class AnswerDecoder(nn.Module):
           embedded: the tokens of the answers; what follows an answer's end is seen by nothing before it.
         """
         positions = self.param("position_embedding", token_init, (self.positions, embedded.shape[-1]))
-        x = embedded + positions[: embedded.shape[2]].astype(self.dtype)
+        x = embedded + positions[: embedded.shape[2]].astype(self.compute.dtype)
         for index in range(self.layers):
-            block = AnswerBlock(self.heads, self.mlp_ratio, self.epsilon, self.dtype, name=f"block_{index}")
+            block = AnswerBlock(self.heads, self.mlp_ratio, self.epsilon, self.compute, name=f"block_{index}")
             x = block(x, context, context_mask)
-        return nn.LayerNorm(self.epsilon, dtype=self.dtype, name="final_norm")(x)
+        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)

@@ -1,9 +1,10 @@
 """The encoder in which the tokens of one modality look at the other one."""
 
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from mvlm_jax.models.attention import pad_tokens
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import CrossBlock, Rows, rematerialized
 
 
@@ -13,8 +14,7 @@ class CrossEncoder(nn.Module):
     layers: int
     heads: int
     mlp_ratio: int
-    remat: str
-    dtype: DTypeLike
+    compute: Compute
     epsilon: float = 1e-6
 
     @nn.compact
@@ -27,13 +27,19 @@ class CrossEncoder(nn.Module):
         rows: Rows | None = None,
     ) -> Float[Array, "B R D"]:
         """Features of the tokens in `rows` (all of them by default)."""
+        kernel, own = self.compute.attention, slice(0, x.shape[1])
+        x, mask = pad_tokens(x, mask, kernel=kernel)
+        if context is not None:
+            context, context_mask = pad_tokens(context, context_mask, kernel=kernel)
         for index in range(self.layers):
-            block = CrossBlock(self.heads, self.mlp_ratio, self.epsilon, self.dtype, name=f"block_{index}")
+            block = CrossBlock(self.heads, self.mlp_ratio, self.epsilon, self.compute, name=f"block_{index}")
             last = index == self.layers - 1
             x = self._apply(block, x, mask, context, context_mask, rows if last else None)
-        return nn.LayerNorm(self.epsilon, dtype=self.dtype, name="final_norm")(x)
+        if rows is None:
+            x = x[:, own]
+        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)
 
     def _apply(self, block: CrossBlock, x, mask, context, context_mask, rows):
         # Rows are closed over, as a slice is not an argument that remat can take.
-        call = rematerialized(lambda block, *arguments: block(*arguments, rows), remat=self.remat)
+        call = rematerialized(lambda block, *arguments: block(*arguments, rows), remat=self.compute.remat)
         return call(block, x, mask, context, context_mask)

@@ -1,5 +1,7 @@
 """MaskVLM with what a downstream task puts on top of its cross encoders; parameters that are not used are not made."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -43,7 +45,8 @@ class AnsweringModel(FusedMaskVLM):
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             positions=self.answer_length - 1,
-            dtype=self.dtype,
+            # Several images' tokens and their texts alternate here: no length describes which of them are padding.
+            compute=dataclasses.replace(self.compute, attention="xla"),
         )
 
     def __call__(

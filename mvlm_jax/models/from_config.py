@@ -2,23 +2,29 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mvlm_jax.models.compute import Compute, compute_for
 from mvlm_jax.models.downstream import AnsweringModel, ClassifyingModel
 from mvlm_jax.models.maskvlm import MaskVLM
 
 CLASSES = {"nlvr2": 2, "entailment": 3}
+COMPUTE_FIELDS = ("attention", "layer_loop", "remat")  # of config.model
 
 
-def compute_dtype(name: str, *, backend: str | None = None) -> DTypeLike:
-    """`auto`: float32 on CPU, which has no fast bfloat16, and bfloat16 on every accelerator."""
-    if name == "auto":
-        name = "float32" if (backend or jax.default_backend()) == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+def compute_of(config: ConfigDict, *, backend: str | None = None) -> Compute:
+    """See `compute_for`."""
+    return compute_for(dtype=config.dtype, backend=backend, **{name: config.model[name] for name in COMPUTE_FIELDS})
+
+
+def resolve_compute(config: ConfigDict, *, backend: str) -> None:
+    """Puts what `auto` means on a platform in its place; raises as `compute_for`."""
+    compute = compute_of(config, backend=backend)
+    config.dtype = str(compute.dtype)
+    for name in COMPUTE_FIELDS:
+        config.model[name] = getattr(compute, name)
 
 
 def maskvlm(config: ConfigDict, *, pad_id: int) -> MaskVLM:
@@ -64,6 +70,6 @@ def maskvlm_fields(config: ConfigDict, *, pad_id: int) -> dict[str, Any]:
         "vocab_size": config.text.vocab_size,
         "positions": config.text.positions,
         "pad_id": pad_id,
-        "dtype": compute_dtype(config.dtype),
-        **config.model,
+        "compute": compute_of(config),
+        **{name: value for name, value in config.model.items() if name not in COMPUTE_FIELDS},
     }

@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from mvlm_jax.models.layers import PreNormBlock, scanned_layers, token_init, weight_init
+from mvlm_jax.models.attention import pad_tokens
+from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.layers import PreNormBlock, layer_stack, token_init, weight_init
 
 
 def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B N pixels"]:
@@ -27,32 +28,32 @@ class ImageEncoder(nn.Module):
     heads: int
     layers: int
     mlp_ratio: int
-    remat: str
-    dtype: DTypeLike
+    compute: Compute
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
         self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
     ) -> Float[Array, "B views N+1 D"]:
+        dtype = self.compute.dtype
         batch, views, count = patch_masks.shape
-        embedded = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="patch_embedding")(patches)
+        embedded = nn.Dense(self.width, dtype=dtype, kernel_init=weight_init, name="patch_embedding")(patches)
         mask_token = self.param("mask_token", token_init, (1, 1, self.width))
         cls_token = self.param("cls_token", token_init, (1, 1, self.width))
         positions = self.param("position_embedding", token_init, (1, self.patches + 1, self.width))
-        seen = jnp.where(patch_masks[..., None], mask_token.astype(self.dtype), embedded[:, None])
-        first = jnp.broadcast_to(cls_token.astype(self.dtype), (batch, views, 1, self.width))
-        x = jnp.concatenate([first, seen], axis=2) + positions.astype(self.dtype)
+        seen = jnp.where(patch_masks[..., None], mask_token.astype(dtype), embedded[:, None])
+        first = jnp.broadcast_to(cls_token.astype(dtype), (batch, views, 1, self.width))
+        x = jnp.concatenate([first, seen], axis=2) + positions.astype(dtype)
         # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
         x = x.reshape(batch * views, count + 1, self.width)
-        x, _ = scanned_layers(
+        x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
+        x, _ = layer_stack(
             PreNormBlock,
             layers=self.layers,
-            remat=self.remat,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             epsilon=self.epsilon,
-            dtype=self.dtype,
-        )(x, None)
-        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="final_norm")(x)
+            compute=self.compute,
+        )(x, token_mask)
+        x = nn.LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
         return x.reshape(batch, views, count + 1, self.width)

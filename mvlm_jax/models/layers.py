@@ -1,6 +1,6 @@
 """Attention, MLP and the three residual blocks that the encoders are made of.
 
-Compute dtype is a module field; parameters are float32, and so are LayerNorm's statistics and the softmax.
+Parameters are float32, and so are LayerNorm's statistics and the softmax.
 """
 
 import functools
@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mvlm_jax.models.attention import attend
+from mvlm_jax.models.compute import Compute
 
 # Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
 weight_init = nn.initializers.xavier_uniform()
@@ -28,6 +31,31 @@ def select_rows(x: Float[Array, "B S D"], rows: Rows | None) -> Float[Array, "B 
     return jnp.take_along_axis(x, rows[:, :, None], axis=1)
 
 
+class Projection(nn.Module):
+    """A dense layer between tokens and attention heads, as one product of two matrices.
+
+    `nn.DenseGeneral` adds the bias to an array of four axes, which keeps XLA from adding it in the product itself.
+    """
+
+    kernel_shape: tuple[int, int, int]  # (width, heads, head width) into the heads, (heads, head width, width) out
+    inputs: int  # how many leading axes of the kernel are summed over
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S *inputs"]) -> Float[Array, "B S *outputs"]:
+        summed, outputs = self.kernel_shape[: self.inputs], self.kernel_shape[self.inputs :]
+        matrix = math.prod(summed), math.prod(outputs)
+
+        def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
+            return weight_init(key, matrix, dtype).reshape(shape)
+
+        kernel = self.param("kernel", init, self.kernel_shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, outputs, jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        flat = x.reshape(*x.shape[:2], matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
+        return flat.reshape(*x.shape[:2], *outputs)
+
+
 class Attention(nn.Module):
     """Multi-head attention from `x` to `context`; where `context_mask` is false nothing is attended to.
 
@@ -35,7 +63,7 @@ class Attention(nn.Module):
     """
 
     heads: int
-    dtype: DTypeLike
+    compute: Compute
     causal: bool = False
 
     @nn.compact
@@ -46,34 +74,38 @@ class Attention(nn.Module):
         context_mask: Bool[Array, "B S"] | None = None,
     ) -> Float[Array, "B R D"]:
         width = x.shape[-1]
-        project = functools.partial(
-            nn.DenseGeneral, (self.heads, width // self.heads), dtype=self.dtype, kernel_init=weight_init
+        by_head = self.heads, width // self.heads
+        into_heads = functools.partial(Projection, (width, *by_head), inputs=1, dtype=self.compute.dtype)
+        attended = attend(
+            into_heads(name="query")(x),
+            into_heads(name="key")(context),
+            into_heads(name="value")(context),
+            context_mask,
+            causal=self.causal,
+            kernel=self.compute.attention,
         )
-        attended = jax.nn.dot_product_attention(
-            project(name="query")(x),
-            project(name="key")(context),
-            project(name="value")(context),
-            mask=None if context_mask is None else context_mask[:, None, None, :],
-            is_causal=self.causal,
-        )
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=weight_init, name="out")(attended)
+        return Projection((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(attended)
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def gelu(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """The exact GELU, x times the normal distribution function.
+    """The exact GELU, x times the normal distribution function; computed in float32.
 
-    Its derivative is written out because that of `lax.erfc` in float32 fails under `shard_map` from jax 0.12 on.
+    The backward pass needs only `x`: what JAX would derive keeps the slope of each value beside it, too. And the
+    derivative of `lax.erfc` in float32 fails under `shard_map` from jax 0.12 on.
     """
-    return x * _normal_cdf(x)
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-@gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    cdf = _normal_cdf(x)
-    density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return x * cdf, tangent * (cdf + x * density)
+def _gelu_backward(x: Float[Array, "*dims"], gradient: Float[Array, "*dims"]) -> tuple[Float[Array, "*dims"]]:
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    slope = _normal_cdf(wide) + wide * density
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _normal_cdf(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
@@ -84,11 +116,11 @@ class Mlp(nn.Module):
     """Two dense layers with an exact (erf) GELU between."""
 
     ratio: int
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
+        dense = functools.partial(nn.Dense, dtype=self.compute.dtype, kernel_init=weight_init)
         hidden = dense(x.shape[-1] * self.ratio, name="up")(x)
         return dense(x.shape[-1], name="down")(gelu(hidden))
 
@@ -99,14 +131,14 @@ class PreNormBlock(nn.Module):
     heads: int
     mlp_ratio: int
     epsilon: float
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
-        normed = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="attention_norm")(x)
-        x = x + Attention(self.heads, self.dtype, name="attention")(normed, normed, mask)
-        normed = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="mlp_norm")(x)
-        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed)
+        normed = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="attention_norm")(x)
+        x = x + Attention(self.heads, self.compute, name="attention")(normed, normed, mask)
+        normed = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="mlp_norm")(x)
+        return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(normed)
 
 
 class PostNormBlock(nn.Module):
@@ -115,14 +147,14 @@ class PostNormBlock(nn.Module):
     heads: int
     mlp_ratio: int
     epsilon: float
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
-        x = x + Attention(self.heads, self.dtype, name="attention")(x, x, mask)
-        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="attention_norm")(x)
-        x = x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(x)
-        return nn.LayerNorm(self.epsilon, dtype=self.dtype, name="mlp_norm")(x)
+        x = x + Attention(self.heads, self.compute, name="attention")(x, x, mask)
+        x = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="attention_norm")(x)
+        x = x + Mlp(self.mlp_ratio, self.compute, name="mlp")(x)
+        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="mlp_norm")(x)
 
 
 class CrossBlock(nn.Module):
@@ -135,7 +167,7 @@ class CrossBlock(nn.Module):
     heads: int
     mlp_ratio: int
     epsilon: float
-    dtype: DTypeLike
+    compute: Compute
 
     @nn.compact
     def __call__(
@@ -146,14 +178,14 @@ class CrossBlock(nn.Module):
         context_mask: Bool[Array, "B T"] | None,
         rows: Rows | None = None,
     ) -> Float[Array, "B R D"]:
-        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.compute.dtype)
         normed = norm(name="self_norm")(x)
-        attended = Attention(self.heads, self.dtype, name="self_attention")(select_rows(normed, rows), normed, mask)
+        attended = Attention(self.heads, self.compute, name="self_attention")(select_rows(normed, rows), normed, mask)
         x = select_rows(x, rows) + attended
         if context is not None:
             normed = norm(name="cross_norm")(x)
-            x = x + Attention(self.heads, self.dtype, name="cross_attention")(normed, context, context_mask)
-        return x + Mlp(self.mlp_ratio, self.dtype, name="mlp")(norm(name="mlp_norm")(x))
+            x = x + Attention(self.heads, self.compute, name="cross_attention")(normed, context, context_mask)
+        return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(x))
 
 
 def rematerialized(target, *, remat: str, prevent_cse: bool = True):
@@ -164,23 +196,26 @@ def rematerialized(target, *, remat: str, prevent_cse: bool = True):
     """
     if remat == "none":
         return target
-    policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
+    policies = {"dots": _matrix_products_saveable, "full": jax.checkpoint_policies.nothing_saveable}
     return nn.remat(target, policy=policies[remat], prevent_cse=prevent_cse)
 
 
-def scanned_layers(
-    block: type[PreNormBlock] | type[PostNormBlock], *, layers: int, remat: str, **block_fields
-) -> nn.Module:
-    """`layers` blocks of one kind in a `lax.scan`, parameters stacked on a leading axis, named `layers`.
+def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
+    # A fused attention is one primitive, whose scores are never stored: computing it anew would save nothing.
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
 
-    Args:
-      remat: see `rematerialized`.
+
+def layer_stack(block: type[PreNormBlock] | type[PostNormBlock], *, layers: int, **block_fields) -> nn.Module:
+    """`layers` blocks of one kind, parameters stacked on a leading axis, named `layers`.
+
+    `compute.layer_loop` says how they run: a `lax.scan` compiles one layer; unrolled, XLA sees them all and copies
+    nothing into stacks and out of them.
     """
-    # The scan itself keeps the compiler from merging both computations.
-    block = rematerialized(block, remat=remat, prevent_cse=False)
+    compute: Compute = block_fields["compute"]
+    unrolled = compute.layer_loop == "unroll"
+    # A loop keeps the compiler from merging both computations; where there is none it has to be told.
+    block = rematerialized(block, remat=compute.remat, prevent_cse=unrolled)
 
     class Layer(nn.Module):
         @nn.compact
@@ -188,5 +223,10 @@ def scanned_layers(
             return block(**block_fields, name="block")(x, mask), None
 
     return nn.scan(
-        Layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=layers
+        Layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=layers,
+        unroll=layers if unrolled else 1,
     )(name="layers")

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.cross_encoder import CrossEncoder
 from mvlm_jax.models.heads import INITIAL_TEMPERATURE, Projection, TiedTokenHead, clip_temperature
 from mvlm_jax.models.image_encoder import ImageEncoder, patchify
@@ -36,9 +37,13 @@ class MaskVLM(nn.Module):
     decoder_layers: int
     projection: int
     token_head: str
-    remat: str
-    dtype: DTypeLike
+    compute: Compute
     image_epsilon: float = 1e-6
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of the computation, not of the parameters."""
+        return self.compute.dtype
 
     def setup(self) -> None:
         encoder = {
@@ -46,12 +51,9 @@ class MaskVLM(nn.Module):
             "heads": self.heads,
             "layers": self.layers,
             "mlp_ratio": self.mlp_ratio,
-            "remat": self.remat,
-            "dtype": self.dtype,
+            "compute": self.compute,
         }
-        cross = functools.partial(
-            CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, remat=self.remat, dtype=self.dtype
-        )
+        cross = functools.partial(CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, compute=self.compute)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
         self.image_encoder = ImageEncoder(
             patches=(self.image_size // self.patch) ** 2, epsilon=self.image_epsilon, **encoder

@@ -1,11 +1,14 @@
 """The RoBERTa or BERT encoder that sees captions."""
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mvlm_jax.models.layers import PostNormBlock, scanned_layers, token_init
+from mvlm_jax.models.attention import pad_tokens
+from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.layers import PostNormBlock, layer_stack, token_init
 
 # RoBERTa numbers positions from pad_id + 1 and never uses the rows before (fairseq's convention, kept in its weights).
 FIRST_POSITION = {"roberta": 2, "bert": 0}
@@ -23,34 +26,33 @@ class TextEncoder(nn.Module):
     heads: int
     layers: int
     mlp_ratio: int
-    remat: str
-    dtype: DTypeLike
+    compute: Compute
 
     def setup(self) -> None:
         first = FIRST_POSITION[self.kind]
         epsilon = EPSILON[self.kind]
-        self.token_embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=token_init)
-        self.position_embedding = nn.Embed(
-            self.positions + first, self.width, dtype=self.dtype, embedding_init=token_init
-        )
-        self.type_embedding = nn.Embed(TOKEN_TYPES[self.kind], self.width, dtype=self.dtype, embedding_init=token_init)
-        self.embedding_norm = nn.LayerNorm(epsilon, dtype=self.dtype)
-        self.layers_ = scanned_layers(
+        dtype = self.compute.dtype
+        embed = functools.partial(nn.Embed, features=self.width, dtype=dtype, embedding_init=token_init)
+        self.token_embedding = embed(self.vocab_size)
+        self.position_embedding = embed(self.positions + first)
+        self.type_embedding = embed(TOKEN_TYPES[self.kind])
+        self.embedding_norm = nn.LayerNorm(epsilon, dtype=dtype)
+        self.layers_ = layer_stack(
             PostNormBlock,
             layers=self.layers,
-            remat=self.remat,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             epsilon=epsilon,
-            dtype=self.dtype,
+            compute=self.compute,
         )
 
     def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         positions = jnp.arange(text.shape[1]) + FIRST_POSITION[self.kind]
         types = jnp.zeros_like(text)
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
-        x, _ = self.layers_(self.embedding_norm(embedded), text_mask)
-        return x
+        x, text_mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
+        x, _ = self.layers_(x, text_mask)
+        return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:
         """The embeddings of the tokens alone, without their positions: what a decoder of the same words starts from."""

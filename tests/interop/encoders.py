@@ -10,6 +10,7 @@ import numpy as np
 from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
 from mvlm_jax.interop.parameters import flat, nested
 from mvlm_jax.interop.report import Report
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageEncoder, patchify
 from mvlm_jax.models.text_encoder import TextEncoder
 
@@ -26,8 +27,8 @@ def image_encoder(path, *, image_size, patch, width, heads, layers, mlp_ratio, e
     """A function of normalised pixels [B,3,H,W], the report and the loaded parameters."""
     patches = (image_size // patch) ** 2
     encoder = ImageEncoder(
-        patches=patches, width=width, heads=heads, layers=layers, mlp_ratio=mlp_ratio, remat="none",
-        dtype=jnp.float32, epsilon=epsilon,
+        patches=patches, width=width, heads=heads, layers=layers, mlp_ratio=mlp_ratio,
+        compute=Compute(), epsilon=epsilon,
     )  # fmt: skip
     clean = jnp.zeros((1, 1, patches), bool)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, patches, patch * patch * 3)), clean)
@@ -49,7 +50,7 @@ def text_encoder(path, *, kind, vocab_size, positions, width, heads, layers, mlp
     """A function of ids and mask [B,L], the report and the loaded parameters."""
     encoder = TextEncoder(
         kind=kind, vocab_size=vocab_size, positions=positions, width=width, heads=heads, layers=layers,
-        mlp_ratio=mlp_ratio, remat="none", dtype=jnp.float32,
+        mlp_ratio=mlp_ratio, compute=Compute(),
     )  # fmt: skip
     ids = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids > 0)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.heads import clip_temperature
 from mvlm_jax.models.image_encoder import patchify
@@ -18,8 +19,8 @@ def make_model(**changes):
     fields = {
         "image_size": 32, "patch": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "text_kind": "bert",
         "vocab_size": 40, "positions": 16, "pad_id": 0, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
-        "cross_layers": 1, "decoder_layers": 1, "projection": 8, "token_head": "dense", "remat": "none",
-        "dtype": jnp.float32,
+        "cross_layers": 1, "decoder_layers": 1, "projection": 8, "token_head": "dense",
+        "compute": Compute(),
     }  # fmt: skip
     return MaskVLM(**{**fields, **changes})
 
@@ -70,7 +71,7 @@ def test_the_two_encoders_and_nothing_else_learn_at_the_encoder_rate():
 def test_roberta_numbers_positions_from_two_and_bert_from_zero():
     for kind, rows in (("roberta", 18), ("bert", 16)):
         assert shapes(make_model(text_kind=kind))["text_encoder"]["position_embedding"]["embedding"].shape[0] == rows
-    encoder = TextEncoder("roberta", 40, 16, width=8, heads=2, layers=1, mlp_ratio=2, remat="none", dtype=jnp.float32)
+    encoder = TextEncoder("roberta", 40, 16, width=8, heads=2, layers=1, mlp_ratio=2, compute=Compute())
     text, mask = jnp.array([[0, 5, 6, 2]]), jnp.ones((1, 4), bool)
     variables = encoder.init(jax.random.key(0), text, mask)
     before = encoder.apply(variables, text, mask)
@@ -84,7 +85,7 @@ def test_remat_changes_no_gradient(remat):
     text = jnp.array([[1, 5, 6, 2, 0, 0]])
 
     def gradient(policy):
-        fields = {"width": 8, "heads": 2, "layers": 2, "mlp_ratio": 2, "remat": policy, "dtype": jnp.float32}
+        fields = {"width": 8, "heads": 2, "layers": 2, "mlp_ratio": 2, "compute": Compute(remat=policy)}
         encoder = TextEncoder("bert", 40, 16, **fields)
         variables = encoder.init(jax.random.key(0), text, text != 0)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, text, text != 0) ** 3).sum()))(variables)
@@ -98,7 +99,7 @@ def test_remat_changes_no_gradient(remat):
 
 @pytest.mark.parametrize("rows", [slice(0, 1), jnp.array([[3, 1], [0, 4]])])
 def test_rows_of_a_block_are_those_of_the_whole_block(rows):
-    block = CrossBlock(heads=2, mlp_ratio=2, epsilon=1e-6, dtype=jnp.float32)
+    block = CrossBlock(heads=2, mlp_ratio=2, epsilon=1e-6, compute=Compute())
     x, context = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 3, 8))
     mask, context_mask = jnp.array([[True] * 5, [True] * 4 + [False]]), jnp.array([[True] * 3, [True, True, False]])
     variables = block.init(jax.random.key(2), x, mask, context, context_mask)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import matching, reconstruction
 from mvlm_jax.objectives.pretraining import Pretraining, draw
@@ -20,8 +21,8 @@ def make_model(**changes):
     fields = {
         "image_size": 32, "patch": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "text_kind": "roberta",
         "vocab_size": 50, "positions": 16, "pad_id": PAD, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
-        "cross_layers": 1, "decoder_layers": 1, "projection": 16, "token_head": "dense", "remat": "none",
-        "dtype": jnp.float32,
+        "cross_layers": 1, "decoder_layers": 1, "projection": 16, "token_head": "dense",
+        "compute": Compute(),
     }  # fmt: skip
     return MaskVLM(**{**fields, **changes})
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import torch_maskvlm as twin  # noqa: E402
 import torch_pretraining  # noqa: E402
 
+from mvlm_jax.models.compute import Compute  # noqa: E402
 from mvlm_jax.models.maskvlm import MaskVLM  # noqa: E402
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES  # noqa: E402
 from mvlm_jax.objectives import matching  # noqa: E402
@@ -69,7 +70,7 @@ class Pair:
 
     def __init__(self, batch, *, kind, token_head="dense"):
         self.batch = batch
-        self.ours = MaskVLM(**SIZES, text_kind=kind, token_head=token_head, remat="none", dtype=jnp.float32)
+        self.ours = MaskVLM(**SIZES, text_kind=kind, token_head=token_head, compute=Compute())
         self.params = make_params(self.ours, batch)
         self.twin = twin.MaskVLM(twin.Sizes(**SIZES, text_kind=kind, token_head=token_head))
         twin.load_from_jax(self.twin, self.params)
