@@ -1,0 +1,268 @@
+"""The training steps that `step.py` measures: ours, and that of the PyTorch reference."""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mvlm_jax import config as config_lib
+from mvlm_jax.data.text import TokenIds, train_tokenizer
+
+BATCHES = 4  # kept on the host and used in turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every contender runs."""
+
+    size: str
+    image_size: int
+    batch_size: int
+    dtype: str
+    steps: int  # in a round
+
+    def config(self) -> ConfigDict:
+        config = config_lib.default()
+        config.image.size = self.image_size
+        config.model = config_lib.model_size(self.size)
+        config.batch_size = self.batch_size
+        config.matching.group = min(config.matching.group, self.batch_size)
+        config.dtype = self.dtype
+        config_lib.validate(config)
+        return config
+
+
+def special_tokens(config: ConfigDict) -> TokenIds:
+    return train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size).ids
+
+
+def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
+    """Noise in place of images, captions of 4 to 25 tokens (and some at full length), every image its own."""
+    ids, rng = special_tokens(config), np.random.default_rng(0)
+    batches = []
+    for _ in range(BATCHES):
+        rows, length = config.batch_size, config.text.max_length
+        text = rng.integers(len(ids), config.text.vocab_size, (rows, length), dtype=np.int32)
+        lengths = np.minimum(rng.poisson(13, rows) + 3, length)
+        text[:, 0] = ids.start
+        for row, end in zip(text, lengths):
+            row[end - 1] = ids.end
+            row[end:] = ids.pad
+        batches.append(
+            {
+                "image": rng.integers(0, 256, (rows, config.image.size, config.image.size, 3), dtype=np.uint8),
+                "text": text,
+                "image_id": np.arange(rows, dtype=np.int32),
+                "skipped": np.zeros(rows, np.int32),
+            }
+        )
+    return batches
+
+
+class Jax:
+    """The very step that training runs, on one device; each variant is compiled once and may come again."""
+
+    def __init__(self, setup: Setup):
+        import jax
+
+        self._jax, self._setup, self._compiled = jax, setup, {}
+        self._device = jax.devices()[0]
+        self._state = self._step = None
+
+    def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Compiles the step with other values for these config fields, and makes a first one.
+
+        A field `xla:NAME` is an option of the compiler.
+        """
+        from mvlm_jax.tasks.from_config import describe_task
+        from mvlm_jax.training.mesh import make_mesh, shard_batch
+        from mvlm_jax.training.program import make_program
+
+        self._state = self._step = None  # before the next one takes its memory
+        config = self._setup.config()
+        config.update_from_flattened_dict({name: v for name, v in fields.items() if not name.startswith("xla:")})
+        config_lib.validate(config)
+        options = {name.removeprefix("xla:"): v for name, v in fields.items() if name.startswith("xla:")}
+        task = describe_task(config)
+        mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=[self._device])
+        program = make_program(task=task, config=config, mesh=mesh)
+        self._batches = make_batches(config)
+        self._place = lambda batch: shard_batch(batch, program.batch_sharding)
+        started = time.perf_counter()
+        key = repr(sorted(fields.items()))
+        with self._jax.set_mesh(mesh):
+            if key not in self._compiled:
+                batch = {
+                    name: self._jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
+                    for name, rows in task.batch_shapes.items()
+                }
+                lowered = program.step.lower(program.state, batch)
+                self._compiled[key] = lowered.compile(compiler_options=options or None)
+            self._state = program.init()
+        self._step = self._compiled[key]
+        self.run(1)
+        seconds = time.perf_counter() - started
+        self.run(1)
+        reset_process_peak()
+        memory = self._step.memory_analysis()
+        return {
+            "first_step_s": seconds,
+            "where": f"jax {self._jax.__version__}, {self._device.device_kind}",
+            "compiler_mib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20 if memory else None,
+            "tflop": task.flops_per_step / 1e12,
+            "compute": str(task.model.compute),
+        }
+
+    def run(self, steps: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        for index in range(steps):
+            self._state, metrics = self._step(self._state, self._place(self._batches[index % BATCHES]))
+        self._jax.block_until_ready(self._state)
+        return {"seconds": time.perf_counter() - started, "loss": float(metrics["loss"]), "peak_mib": self._peak()}
+
+    def trace(self, steps: int) -> dict[str, Any]:
+        """The device's time by kind of kernel."""
+        import kernels
+
+        with tempfile.TemporaryDirectory() as directory:
+            with self._jax.profiler.trace(directory):
+                self.run(steps)
+            found = kernels.device_kernels(Path(directory))
+        return {
+            "kinds": kernels.by_kind(found, steps=steps),
+            "longest": kernels.longest(found, steps=steps, count=40),
+        }
+
+    def matrix_peak(self) -> dict[str, Any]:
+        """TFLOP/s of one large product of bfloat16 matrices: what the device's matrix unit reaches."""
+        jnp, side, times = self._jax.numpy, 8192, []
+        keys = self._jax.random.split(self._jax.random.key(0))
+        a, b = (self._jax.random.normal(key, (side, side), jnp.bfloat16) for key in keys)
+        product = self._jax.jit(lambda a, b: a @ b)
+        self._jax.block_until_ready(product(a, b))
+        for _ in range(5):
+            started = time.perf_counter()
+            for _ in range(10):
+                c = product(a, b)
+            c.block_until_ready()
+            times.append((time.perf_counter() - started) / 10)
+        return {"tflops": 2 * side**3 / min(times) / 1e12}
+
+    def _peak(self) -> float:
+        # Of an accelerator it is the peak since the start: JAX cannot set it back.
+        stats = self._device.memory_stats() if self._device.platform != "cpu" else None
+        return stats["peak_bytes_in_use"] / 2**20 if stats else process_peak()
+
+
+class Torch:
+    """The PyTorch reference; `compiled` with torch.compile over the draws and the losses, and AdamW fused in both."""
+
+    def __init__(self, setup: Setup, *, compiled: bool):
+        import torch
+
+        self._torch, self._setup, self._compiled = torch, setup, compiled
+        self._cuda = torch.cuda.is_available()
+        self._device = torch.device("cuda" if self._cuda else "cpu")
+        if self._cuda:
+            torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies float32 there
+        else:
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        import torch_maskvlm
+        import torch_pretraining as pretraining
+
+        torch, config = self._torch, self._setup.config()
+        self._batches = make_batches(config)
+        ids = special_tokens(config)
+        torch.manual_seed(0)
+        sizes = torch_maskvlm.Sizes(
+            image_size=config.image.size, patch=config.image.patch, vocab_size=config.text.vocab_size,
+            positions=config.text.positions, pad_id=ids.pad, text_kind=config.text.kind, width=config.model.width,
+            heads=config.model.heads, layers=config.model.layers, mlp_ratio=config.model.mlp_ratio,
+            cross_layers=config.model.cross_layers, decoder_layers=config.model.decoder_layers,
+            projection=config.model.projection, token_head=config.model.token_head,
+        )  # fmt: skip
+        model = torch_maskvlm.MaskVLM(sizes).to(self._device)
+        special = torch.tensor(tuple(ids), device=self._device)
+        grid = config.image.size // config.image.patch
+        autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+        group = config.matching.group
+
+        def loss(image, text, image_id):
+            masks = pretraining.draw_masks(text, grid=grid, special_ids=special, mask_id=ids.mask)
+            losses = pretraining.pretraining_losses(model, image, text, image_id, masks, group=group, autocast=autocast)
+            return sum(losses.values())
+
+        self._loss = torch.compile(loss, dynamic=False) if self._compiled else loss
+        self._options, self._steps, self._updates = config.optimizer, config.steps, 0
+        self._learning_rate, self._set_rates = pretraining.learning_rate, pretraining.set_learning_rates
+        self._optimizer = pretraining.make_optimizer(model, weight_decay=config.optimizer.weight_decay)
+        started = time.perf_counter()
+        self.run(1)
+        seconds = time.perf_counter() - started
+        self.run(1)
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        reset_process_peak()
+        name = torch.cuda.get_device_name() if self._cuda else "cpu"
+        return {"first_step_s": seconds, "where": f"torch {torch.__version__}, {name}"}
+
+    def run(self, steps: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        for index in range(steps):
+            batch = self._batches[index % BATCHES]
+            inputs = [self._torch.from_numpy(batch[name]) for name in ("image", "text", "image_id")]
+            if self._cuda:
+                inputs = [x.pin_memory().to(self._device, non_blocking=True) for x in inputs]
+            image, text, image_id = inputs
+            loss = self._loss(image, text.long(), image_id)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._updates += 1
+            self._set_rates(self._optimizer, self._rates(self._updates))
+            self._optimizer.step()
+        if self._cuda:
+            self._torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        peak = self._torch.cuda.max_memory_allocated() / 2**20 if self._cuda else process_peak()
+        return {"seconds": seconds, "loss": loss.item(), "peak_mib": peak}
+
+    def _rates(self, update: int) -> dict[str, float]:
+        options, common = self._options, {"steps": self._steps, "warmup_steps": self._options.warmup_steps}
+        return {
+            "encoder": self._learning_rate(update, **common, peak=options.encoder_peak, final=options.encoder_final),
+            "rest": self._learning_rate(update, **common, peak=options.peak, final=options.final),
+        }
+
+
+def reset_process_peak() -> None:
+    """Sets the high-water mark back to what is resident now, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def process_peak() -> float:
+    """High-water mark of this process's resident memory in MiB."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+CONSTRUCTORS: dict[str, Callable[[Setup], Any]] = {
+    "jax": Jax,
+    "torch_eager": lambda setup: Torch(setup, compiled=False),
+    "torch_compiled": lambda setup: Torch(setup, compiled=True),
+}
