@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def serve(arguments: argparse.Namespace) -> None:
                 )
             answer = getattr(contender, request["call"])(*request["arguments"])
         except Exception as error:  # a contender that cannot run is a row that says so
+            traceback.print_exc()
             reason = " ".join(str(error).split())[:400]
             answer = {"error": f"{type(error).__name__}: {reason}"}
         answers.write(json.dumps(answer) + "\n")
