@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import Attention, Mlp, token_init
+from mvlm_jax.models.norm import LayerNorm
 
 
 class AnswerBlock(nn.Module):
@@ -22,7 +23,7 @@ class AnswerBlock(nn.Module):
         self, x: Float[Array, "B A T D"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
     ) -> Float[Array, "B A T D"]:
         batch, answers, tokens, width = x.shape
-        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.compute.dtype)
+        norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         # Answers do not see each other.
         apart = norm(name="self_norm")(x).reshape(batch * answers, tokens, width)
         attended = Attention(self.heads, self.compute, causal=True, name="self_attention")(apart, apart)
@@ -31,7 +32,7 @@ class AnswerBlock(nn.Module):
         together = norm(name="cross_norm")(x).reshape(batch, answers * tokens, width)
         attended = Attention(self.heads, self.compute, name="cross_attention")(together, context, context_mask)
         x = x + attended.reshape(x.shape)
-        flat = norm(name="mlp_norm")(x).reshape(batch, answers * tokens, width)
+        flat = norm(name="mlp_norm")(x).reshape(-1, width)
         return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(flat).reshape(x.shape)
 
 
@@ -59,4 +60,4 @@ class AnswerDecoder(nn.Module):
         for index in range(self.layers):
             block = AnswerBlock(self.heads, self.mlp_ratio, self.epsilon, self.compute, name=f"block_{index}")
             x = block(x, context, context_mask)
-        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)
+        return LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)

@@ -31,9 +31,6 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
       attention: `auto` is cudnn on NVIDIA GPUs in 16 bits, else xla.
       layer_loop: `auto` is unroll on GPUs, else scan.
       backend: JAX's name of the platform; that of the default device where it is not given.
-
-    Raises:
-      UserError: cuDNN's attention for another platform, or for float32.
     """
     backend = backend or jax.default_backend()
     if dtype == "auto":
@@ -41,14 +38,24 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
     on_gpu = backend in ("gpu", "cuda")
     if attention == "auto":
         attention = "cudnn" if on_gpu and dtype != "float32" and _has_cudnn() else "xla"
-    elif attention == "cudnn" and (not on_gpu or dtype == "float32"):
-        raise UserError(
-            f"config.model.attention=cudnn needs an NVIDIA GPU and bfloat16, not {backend} and {dtype}; "
-            "leave it at auto"
-        )
     if layer_loop == "auto":
         layer_loop = "unroll" if on_gpu else "scan"
     return Compute(dtype=jnp.dtype(dtype), attention=attention, layer_loop=layer_loop, remat=remat)
+
+
+def check_attention(compute: Compute, *, platform: str) -> None:
+    """
+    Args:
+      platform: of the devices that will run it, as JAX names it.
+
+    Raises:
+      UserError: they do not have this kernel.
+    """
+    if compute.attention == "cudnn" and (platform not in ("gpu", "cuda") or compute.dtype == jnp.float32):
+        raise UserError(
+            f"config.model.attention=cudnn needs an NVIDIA GPU and bfloat16, not {platform} and {compute.dtype}; "
+            "leave it at auto"
+        )
 
 
 def _has_cudnn() -> bool:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import CrossBlock, Rows, rematerialized
+from mvlm_jax.models.norm import LayerNorm
 
 
 class CrossEncoder(nn.Module):
@@ -37,7 +38,7 @@ class CrossEncoder(nn.Module):
             x = self._apply(block, x, mask, context, context_mask, rows if last else None)
         if rows is None:
             x = x[:, own]
-        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)
+        return LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)
 
     def _apply(self, block: CrossBlock, x, mask, context, context_mask, rows):
         # Rows are closed over, as a slice is not an argument that remat can take.

@@ -20,7 +20,7 @@ def compute_of(config: ConfigDict, *, backend: str | None = None) -> Compute:
 
 
 def resolve_compute(config: ConfigDict, *, backend: str) -> None:
-    """Puts what `auto` means on a platform in its place; raises as `compute_for`."""
+    """Puts what `auto` means on a platform in its place."""
     compute = compute_of(config, backend=backend)
     config.dtype = str(compute.dtype)
     for name in COMPUTE_FIELDS:

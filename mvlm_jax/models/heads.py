@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mvlm_jax.models.layers import gelu, weight_init
+from mvlm_jax.models.norm import LayerNorm
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -39,7 +40,7 @@ class TiedTokenHead(nn.Module):
         self, x: Float[Array, "*B D"], token_scores: Callable[[Float[Array, "*B D"]], Float[Array, "*B V"]]
     ) -> Float[Array, "*B V"]:
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=weight_init, name="dense")(x)
-        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(gelu(x))
+        x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(gelu(x))
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         return token_scores(x).astype(jnp.float32) + bias
 

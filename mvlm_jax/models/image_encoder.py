@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import PreNormBlock, layer_stack, token_init, weight_init
+from mvlm_jax.models.norm import LayerNorm
 
 
 def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B N pixels"]:
@@ -55,5 +56,5 @@ class ImageEncoder(nn.Module):
             epsilon=self.epsilon,
             compute=self.compute,
         )(x, token_mask)
-        x = nn.LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
+        x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
         return x.reshape(batch, views, count + 1, self.width)

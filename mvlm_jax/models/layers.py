@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvlm_jax.models.attention import attend
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.norm import LayerNorm
 
 # Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
 weight_init = nn.initializers.xavier_uniform()
@@ -29,6 +30,15 @@ def select_rows(x: Float[Array, "B S D"], rows: Rows | None) -> Float[Array, "B 
     if isinstance(rows, slice):
         return x[:, rows]
     return jnp.take_along_axis(x, rows[:, :, None], axis=1)
+
+
+def in_rows(x: Float[Array, "B S D"]) -> Float[Array, "rows D"]:
+    """The tokens of all examples as rows of one matrix.
+
+    With two axes of tokens XLA would sum over both for the gradients of kernels and norms, and transposes features for
+    that on GPUs.
+    """
+    return x.reshape(-1, x.shape[-1])
 
 
 class Projection(nn.Module):
@@ -52,7 +62,7 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, self.kernel_shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, outputs, jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        flat = x.reshape(*x.shape[:2], matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
+        flat = x.reshape(-1, matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
         return flat.reshape(*x.shape[:2], *outputs)
 
 
@@ -99,10 +109,13 @@ def gelu(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
 
 
 def _gelu_backward(x: Float[Array, "*dims"], gradient: Float[Array, "*dims"]) -> tuple[Float[Array, "*dims"]]:
-    wide = x.astype(jnp.float32)
+    # Else XLA would find the same function in the forward pass, and keep its float32 values for this one.
+    wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
     density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
     slope = _normal_cdf(wide) + wide * density
-    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+    of_x = (gradient.astype(jnp.float32) * slope).astype(x.dtype)
+    # Else XLA computes it twice, for the gradients of the layer's kernel and of its bias.
+    return (jax.lax.optimization_barrier(of_x),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
@@ -119,7 +132,7 @@ class Mlp(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
         dense = functools.partial(nn.Dense, dtype=self.compute.dtype, kernel_init=weight_init)
         hidden = dense(x.shape[-1] * self.ratio, name="up")(x)
         return dense(x.shape[-1], name="down")(gelu(hidden))
@@ -135,10 +148,12 @@ class PreNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
-        normed = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="attention_norm")(x)
-        x = x + Attention(self.heads, self.compute, name="attention")(normed, normed, mask)
-        normed = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="mlp_norm")(x)
-        return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(normed)
+        norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
+        tokens = in_rows(x)
+        normed = norm(name="attention_norm")(tokens).reshape(x.shape)
+        tokens += in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
+        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        return tokens.reshape(x.shape)
 
 
 class PostNormBlock(nn.Module):
@@ -151,10 +166,11 @@ class PostNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
-        x = x + Attention(self.heads, self.compute, name="attention")(x, x, mask)
-        x = nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="attention_norm")(x)
-        x = x + Mlp(self.mlp_ratio, self.compute, name="mlp")(x)
-        return nn.LayerNorm(self.epsilon, dtype=self.compute.dtype, name="mlp_norm")(x)
+        norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
+        tokens = in_rows(x) + in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask))
+        tokens = norm(name="attention_norm")(tokens)
+        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens)
+        return norm(name="mlp_norm")(tokens).reshape(x.shape)
 
 
 class CrossBlock(nn.Module):
@@ -178,14 +194,16 @@ class CrossBlock(nn.Module):
         context_mask: Bool[Array, "B T"] | None,
         rows: Rows | None = None,
     ) -> Float[Array, "B R D"]:
-        norm = functools.partial(nn.LayerNorm, self.epsilon, dtype=self.compute.dtype)
-        normed = norm(name="self_norm")(x)
-        attended = Attention(self.heads, self.compute, name="self_attention")(select_rows(normed, rows), normed, mask)
-        x = select_rows(x, rows) + attended
+        norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
+        attention = functools.partial(Attention, self.heads, self.compute)
+        normed = norm(name="self_norm")(in_rows(x)).reshape(x.shape)
+        attended = attention(name="self_attention")(select_rows(normed, rows), normed, mask)
+        shape, tokens = attended.shape, in_rows(select_rows(x, rows)) + in_rows(attended)
         if context is not None:
-            normed = norm(name="cross_norm")(x)
-            x = x + Attention(self.heads, self.compute, name="cross_attention")(normed, context, context_mask)
-        return x + Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(x))
+            normed = norm(name="cross_norm")(tokens).reshape(shape)
+            tokens += in_rows(attention(name="cross_attention")(normed, context, context_mask))
+        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        return tokens.reshape(shape)
 
 
 def rematerialized(target, *, remat: str, prevent_cse: bool = True):

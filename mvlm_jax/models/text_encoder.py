@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import PostNormBlock, layer_stack, token_init
+from mvlm_jax.models.norm import LayerNorm
 
 # RoBERTa numbers positions from pad_id + 1 and never uses the rows before (fairseq's convention, kept in its weights).
 FIRST_POSITION = {"roberta": 2, "bert": 0}
@@ -32,11 +33,12 @@ class TextEncoder(nn.Module):
         first = FIRST_POSITION[self.kind]
         epsilon = EPSILON[self.kind]
         dtype = self.compute.dtype
-        embed = functools.partial(nn.Embed, features=self.width, dtype=dtype, embedding_init=token_init)
+        # In float32, as a table's gradient adds up over thousands of tokens; what is looked up is cast.
+        embed = functools.partial(nn.Embed, features=self.width, dtype=jnp.float32, embedding_init=token_init)
         self.token_embedding = embed(self.vocab_size)
         self.position_embedding = embed(self.positions + first)
         self.type_embedding = embed(TOKEN_TYPES[self.kind])
-        self.embedding_norm = nn.LayerNorm(epsilon, dtype=dtype)
+        self.embedding_norm = LayerNorm(epsilon, dtype=dtype)
         self.layers_ = layer_stack(
             PostNormBlock,
             layers=self.layers,
@@ -50,14 +52,16 @@ class TextEncoder(nn.Module):
         positions = jnp.arange(text.shape[1]) + FIRST_POSITION[self.kind]
         types = jnp.zeros_like(text)
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
+        embedded = embedded.astype(self.compute.dtype)
         x, text_mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
         x, _ = self.layers_(x, text_mask)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:
         """The embeddings of the tokens alone, without their positions: what a decoder of the same words starts from."""
-        return self.token_embedding(text)
+        return self.token_embedding(text).astype(self.compute.dtype)
 
     def token_scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Products with every token's embedding: the output layer of a tied language-model head."""
-        return self.token_embedding.attend(x)
+        dtype = self.compute.dtype
+        return x.astype(dtype) @ self.token_embedding.embedding.astype(dtype).T
