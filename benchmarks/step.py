@@ -1,9 +1,9 @@
 """How fast one full training step (forward, backward, AdamW) is: ours against the PyTorch reference, and our settings.
 
 Each contender lives in a process of its own. First the variants of ours run one after the other in one process, while
-the others compile; then ours with its defaults and the others take turns, so that whatever else the machine does meets
-all of them. A row is printed, and kept as a line of JSON, the moment it is measured. Exit status 1 says that something
-could not be measured.
+the others compile; then ours with its defaults takes turns with each of the others, so that whatever else the machine
+does meets both. A row is printed, and kept as a line of JSON, the moment it is measured. Exit status 1 says that
+something could not be measured.
 
 Examples:
   python benchmarks/step.py --size=small --image_size=96 --batch_size=32 --dtype=float32 --rounds=5
@@ -179,31 +179,36 @@ def measure_variants(ours: Contender, table: Table, arguments: argparse.Namespac
             table.failure(name, error)
 
 
-def compare(contenders: list[Contender], table: Table, arguments: argparse.Namespace) -> None:
-    """Rounds of every contender in turn, in alternating order; then the ratios of ours to the others."""
-    starts: dict[str, dict[str, Any]] = {}
-    for contender in contenders:
+def compare(ours: Contender | None, others: list[Contender], table: Table, arguments: argparse.Namespace) -> None:
+    """Rounds of ours and of each other contender in turn, in alternating order, and their ratios.
+
+    One other after the next, as they become ready: one that still compiles at the deadline keeps nobody from a row.
+    """
+    started = None
+    try:
+        started = ours.call("prepare", {}) if ours else None
+        if ours and not others:
+            table.row("jax", started, [ours.call("run", arguments.steps) for _ in range(arguments.rounds)])
+    except NotMeasured as error:
+        table.failure("jax", error)
+    for other in others:
+        pair = [ours, other] if started else [other]
+        rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in pair}
         try:
-            starts[contender.name] = contender.answer()
+            start = other.answer()
+            for index in range(arguments.rounds):
+                for contender in pair if index % 2 == 0 else pair[::-1]:
+                    rounds[contender.name].append(contender.call("run", arguments.steps))
         except NotMeasured as error:
-            table.failure(contender.name, error)
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
-    running = [contender for contender in contenders if contender.name in starts]
-    for index in range(arguments.rounds):
-        for contender in running if index % 2 == 0 else running[::-1]:
-            try:
-                rounds[contender.name].append(contender.call("run", arguments.steps))
-            except NotMeasured as error:
-                table.failure(contender.name, error)
-                running = [other for other in running if other is not contender]
-    for contender in running:
-        table.row(contender.name, starts[contender.name], rounds[contender.name])
-    names = [contender.name for contender in running]
-    for other in names if "jax" in names else ():
-        if other != "jax":
-            pairs = list(zip(rounds["jax"], rounds[other]))
-            table.ratio(f"speed of jax / {other}", [theirs["seconds"] / mine["seconds"] for mine, theirs in pairs])
-            table.ratio(f"peak memory of jax / {other}", [pairs[-1][0]["peak_mib"] / pairs[-1][1]["peak_mib"]])
+            table.failure(other.name, error)
+            continue
+        table.row(other.name, start, rounds[other.name])
+        if started:
+            table.row(f"jax beside {other.name}", started, rounds["jax"])
+            both = list(zip(rounds["jax"], rounds[other.name]))
+            table.ratio(f"speed of jax / {other.name}", [theirs["seconds"] / mine["seconds"] for mine, theirs in both])
+            table.ratio(f"peak memory of jax / {other.name}", [both[-1][0]["peak_mib"] / both[-1][1]["peak_mib"]])
+        other.close()
 
 
 def accelerated() -> bool:
@@ -273,17 +278,15 @@ def main(argv: list[str]) -> int:
     contenders = [Contender(name, arguments) for name in arguments.only]
     try:
         table = Table(arguments)
+        ours = next((contender for contender in contenders if contender.name == "jax"), None)
+        others = [contender for contender in contenders if contender is not ours]
         # PyTorch's compiler takes minutes: it works while the variants run.
-        for contender in contenders:
-            if contender.name != "jax":
-                contender.ask("prepare", {})
-            elif arguments.variants:
-                measure_variants(contender, table, arguments)
-        if not arguments.variants or len(contenders) > 1:
-            for contender in contenders:
-                if contender.name == "jax":
-                    contender.ask("prepare", {})
-            compare(contenders, table, arguments)
+        for other in others:
+            other.ask("prepare", {})
+        if arguments.variants:
+            measure_variants(ours, table, arguments)
+        if others or not arguments.variants:
+            compare(ours, others, table, arguments)
     finally:
         for contender in contenders:
             contender.close()

@@ -37,6 +37,8 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
         raise UserError(f"{folder} is of config.task={config.task}; load takes a model of pretrain or retrieval")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
+    # What was fastest where it was trained may not exist here.
+    config.model.attention = config.model.layer_loop = "auto"
     tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text.kind)
     params = read_parameters(folder / WEIGHTS, config=config)
     return Inference(config=config, tokenizer=tokenizer, params=jax.device_put(params), batch_size=batch_size)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.background import in_background
@@ -26,7 +27,8 @@ from mvlm_jax.data.sources import as_file_name, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
-from mvlm_jax.models.from_config import images_of
+from mvlm_jax.models.compute import check_attention
+from mvlm_jax.models.from_config import compute_of, images_of
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.nlvr2 import Nlvr2
@@ -43,8 +45,10 @@ LABELLED = {"vqa": Vqa, "nlvr2": Nlvr2, "entailment": Entailment}
 def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
     """
     Raises:
-      UserError: a source, a tokenizer or a list of answers that is not there, or does not fit the config.
+      UserError: a source, a tokenizer or a list of answers that is not there, or does not fit the config; an attention
+        kernel that this platform does not have.
     """
+    check_attention(compute_of(config), platform=jax.default_backend())
     with hosts.together():
         tokenizer = open_tokenizer(config, workdir=workdir)
     # Each process that finds none trains its own, from the same captions.
