@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageEnhance
@@ -28,19 +29,21 @@ from mvlm_jax.data.text import train_tokenizer
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "flickr8k.py"
 MAX_LENGTH = 40  # tokens
-EVALUATION, DEV = 100, 200  # images of the evaluation set and of the dev split; the others are train's
 
 
 class Copy:
-    """Images and captions by file name, and which split a file is listed in."""
+    """Images and captions by file name, and which split a file is listed in.
 
-    def __init__(self, source: Path):
+    The first `evaluation` images are held out, the next `dev` ones are the dev split, the others train's.
+    """
+
+    def __init__(self, source: Path, *, evaluation: int, dev: int):
         captions = flickr8k.read_captions(source / flickr8k.CAPTIONS, skipped=Tally())
         names = (source / flickr8k.LISTS["dev"]).read_text().split()
         self.images = {name: (source / flickr8k.IMAGES / name).read_bytes() for name in names}
         self.captions = {name: list(captions[name]) for name in names}
         self._published = {name: (self.images[name], list(captions[name])) for name in names}
-        cuts = (0, EVALUATION, EVALUATION + DEV, None)
+        cuts = (0, evaluation, evaluation + dev, None)
         self.splits = {
             split: names[start:stop] for split, start, stop in zip(("held_out", "dev", "train"), cuts, cuts[1:])
         }
@@ -54,7 +57,10 @@ class Copy:
         return name
 
     def untouched(self, split: str = "train") -> str:
-        return next(self._untouched[split])
+        name = next(self._untouched[split], None)
+        if name is None:
+            raise SystemExit(f"doctor.py: {split} has too few images for all faults: {len(self.splits[split])}")
+        return name
 
     def unchanged(self) -> int:
         """Images that are, with all their captions, as they were published."""
@@ -171,12 +177,14 @@ def plant_faults(copy: Copy) -> None:
     copy.splits["train"][copy.splits["train"].index(name)] = again
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="Flickr8k as it was published")
     parser.add_argument("--directory", type=Path, required=True, help="of the copy and the report; must not be there")
-    arguments = parser.parse_args()
-    copy = Copy(arguments.source)
+    parser.add_argument("--evaluation", type=int, default=100, help="images of the evaluation set")
+    parser.add_argument("--dev", type=int, default=200, help="images of the dev split; the others are train's")
+    arguments = parser.parse_args(argv)
+    copy = Copy(arguments.source, evaluation=arguments.evaluation, dev=arguments.dev)
     plant_faults(copy)
     collection, report = arguments.directory / "flickr8k", arguments.directory / "report"
     copy.write(collection)
@@ -199,6 +207,9 @@ def main() -> int:
             ]
         )
     seconds = time.perf_counter() - started
+    if not (report / "check.json").is_file():
+        print(f"doctor.py: mvlm prepare --check ended with status {status}", file=sys.stderr)
+        return 1
     content = json.loads((report / "check.json").read_text())
     found = {(finding["kind"], finding["split"], finding["id"]) for finding in content["findings"]}
     planted = set(copy.planted)

@@ -7,6 +7,8 @@ the commonest answer to what it sees. From random values, encoders learn as fast
 
 Example:
   python benchmarks/downstream.py --directory=runs/downstream --data_dir=runs/data --pretrained=runs/demo
+
+Status 1 where a run failed; its cell says so, and the others are made all the same.
 """
 
 import argparse
@@ -39,8 +41,13 @@ ENCODER_PEAK = 2e-3  # from random values: that of configs/demo.py
 COLUMNS = {"pretrained": "none", "random": "none", "no_image": "image", "no_text": "text"}  # and what a run is blind to
 
 
-def run(task: str, column: str, *, directory: Path, data_dir: Path, pretrained: Path) -> float:
+def run(
+    task: str, column: str, *, directory: Path, data_dir: Path, pretrained: Path, changes: Sequence[str] = ()
+) -> float:
     """Accuracy of one run, in per cent.
+
+    Args:
+      changes: fields of the config, each as `field=value`.
 
     Raises:
       CalledProcessError: the run failed.
@@ -54,13 +61,14 @@ def run(task: str, column: str, *, directory: Path, data_dir: Path, pretrained: 
         sys.executable, "-m", "mvlm_jax.train",
         f"--config={CONFIGS / recipe.config}:shapes", f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}", f"--config.blind={COLUMNS[column]}", start,
-        f"--config.data.eval=tfds:shapes_{task}:{SPLIT}",
+        f"--config.data.eval=tfds:shapes_{task}:{SPLIT}", *(f"--config.{change}" for change in changes),
     ]  # fmt: skip
     print(" ".join(command), file=sys.stderr)
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=sys.stderr)
     print(f"{task}-{column}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return json.loads((workdir / "eval" / f"{recipe.name}-{SPLIT}.json").read_text())["accuracy"]
+    [file] = (workdir / "eval").glob(f"{recipe.name}-*{SPLIT}.json")
+    return json.loads(file.read_text())["accuracy"]
 
 
 def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:
@@ -71,18 +79,22 @@ def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:
     return 100 * sum(max(counts.values()) for counts in answers.values()) / len(examples)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, required=True, help="workdir of make demo")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config, in every run; may be repeated"
+    )
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; all by default")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     unknown = sorted(set(options.tasks) - set(TASKS))
     if unknown:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(TASKS)}")
     directories = {name: getattr(options, name).resolve() for name in ("directory", "data_dir", "pretrained")}
     print(f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}", flush=True)
+    failed = False
     for task in options.tasks or TASKS:
         prepare = [sys.executable, "-m", "mvlm_jax.prepare", f"--dataset=shapes_{task}"]
         subprocess.run([*prepare, f"--data_dir={directories['data_dir']}"], check=True, stdout=sys.stderr)
@@ -90,9 +102,15 @@ def main() -> None:
         row = []
         for column, blind in COLUMNS.items():
             bound = "" if blind == "none" else f" ({best_blind(examples, column):.1f})"
-            row.append(f"{run(task, column, **directories):.1f}{bound}")
+            try:
+                row.append(f"{run(task, column, changes=options.set, **directories):.1f}{bound}")
+            except subprocess.CalledProcessError as error:
+                print(f"{task}-{column}: mvlm train ended with status {error.returncode}", file=sys.stderr)
+                row.append("failed")
+                failed = True
         print(f"| {task} | {' | '.join(row)} |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,8 +3,8 @@
 Example:
   python benchmarks/index.py --data_dir=runs/index
 
-Writes splits of 10,000 and of `--records` records first, where they are not there yet. Each figure is of a process of
-its own; the last line printed is one JSON object.
+Writes splits of `--small` and of `--records` records first, where they are not there yet. Each figure is of a process
+of its own; the last line printed is one JSON object. Status 1 where a process failed.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SMALL = 10_000
-BATCH, BATCHES, WARMUP = 64, 150, 20
+BATCH = 64
 
 
 class Tiny:
@@ -50,7 +50,7 @@ def write(data_dir: Path, count: int, *, workers: int) -> str:
     return name
 
 
-def measure(name: str, data_dir: str) -> dict[str, float]:
+def measure(name: str, data_dir: str, *, batches: int, warmup: int) -> dict[str, float]:
     """Seconds and MB of opening, and milliseconds a batch, in this process."""
     import psutil
 
@@ -63,17 +63,17 @@ def measure(name: str, data_dir: str) -> dict[str, float]:
     source[length - 1]
     opened = time.perf_counter() - started
     opened_rss = process.memory_info().rss
-    order = np.random.default_rng(0).permutation(length)[: BATCH * BATCHES].reshape(-1, BATCH)
-    for index in order[:WARMUP].flat:
+    order = np.random.default_rng(0).permutation(length)[: BATCH * batches].reshape(-1, BATCH)
+    for index in order[:warmup].flat:
         source[index]
     latencies = []
-    for batch in order[WARMUP:]:
+    for batch in order[warmup:]:
         at = time.perf_counter()
         for index in batch:
             source[index]
         latencies.append(time.perf_counter() - at)
     read_rss = process.memory_info().rss
-    trained = training_batch_ms(source)
+    trained = training_batch_ms(source, batches=batches, warmup=warmup)
     at = time.perf_counter()
     for index in order.flat:
         source.example_id(index)
@@ -89,7 +89,7 @@ def measure(name: str, data_dir: str) -> dict[str, float]:
     }
 
 
-def training_batch_ms(source) -> float:
+def training_batch_ms(source, *, batches: int, warmup: int) -> float:
     """Milliseconds a batch of decoded, augmented and tokenized records."""
     from absl import flags
 
@@ -98,7 +98,7 @@ def training_batch_ms(source) -> float:
     from mvlm_jax.data.text import train_tokenizer
 
     flags.FLAGS.mark_as_parsed()
-    batches = train_batches(
+    iterator = train_batches(
         Mixture([Component(source)]),
         train_tokenizer(["a red square"], kind="bert", vocab_size=100),
         image_size=64,
@@ -111,36 +111,50 @@ def training_batch_ms(source) -> float:
         operations=2,
         magnitude=7,
     )
-    for _ in range(WARMUP):
-        next(batches)
+    for _ in range(warmup):
+        next(iterator)
     started = time.perf_counter()
-    for _ in range(BATCHES - WARMUP):
-        next(batches)
+    for _ in range(batches - warmup):
+        next(iterator)
     seconds = time.perf_counter() - started
-    batches.close()
-    return 1e3 * seconds / (BATCHES - WARMUP)
+    iterator.close()
+    return 1e3 * seconds / (batches - warmup)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="runs/index")
     parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--small", type=int, default=10_000, help="records of the split to compare with")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=150, help=f"of {BATCH} records, in each process")
+    parser.add_argument("--warmup", type=int, default=20, help="of these, before the clock starts")
+    parser.add_argument("--rounds", type=int, default=5, help="processes for each split")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    least = BATCH * arguments.batches
+    if not 0 <= arguments.warmup < arguments.batches or not least <= arguments.small < arguments.records:
+        parser.error(
+            f"--small must be at least {least} (the batches), --records more, and --warmup less than --batches"
+        )
+    sizes = {"batches": arguments.batches, "warmup": arguments.warmup}
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.data_dir)))
+        print(json.dumps(measure(arguments.measure, arguments.data_dir, **sizes)))
         return 0
     figures = {}
-    for count in (SMALL, arguments.records):
+    for count in (arguments.small, arguments.records):
         started = time.perf_counter()
         name = write(Path(arguments.data_dir), count, workers=arguments.workers)
         print(f"{name} is there after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         figures[name] = []
     # In turn, so that a busy moment of the machine does not fall on one of the two alone.
-    for name in [*figures] * 5:
-        command = [sys.executable, __file__, f"--measure={name}", f"--data_dir={arguments.data_dir}"]
-        figures[name].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    given = [f"--{name}={getattr(arguments, name)}" for name in ("data_dir", "small", "records", *sizes)]
+    for name in [*figures] * arguments.rounds:
+        process = subprocess.run([sys.executable, __file__, f"--measure={name}", *given], stdout=subprocess.PIPE)
+        if process.returncode:
+            print(f"index.py: the process for {name} ended with status {process.returncode}", file=sys.stderr)
+            return 1
+        figures[name].append(json.loads(process.stdout))
     # The least of a few processes: what the machine does besides only ever adds.
     small, large = ({field: min(run[field] for run in runs) for field in runs[0]} for runs in figures.values())
     ratios = {field: round(large[field] / small[field], 3) for field in ("read_batch_ms", "training_batch_ms")}

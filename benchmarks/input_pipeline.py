@@ -17,9 +17,10 @@ import itertools
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -33,6 +34,7 @@ from mvlm_jax.data.images import EncodedImage
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
 from mvlm_jax.data.pipeline import TrainBatches, TrainExamples, train_batches
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.errors import UserError
 
 PARTS = ("stages", "core", "workers", "memory")
 IMAGE_LIMIT = 89_478_485  # pixels
@@ -41,7 +43,7 @@ AUGMENT = {"min_scale": 0.2, "flip": True, "operations": 2, "magnitude": 7}  # c
 LOADED = 5_000  # images, at most, that are written out as files for PyTorch
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="tfds:flickr8k:train", help="a source or mixture, as config.data.train")
     parser.add_argument("--data_dir", default="", help="where prepared datasets are")
@@ -50,13 +52,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    parts = arguments.parts.split(",")
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        parser.error(f"--parts={arguments.parts}: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds={arguments.rounds} must be at least 1")
     flags.FLAGS.mark_as_parsed()  # what Grain's workers ask for
 
-    bench = Bench(arguments)
-    results = {part: getattr(bench, part)() for part in arguments.parts.split(",")}
+    if not _torch_is_there():
+        print("torch is not installed: PyTorch's way is left out")
+    try:
+        bench = Bench(arguments)
+    except UserError as error:
+        print(f"input_pipeline.py: {error}", file=sys.stderr)
+        return 1
+    results = {part: getattr(bench, part)() for part in parts}
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
 
 
 class Bench:
@@ -300,4 +315,4 @@ def _torch_is_there() -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

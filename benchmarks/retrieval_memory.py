@@ -6,7 +6,9 @@ Example:
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from step import process_peak
@@ -15,14 +17,14 @@ from mvlm_jax.evaluation import ranking
 from mvlm_jax.evaluation.retrieval import Pairs
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions_each", type=int, default=5)
     parser.add_argument("--candidates", type=int, default=256)
     parser.add_argument("--embedding", type=int, default=256)
     parser.add_argument("--host_bytes", type=int, default=2**30)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     started = time.perf_counter()
     images, captions = arguments.images, arguments.images * arguments.captions_each
     rng = np.random.default_rng(0)
@@ -47,7 +49,8 @@ def main() -> None:
         "seconds": time.perf_counter() - started,
     }
     print(json.dumps({name: round(value, 3) for name, value in summary.items()}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

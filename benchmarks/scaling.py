@@ -13,7 +13,7 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,14 +41,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def compile_case(case: Case, file: Path) -> None:
+def compile_case(case: Case, file: Path, *, changes: Sequence[str] = ()) -> None:
     """
+    Args:
+      changes: fields of the config, each as `field=value`.
+
     Raises:
       CalledProcessError: `mvlm compile` failed.
     """
     command = [
         sys.executable, "-m", "mvlm_jax.compile", f"--config={RECIPE}:{case.size}", f"--topology={case.topology}",
         f"--config.batch_size={PAIRS * case.chips}", f"--config.model.remat={case.remat}", f"--json={file}",
+        *(f"--config.{change}" for change in changes),
     ]  # fmt: skip
     print(" ".join(command), file=sys.stderr)
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -99,11 +103,18 @@ def _more(few: Mapping[str, Any], many: Mapping[str, Any], *fields: str) -> str:
     return f"{100 * (many / few - 1):+.2f}%"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, required=True, help="where the figures are kept")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the config, in every case; may be repeated",
+    )
+    options = parser.parse_args(argv)
     unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(CASES)}")
@@ -114,7 +125,7 @@ def main() -> int:
         file = file_of(name, options.directory)
         try:
             if not file.exists():
-                compile_case(CASES[name], file)
+                compile_case(CASES[name], file, changes=options.set)
         except subprocess.CalledProcessError as error:
             print(f"{name}: mvlm compile ended with status {error.returncode}", file=sys.stderr)
             failed = True

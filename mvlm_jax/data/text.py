@@ -11,8 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import tokenizers
 from jaxtyping import Int, Int32
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mvlm_jax.data import wordpiece
 from mvlm_jax.errors import UserError
 
 SPECIAL = {  # start, padding, end, unknown, mask
@@ -90,22 +91,28 @@ class Tokenizer:
     def load(cls, path: str | Path, *, kind: str) -> "Tokenizer":
         """Reads a `tokenizer.json`, or BERT's `vocab.txt` (one token a line).
 
+        What a `tokenizer_config.json` beside a vocab.txt says of capitals, accents and Chinese characters is followed.
+
         Raises:
-          UserError: the file is missing, is neither of the two, or does not fit `kind`.
+          UserError: the file is missing, is neither of the two, does not fit `kind`, or contradicts the config beside
+            it.
         """
         _special(kind)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte-order mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
                             ) from error  # fmt: skip
         if Path(path).suffix == ".txt":
-            tokenizer = _from_vocabulary(text, path=path, kind=kind)
+            if kind != "bert":
+                raise UserError(f"text.tokenizer={str(path)!r} is a vocabulary of text.kind='bert', not of {kind!r}")
+            tokenizer = wordpiece.from_vocabulary_file(text, path=Path(path), special=SPECIAL[kind])
         else:
             try:
                 tokenizer = tokenizers.Tokenizer.from_str(text)
             except Exception as error:  # the library raises nothing narrower
                 raise UserError(f"text.tokenizer={str(path)!r} is not a tokenizer.json: {error}") from error
+            wordpiece.check_config(tokenizer, path=Path(path))
         try:
             return cls(tokenizer, kind=kind)
         except UserError as error:
@@ -158,7 +165,7 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    tokenizer = _word_piece_model({})
+    tokenizer = wordpiece.word_piece_model({})
     words = {
         word
         for text in texts
@@ -172,7 +179,7 @@ def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
         vocab_size=vocab_size, special_tokens=[pad, unknown, start, end, mask, *continuing], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _with_vocabulary(tokenizer.get_vocab())
+    return wordpiece.with_vocabulary(tokenizer.get_vocab(), special=SPECIAL["bert"])
 
 
 def _special(kind: str) -> tuple[str, ...]:
@@ -184,27 +191,3 @@ def _special(kind: str) -> tuple[str, ...]:
 def _clean(caption: str, *, limit: int) -> str:
     # Lone surrogates cannot be passed on to the library.
     return caption[:limit].encode("utf-8", "replace").decode("utf-8").strip()
-
-
-def _word_piece_model(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def _from_vocabulary(text: str, *, path: str | Path, kind: str) -> tokenizers.Tokenizer:
-    if kind != "bert":
-        raise UserError(f"text.tokenizer={str(path)!r} is a vocabulary of text.kind='bert', not of {kind!r}")
-    tokens = text.removesuffix("\n").split("\n")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise UserError(f"text.tokenizer={str(path)!r} lists a token twice; a vocab.txt has one token a line")
-    return _with_vocabulary(vocabulary)
-
-
-def _with_vocabulary(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    tokenizer = _word_piece_model(vocabulary)
-    tokenizer.add_special_tokens([token for token in SPECIAL["bert"] if token in vocabulary])
-    return tokenizer

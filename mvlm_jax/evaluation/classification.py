@@ -16,6 +16,7 @@ from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
+from mvlm_jax.evaluation.left_out import left_out
 from mvlm_jax.evaluation.ranking import recall, wrong_before
 from mvlm_jax.evaluation.retrieval import embed_images, encode_texts
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -52,7 +53,7 @@ def classify_folder(
     prototypes = class_embeddings(
         model, params, tokenizer, classes, templates=templates, max_length=max_length, batch_size=batch_size
     )
-    left_out: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     ranks: list[Int[np.ndarray, " b"]] = []
 
     def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
@@ -65,7 +66,7 @@ def classify_folder(
     with ThreadPoolExecutor(cores()) as pool:
         for indices in index_batches(len(images), batch_size):
             found = list(pool.map(read, (images[index][0] for index in indices)))
-            left_out.update(pixels for pixels in found if isinstance(pixels, str))
+            reasons.update(pixels for pixels in found if isinstance(pixels, str))
             usable = [
                 (pixels, images[index][1]) for pixels, index in zip(found, indices) if not isinstance(pixels, str)
             ]
@@ -76,7 +77,7 @@ def classify_folder(
             own = labels[:, None] == np.arange(len(classes))
             ranks.append(wrong_before(z.astype(np.float64) @ prototypes.T, own))
     if not ranks:
-        raise UserError(f"none of the {len(images)} images in {str(directory)!r} can be used ({dict(left_out)})")
+        raise UserError(f"none of the {len(images)} images in {str(directory)!r} can be used ({dict(reasons)})")
     everything = np.concatenate(ranks)
     return {
         "top1": recall(everything, at=1),
@@ -84,8 +85,7 @@ def classify_folder(
         "images": len(everything),
         "classes": len(classes),
         "templates": list(templates),
-        "left_out": dict(left_out),
-    }
+    } | left_out(reasons)
 
 
 def class_embeddings(

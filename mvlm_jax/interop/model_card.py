@@ -1,12 +1,12 @@
 """The README.md of an export, filled from the run."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
+from mvlm_jax.data.tally import in_words
 
 _CARD = """---
 library_name: mvlm_jax
@@ -99,13 +99,21 @@ def _metrics(evaluations: Mapping[str, Mapping[str, Any]], *, source: str) -> st
         f"| {stem} | {name} | {_shown(value)} |"
         for stem, metrics in evaluations.items()
         for name, value in metrics.items()
-        if isinstance(value, int | float | list)
     ]
     return "\n".join([f"On {source}.", "", "| evaluation | metric | value [95% interval] |", "|---|---|---|", *rows])
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        middle, *interval = (_shown(part) for part in value)
-        return f"{middle} [{', '.join(interval)}]" if interval else middle
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    match value:
+        case None:
+            return "not finite"
+        case [int() | float() | None as middle, low, high]:
+            return f"{_shown(middle)} [{_shown(low)}, {_shown(high)}]"
+        case list():
+            return "; ".join(map(_shown, value))
+        case dict():
+            return in_words(value) or "none"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)

@@ -112,7 +112,7 @@ def read_json(file: Path) -> Mapping[str, Any]:
       UserError: not a file that holds a JSON object.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

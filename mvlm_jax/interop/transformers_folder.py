@@ -11,6 +11,7 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 from tokenizers import processors
 
+from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.interop.entries import IMAGE, STACK, TEXT, Entry
 from mvlm_jax.interop.tensors import PREPROCESSOR
@@ -126,9 +127,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
     )
     (folder / "tokenizer.json").write_text(library.to_str(pretty=True), encoding="utf-8")
     names = {"cls": start, "bos": start, "pad": pad, "sep": end, "eos": end, "unk": unknown, "mask": mask}
-    config = {f"{role}_token": token for role, token in names.items()}
+    config = {f"{role}_token": token for role, token in names.items()} | wordpiece.config_fields(library)
     _write_json(
-        folder / "tokenizer_config.json",
+        folder / wordpiece.CONFIG,
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **config},
     )
 

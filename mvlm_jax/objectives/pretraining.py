@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import contrastive, masking, matching, reconstruction
+from mvlm_jax.objectives.counts import example_counts
 
 Sums = dict[str, tuple[Num[Array, ""], Num[Array, ""]]]
 
@@ -70,6 +71,8 @@ def draw(
 class Pretraining:
     """MIM, MLM, ITC and ITM of pairs, and every metric, as (sum, count); an `Objective` of training/task.py.
 
+    Accuracies are in percent, as those of an evaluation are.
+
     Clean and masked images pass the image encoder together, texts likewise; each cross encoder runs once for the
     reconstruction and once for all three matching pairings. A loss of weight 0 is not computed.
     """
@@ -113,7 +116,7 @@ class Pretraining:
             logits = run(fused, method="classify_tokens")
             sums["mlm"] = _totals(reconstruction.masked_text_loss(logits, hidden.targets, hidden.weights))
             correct = reconstruction.masked_text_correct(logits, hidden.targets, hidden.weights)
-            sums["mlm_accuracy"] = (correct.sum(), hidden.weights.sum())
+            sums["mlm_accuracy"] = (100 * correct.sum(), hidden.weights.sum())
 
         embeddings = _project(run, v, w) if self.weights["itc"] or self.weights["itm"] else ()
         if self.weights["itm"]:
@@ -133,7 +136,7 @@ class Pretraining:
 
     def batch_losses(self, params: PyTree, embeddings: Embeddings | tuple[()], pairs: Pairs) -> Sums:
         """ITC."""
-        sums: Sums = {"skipped_images": (pairs.skipped.sum(), jnp.float32(1))}
+        sums: Sums = example_counts(pairs.skipped)
         temperature = self._bound(params)(method="temperature")
         if self.weights["itc"] or self.weights["itm"]:
             sums["temperature"] = (temperature, jnp.float32(1))
@@ -166,7 +169,7 @@ def _match(
     valid = negatives.valid.reshape(-1)
     return {
         "itm": matching.matching_loss(logits, valid),
-        "itm_accuracy": (matching.matching_correct(logits, valid), matching.matching_weights(valid).sum()),
+        "itm_accuracy": (100 * matching.matching_correct(logits, valid), matching.matching_weights(valid).sum()),
     }
 
 

@@ -15,6 +15,7 @@ from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.batching import fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
+from mvlm_jax.objectives.counts import example_counts
 from mvlm_jax.objectives.reconstruction import cross_entropy
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
@@ -42,15 +43,19 @@ class ClassificationTask(LabelledTask):
 
     @cached_property
     def objective(self) -> Independent:
-        return Independent(self._losses, weights={"classification": 1.0}, dtype=self.model.dtype)
+        return Independent(
+            self._losses,
+            weights={"classification": 1.0},
+            dtype=self.model.dtype,
+            counts=lambda rows: example_counts(rows["skipped"]),
+        )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
         logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
         count = jnp.float32(logits.shape[0])
         return {
             "classification": (cross_entropy(logits, rows["label"]).sum(), count),
-            "accuracy": ((logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
-            "skipped_images": (rows["skipped"].sum().astype(jnp.float32), count),
+            "accuracy": (100 * (logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
         }
 
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], list[tuple[LabelledRow, str]]]:

@@ -15,6 +15,7 @@ from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
 from mvlm_jax.data.tally import in_words
 from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation import left_out as left_out_lib
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
@@ -118,5 +119,5 @@ def _examples(read: tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]
 
 
 def reasons(left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
-    """`left_out` by reason, for the results."""
-    return {"left_out": dict(Counter(reason for _, reason in left_out))}
+    """How many examples were left out, and why, for the results."""
+    return left_out_lib.left_out(Counter(reason for _, reason in left_out))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mvlm_jax.data.pipeline import EvalSplit
+from mvlm_jax.evaluation.left_out import left_out
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
 from mvlm_jax.models.flops import pretraining_step_flops
@@ -93,7 +94,7 @@ class Pretrain(ConfiguredTask):
             sweep=options.sweep,
             host_bytes=options.host_bytes,
         )
-        return {f"retrieval-{self.eval_name}": found | {"left_out": self.split.left_out}}
+        return {f"retrieval-{self.eval_name}": found | left_out(self.split.left_out)}
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         rebuilt = evaluate_reconstruction(
@@ -109,4 +110,4 @@ class Pretrain(ConfiguredTask):
             seed=self.config.seed,
             bootstrap=self.config.eval.bootstrap,
         )
-        return self.recalls(params) | {f"reconstruction-{self.eval_name}": rebuilt | {"left_out": self.split.left_out}}
+        return self.recalls(params) | {f"reconstruction-{self.eval_name}": rebuilt | left_out(self.split.left_out)}

@@ -18,6 +18,7 @@ from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, w
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
 from mvlm_jax.models.flops import fused_step_flops
+from mvlm_jax.objectives.counts import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
@@ -54,7 +55,12 @@ class Vqa(LabelledTask):
 
     @cached_property
     def objective(self) -> Independent:
-        return Independent(self._losses, weights={"answer": 1.0}, dtype=self.model.dtype)
+        return Independent(
+            self._losses,
+            weights={"answer": 1.0},
+            dtype=self.model.dtype,
+            counts=lambda rows: example_counts(rows["skipped"]),
+        )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
         answers, weights = rows["answers"], rows["answer_weights"]
@@ -66,8 +72,7 @@ class Vqa(LabelledTask):
         count = jnp.float32(answers.shape[0])
         return {
             "answer": (-(likelihood.sum(axis=-1) * weights).sum(), count),
-            "token_accuracy": ((told * weights[:, :, None]).sum(), tokens.sum()),
-            "skipped_images": (rows["skipped"].sum().astype(jnp.float32), count),
+            "token_accuracy": (100 * (told * weights[:, :, None]).sum(), tokens.sum()),
         }
 
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str, str]], list[tuple[LabelledRow, str]]]:

@@ -31,6 +31,7 @@ class Independent:
     weights: Mapping[str, float]
     dtype: DTypeLike
     group: int = 1
+    counts: Callable[[Rows], Sums] = lambda rows: {}  # metrics that count the whole batch
 
     def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
         return self.losses(params, rows), ()
@@ -39,7 +40,7 @@ class Independent:
         return ()
 
     def batch_losses(self, params: Params, embeddings: Rows, rows: Rows) -> Sums:
-        return {}
+        return self.counts(rows)
 
 
 def value_and_grad(

@@ -1,9 +1,13 @@
 """The metrics of a run, as JSON lines and as TensorBoard events."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from mvlm_jax.training.events import EventsFile
 from mvlm_jax.training.workdir import METRICS, plain, write_text, writing
@@ -54,16 +58,38 @@ class MetricsLog:
             self._events.flush()
 
     def write_evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-        """The numbers among the metrics of each file stem, as `eval/<stem>/<name>`."""
-        self.write(
-            step,
-            {
-                f"eval/{stem}/{name}": value
-                for stem, metrics in results.items()
-                for name, value in plain(metrics).items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            },
-        )
+        """The metrics of each file stem as `eval/<stem>/<name>`; see `scalars`."""
+        self.write(step, dict(scalars({f"eval/{stem}": metrics for stem, metrics in results.items()})))
+
+
+def scalars(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:
+    """(name, number) of every metric.
+
+    An interval [value, low, high] becomes `name`, `name_low` and `name_high`, a mapping `name/key` for each key, and
+    None a nan. Only texts have none: they stay in the file of the evaluation.
+
+    Raises:
+      TypeError: a metric of another kind, which would be missing among the curves.
+    """
+    for name, value in metrics.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{path}/")
+        elif isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
+            continue
+        elif isinstance(value, list | tuple) and len(value) == 3:
+            yield from ((f"{path}{suffix}", _number(part, path)) for suffix, part in zip(("", "_low", "_high"), value))
+        else:
+            yield path, _number(value, path)
+
+
+def _number(value: Any, path: str) -> float | int:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool | int | float | np.generic | jax.Array) and np.size(value) == 1:
+        number = np.asarray(value).item()
+        return int(number) if isinstance(number, bool) else number
+    raise TypeError(f"the metric {path} is {value!r}; it must be a number or [value, low, high]")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

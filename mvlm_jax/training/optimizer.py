@@ -27,10 +27,14 @@ def learning_rates(
 
 
 def warmup_cosine(*, steps: int, warmup_steps: int, peak: float, final: float) -> optax.Schedule:
-    """From 0 at update 0 straight to `peak` at `warmup_steps`, then along a cosine to `final` at `steps`."""
+    """From 0 at update 0 straight to `peak` at `warmup_steps`, then along a cosine to `final` at `steps`.
+
+    It differs from `optax.warmup_cosine_decay_schedule` in two points. That one keeps `final` as a multiple of `peak`,
+    so with a peak of 0 it stays at 0, whatever `final` is. Its other rates are these to 2e-7 of the peak, but not bit
+    for bit, as a run that is continued needs them.
+    """
 
     def schedule(update):
-        # Not Optax's own: that one scales by final / peak, which a peak of 0 (a frozen group) makes a nan.
         update = jnp.asarray(update, jnp.float32)
         progress = jnp.clip((update - warmup_steps) / (steps - warmup_steps), 0.0, 1.0)
         cosine = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))

@@ -91,7 +91,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        """Metrics for each file stem, such as `retrieval-val`."""
+        """Metrics for each file stem, such as `retrieval-val`: numbers, [value, low, high], texts, or maps of these."""
         ...
 
     def save_assets(self, workdir: Path) -> None:

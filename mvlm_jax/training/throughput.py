@@ -64,7 +64,8 @@ class Throughput:
 
 
 def progress_line(*, step: int, steps: int, metrics: dict[str, float], timing: dict[str, float]) -> str:
-    losses = [name for name in metrics if name != "grad_norm" and not name.startswith("learning_rate/")]
+    left_out = ("grad_norm", "examples")
+    losses = [name for name in metrics if name not in left_out and not name.startswith("learning_rate/")]
     words = [f"step {step}/{steps}"]
     words += [f"{name} {metrics[name]:.4g}" for name in sorted(losses, key=lambda name: name != "loss")]
     if timing:

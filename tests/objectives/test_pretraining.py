@@ -259,7 +259,7 @@ def test_padding_changes_no_loss(model, params, pairs):
 
 def test_a_loss_of_weight_zero_is_not_computed(model, params, pairs):
     _, metrics = jax.eval_shape(lambda p: saving_form(model, p, pairs, weights=_only("mim")), params)
-    assert set(metrics) == {"mim", "skipped_images"}
+    assert set(metrics) == {"mim", "examples", "skipped_images"}
 
 
 def test_groups_keep_negatives_at_home(model, params, pairs):

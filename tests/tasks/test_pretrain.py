@@ -52,9 +52,9 @@ def history(config, batch):
 
 def test_a_tiny_model_overfits_one_batch(history):
     last = history[-10:]
-    assert np.mean([line["mlm_accuracy"] for line in last]) > 0.9
+    assert np.mean([line["mlm_accuracy"] for line in last]) > 90
     assert np.mean([line["itc"] for line in last]) < 0.1
-    assert np.mean([line["itm_accuracy"] for line in last]) > 0.95
+    assert np.mean([line["itm_accuracy"] for line in last]) > 95
     assert np.mean([line["mim"] for line in last]) < 0.75 * history[0]["mim"]
 
 
@@ -62,6 +62,10 @@ def test_masks_differ_between_steps(history):
     """One batch at almost one set of weights: only other masks can make the reconstruction losses jump."""
     early = [line["mim"] for line in history[:3]]
     assert len(set(early)) == 3
+
+
+def test_each_line_says_how_many_examples_it_is_of_and_how_many_were_skipped(history):
+    assert {(line["examples"], line["skipped_images"]) for line in history} == {(8, 0)}
 
 
 def test_nothing_is_ever_not_a_number(history):

@@ -1,6 +1,22 @@
 import json
+import math
+import struct
 
-from mvlm_jax.training.metrics_log import MetricsLog, read_metrics
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mvlm_jax.training.metrics_log import MetricsLog, read_metrics, scalars
+
+
+def events(directory):
+    """What TensorBoard reads: records of a length, its checksum, an event and its checksum."""
+    for path in sorted(directory.glob("events*")):
+        data, place = path.read_bytes(), 0
+        while place < len(data):
+            [length] = struct.unpack_from("<Q", data, place)
+            yield Event.FromString(data[place + 12 : place + 12 + length])
+            place += length + 16
 
 
 def test_a_resumed_log_drops_the_lines_after_its_step(tmp_path):
@@ -35,20 +51,51 @@ def test_a_loss_that_is_not_finite_is_null_in_strict_json(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
 
 
-def test_the_numbers_of_an_evaluation_are_logged_and_it_is_remembered_across_starts(tmp_path):
+def test_every_number_of_an_evaluation_is_logged_and_it_is_remembered_across_starts(tmp_path):
+    metrics = {
+        "recall": 0.25,
+        "pairs": np.int64(3),
+        "mlm_gain": [0.5, -0.25, 1.5],
+        "left_out": {"corrupt": 2},
+        "skipped_images": 2,
+        "complete": True,
+        "note": "a text",
+        "templates": ["two", "texts"],
+        "mim_gain": [float("nan"), 0.0, None],
+    }
     with MetricsLog(tmp_path, resumed_step=0) as log:
         log.write(4, {"loss": 0.5})
-        log.write_evaluation(4, {"retrieval-val": {"recall": 0.25, "pairs": 3, "ci": [0.1, 0.2], "ok": True}})
+        log.write_evaluation(4, {"retrieval-val": metrics})
+    curves = {value.tag: value.simple_value for event in events(tmp_path) for value in event.summary.value}
     with MetricsLog(tmp_path, resumed_step=4) as log:
         assert log.has_evaluation(4)
         assert not log.has_evaluation(3)
-    assert list(read_metrics(tmp_path / "metrics.jsonl"))[-1] == {
-        "step": 4,
-        "eval/retrieval-val/recall": 0.25,
-        "eval/retrieval-val/pairs": 3,
+    logged = {
+        "recall": 0.25,
+        "pairs": 3,
+        "mlm_gain": 0.5,
+        "mlm_gain_low": -0.25,
+        "mlm_gain_high": 1.5,
+        "left_out/corrupt": 2,
+        "skipped_images": 2,
+        "complete": 1,
+        "mim_gain": None,
+        "mim_gain_low": 0.0,
+        "mim_gain_high": None,
     }
+    line = {"step": 4} | {f"eval/retrieval-val/{name}": value for name, value in logged.items()}
+    assert list(read_metrics(tmp_path / "metrics.jsonl"))[-1] == line
+    numbers = [math.nan if value is None else value for value in ({"loss": 0.5} | logged).values()]
+    assert list(curves) == ["loss", *(name for name in line if name != "step")]
+    np.testing.assert_array_equal(list(curves.values()), numbers)
     with MetricsLog(tmp_path, resumed_step=3) as log:
         assert not log.has_evaluation(4)
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], np.zeros(2), [1.0, 2.0, "a text"], b"bytes"])
+def test_a_metric_that_is_no_curve_is_refused_by_name_instead_of_being_dropped(value):
+    with pytest.raises(TypeError, match="the metric eval/val/norms is "):
+        dict(scalars({"eval/val": {"norms": value}}))
 
 
 def test_a_process_that_does_not_write_reads_the_same_log(tmp_path):

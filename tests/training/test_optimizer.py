@@ -48,6 +48,24 @@ def test_each_group_has_its_own_peak_and_final():
     assert [float(rates["encoder"](update)) for update in (5, 10, 55, 100)] == pytest.approx([5e-6, 1e-5, 1e-5, 1e-5])
 
 
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps", "peak", "final"),
+    [(600, 100, 2e-3, 1e-5), (20, 0, 1.0, 0.5), (20, 19, 3e-4, 0.0), (20, 5, 1e-5, 1e-5), (10, 2, 0.0, 0.0)],
+)
+def test_the_rates_are_those_of_optax_to_rounding(steps, warmup_steps, peak, final):
+    updates = jnp.arange(steps + 2)
+    theirs = optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, final)
+    ours = warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=peak, final=final)
+    rates = [np.asarray(jax.jit(jax.vmap(rate))(updates), np.float64) for rate in (theirs, ours)]
+    assert np.abs(rates[0] - rates[1]).max() <= 2e-7 * peak
+
+
+def test_a_peak_of_zero_rises_to_the_final_rate_where_that_of_optax_stays_at_zero():
+    rate = warmup_cosine(steps=6, warmup_steps=2, peak=0.0, final=0.4)
+    assert [float(rate(update)) for update in (0, 2, 4, 6)] == pytest.approx([0.0, 0.0, 0.2, 0.4])
+    assert float(optax.warmup_cosine_decay_schedule(0.0, 0.0, 2, 6, 0.4)(6)) == 0
+
+
 def test_a_peak_of_zero_stays_at_zero():
     rate = warmup_cosine(steps=10, warmup_steps=2, peak=0.0, final=0.0)
     assert [float(rate(update)) for update in range(11)] == [0.0] * 11

@@ -1,0 +1,28 @@
+from tiny import recipe
+
+from mvlm_jax.interop.model_card import model_card
+
+
+def test_every_metric_has_a_row_whatever_it_is():
+    metrics = {
+        "top1": 12.34567,
+        "images": 8,
+        "mlm_gain": [1.0, -0.5, None],
+        "mim_l1_own": None,
+        "skipped_images": 3,
+        "left_out": {"corrupt": 1, "absent": 2},
+        "templates": ["a {}.", "the {}.", "{}"],
+    }
+    evaluations = {"val": metrics, "none": {"left_out": {}}}
+    card = model_card(recipe("demo"), step=3, parameters=10**6, evaluations=evaluations, weights=None)
+    for row in (
+        "| val | top1 | 12.35 |",
+        "| val | images | 8 |",
+        "| val | mlm_gain | 1 [-0.5, not finite] |",
+        "| val | mim_l1_own | not finite |",
+        "| val | skipped_images | 3 |",
+        "| val | left_out | absent: 2, corrupt: 1 |",
+        "| val | templates | a {}.; the {}.; {} |",
+        "| none | left_out | none |",
+    ):
+        assert row in card
