@@ -83,6 +83,7 @@ class Jax:
 
         A field `xla:NAME` is an option of the compiler.
         """
+        from mvlm_jax.models.compute import check_attention
         from mvlm_jax.tasks.from_config import describe_task
         from mvlm_jax.training.mesh import make_mesh, shard_batch
         from mvlm_jax.training.program import make_program
@@ -93,6 +94,7 @@ class Jax:
         config_lib.validate(config)
         options = {name.removeprefix("xla:"): v for name, v in fields.items() if name.startswith("xla:")}
         task = describe_task(config)
+        check_attention(task.model.compute, platform=self._device.platform)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=[self._device])
         program = make_program(task=task, config=config, mesh=mesh)
         self._batches = make_batches(config)

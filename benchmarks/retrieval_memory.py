@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from step import process_peak
+from contenders import process_peak
 
 from mvlm_jax.evaluation import ranking
 from mvlm_jax.evaluation.retrieval import Pairs

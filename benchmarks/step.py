@@ -233,7 +233,7 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "small", "base", "large"), help="CPU: small; GPU: base")
     parser.add_argument("--image_size", type=int, help="pixels a side; CPU: 96; GPU: 224")
@@ -270,7 +270,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.contender:
         serve(arguments)
@@ -294,4 +294,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
