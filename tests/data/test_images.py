@@ -5,9 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from examples import encoded, picture, png_header
+from examples import encoded, picture, png_header, write_tar
 from PIL import Image, ImageOps
 
+from mvlm_jax.data.formats.image_folder import open_image_folder
 from mvlm_jax.data.images import (
     ENDINGS,
     EncodedImage,
@@ -16,6 +17,7 @@ from mvlm_jax.data.images import (
     evaluate_transform,
     upright_rgb,
 )
+from mvlm_jax.data.sources import open_source
 
 LIMIT = 10_000_000
 
@@ -212,3 +214,18 @@ def test_endings_are_those_that_pillow_reads_as_these_formats():
     assert {ending: registered[f".{ending}"] for endings in ENDINGS.values() for ending in endings} == {
         ending: kind for kind, endings in ENDINGS.items() for ending in endings
     }
+
+
+def test_images_of_every_ending_are_found_in_tar_files_and_folders(tmp_path):
+    files = {}
+    for number, (kind, endings) in enumerate(ENDINGS.items()):
+        for ending in endings:
+            files[f"{ending}.{ending.upper() if number % 2 else ending}"] = encoded(picture(), kind)
+    write_tar(tmp_path / "a.tar", files)
+    source = open_source(f"webdataset:{tmp_path}/a.tar", data_dir="")
+    assert [source[i]["image"] for i in range(len(source))] == list(files.values())
+    for folder in ("one", "two"):
+        (tmp_path / "folders" / folder).mkdir(parents=True)
+        for name, data in files.items():
+            (tmp_path / "folders" / folder / name).write_bytes(data)
+    assert len(open_image_folder(tmp_path / "folders")[1]) == 2 * len(files)
