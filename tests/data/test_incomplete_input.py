@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import struct
 import tarfile
 from pathlib import Path
 
@@ -262,6 +263,16 @@ def test_json_that_is_cut_is_refused_with_its_place(images):
     )
 
 
+def test_parquet_whose_text_is_none_is_refused_by_its_name(images):
+    table = pa.table({"image": ["0.jpg"], "caption": [b"caf\xe9"]})
+    table = pa.table([table["image"], pa.Array.from_buffers(pa.string(), 1, table["caption"].chunk(0).buffers())],
+                     names=table.column_names)  # fmt: skip
+    parquet.write_table(table, images / "a.parquet")
+    assert "a.parquet' cannot be read with the columns image, caption: 'utf-8' codec" in refusal(
+        f"table:{images}/a.parquet"
+    )
+
+
 def test_parquet_that_is_cut_is_refused_by_its_name(images):
     parquet.write_table(pa.table({"image": ["0.jpg"], "caption": ["a"]}), images / "a.parquet")
     (images / "a.parquet").write_bytes((images / "a.parquet").read_bytes()[:-10])
@@ -296,9 +307,14 @@ def test_a_prepared_file_with_fewer_records_than_were_written_is_refused(tmp_pat
 def test_ids_that_are_cut_are_refused(tmp_path):
     directory = write_dataset(Collection({"train": pair_source(3)}, "memory"), name="mine", data_dir=tmp_path)
     ids = directory / "ids-train.arrow"
-    ids.write_bytes(ids.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"ids-train.arrow' is cut off or damaged: "):
-        open_source("tfds:mine:train", data_dir=str(tmp_path)).example_id(0)
+    whole = ids.read_bytes()
+    ends = struct.pack("<4q", 0, 7, 14, 21)  # of the three ids, in bytes
+    assert ends in whole
+    far = struct.pack("<4q", 0, 2**40, 14, 21)
+    for damaged in (whole[:100], whole.replace(ends, far), whole.replace(b"image-1", b"image\xff1")):
+        ids.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"ids-train.arrow' is cut off or damaged: "):
+            open_source("tfds:mine:train", data_dir=str(tmp_path)).example_id(0)
 
 
 def test_lines_of_json_that_are_cut_are_refused(tmp_path):

@@ -87,7 +87,7 @@ class EmbeddedSource:
             try:
                 with parquet.ParquetFile(file) as table:
                     images = table.read_row_group(within, columns=[self._column]).column(0)
-            except (pa.ArrowException, OSError, IndexError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
                 reason = str(error).partition("\n")[0]
                 raise UserError(f"row group {within} of {str(file)!r} cannot be read: {reason}") from error
             self._kept[group] = images
@@ -123,7 +123,7 @@ def table_errors(file: Path, columns: Sequence[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = str(error).splitlines()[0]
         raise UserError(f"{str(file)!r} cannot be read with the columns {', '.join(columns)}: {message}") from error
     except TypeError as error:

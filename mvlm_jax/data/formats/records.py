@@ -158,7 +158,7 @@ def open_dataset(
     """
     try:
         builder = tfds.builder_from_directory(directory)
-    except (json_format.Error, OSError, ValueError) as error:
+    except (json_format.Error, OSError, ValueError, ImportError) as error:  # an unknown type is sought in TensorFlow
         reason = str(error).partition("\n")[0]
         raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it anew") from error
     features = reader.features if features is None else features
@@ -246,7 +246,9 @@ def read_ids(path: str | Path) -> pa.Array:
     """
     try:
         with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_file(file).get_batch(0).column(0)
+            ids = pa.ipc.open_file(file).get_batch(0).column(0)
+            ids.validate(full=True)  # a damaged offset would be followed to wherever it leads
+            return ids
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{str(path)!r} is cut off or damaged: {reason}; copy or prepare it anew") from error
