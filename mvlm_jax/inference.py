@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32, PyTree, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.data.images import UndecodableImage, evaluate_transform, to_rgb
+from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_rgb
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import index_batches, padded, place
@@ -129,8 +129,8 @@ class Inference:
         if not images:
             raise UserError("images is empty; give at least one")
         try:
-            upright = [np.array(to_rgb(ImageOps.exif_transpose(image))) for image in images]
-        except (UndecodableImage, OSError) as error:  # Pillow reads the pixels of a file only here
+            upright = [upright_rgb(image) for image in images]
+        except UndecodableImage as error:  # Pillow reads the pixels of a file only here
             raise UserError(f"an image cannot be used: {error}") from error
         return np.stack([evaluate_transform(image, size=self.config.image.size) for image in upright])
 

@@ -38,6 +38,7 @@ from mvlm_jax.data.checking.doctor import Limits, examine
 from mvlm_jax.data.checking.kinds import GROUPS, parse_policy
 from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import OPENERS, Source, local_directory, open_source, resolved_data_dir, source_files
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
@@ -330,8 +331,8 @@ def _report_dir(values: flags.FlagValues, default: Path) -> Path:
 
 def _licence(path: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text(encoding="utf-8") if path else ""
-    except (OSError, UnicodeDecodeError) as error:
+        return decoded(Path(os.path.expanduser(path)).read_bytes(), errors="strict") if path else ""
+    except (OSError, UnicodeError) as error:
         raise UserError(f"--licence={path!r} cannot be read as text: {error}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mvlm_jax.data.codecs import Codec, PairCodec
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.tally import Tally, left_out_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,3 +19,10 @@ class Collection:
     left_out: Mapping[str, Tally] = dataclasses.field(default_factory=dict)  # by split
     lines_left_out: Tally = dataclasses.field(default_factory=Tally)  # of the lists
     codec: Codec = PairCodec()
+
+    def left_out_of_split(self, split: str) -> Tally:
+        """What the builder left out of a split, and what its source did, before any image was read."""
+        tally = Tally()
+        for part in (self.left_out.get(split, Tally()), left_out_of(self.splits[split])):
+            tally.merge(part.as_dict())
+        return tally

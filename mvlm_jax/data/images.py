@@ -8,11 +8,31 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+ENDINGS = {  # of files, by the format that Pillow reads them as
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    "JPEG2000": ("jp2", "j2k", "jpf", "jpx", "jpc"),
+}
+FORMATS = tuple(ENDINGS)
+IMAGE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)  # in lower case
 JPEG_START, EXIF_START = b"\xff\xd8\xff", b"Exif\x00\x00"
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF: the field, and its values that swap width and height
+TURNS = {  # by the value of that field
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 PARTS = (8, 4, 2)  # a JPEG is decoded to one in so many pixels a side; what is between is no faster than all
 
 
@@ -66,12 +86,11 @@ class EncodedImage:
             except ValueError:
                 # Pillow reads what is wrong in no way that matters, and tells what is wrong with the rest.
                 self._picture = _opened(self._data, max_pixels=self.width * self.height)
-        with self._picture as picture, _reasons_given():
+        with self._picture as picture:
             if scale < 1:
-                picture.draft(None, tuple(math.ceil(scale * side) for side in picture.size))
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return np.array(to_rgb(picture))
+                with _reasons_given():
+                    picture.draft(None, tuple(math.ceil(scale * side) for side in picture.size))
+            return upright_rgb(picture)
 
 
 def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -123,9 +142,31 @@ def _opened(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    with _reasons_given():  # a PNG may have its EXIF behind the pixels, which are then read here
-        sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
+    with _reasons_given():
+        sideways = _orientation(picture) in SIDEWAYS
     return (picture.height, picture.width) if sideways else picture.size
+
+
+def upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an open image, turned as its EXIF says; as they lie where the EXIF is damaged.
+
+    Raises:
+      UndecodableImage: what is wrong with the body.
+    """
+    with _reasons_given():
+        picture.load()
+        # ImageOps.exif_transpose would also write the EXIF anew, which fails where a field of it is damaged.
+        turn = TURNS.get(_orientation(picture))
+        return np.array(to_rgb(picture if turn is None else picture.transpose(turn)))
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    if picture.format == "PNG":
+        picture.load()  # its EXIF may lie behind the pixels
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:  # its parsers raise whatever they trip over, and the pixels are none the worse
+        return None
 
 
 @contextlib.contextmanager

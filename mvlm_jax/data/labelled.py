@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from mvlm_jax.data.formats.listed import read_image
 from mvlm_jax.data.sources import Source
+from mvlm_jax.data.tally import Tally
 
 
 class LabelledExample(TypedDict):
@@ -56,8 +57,10 @@ def row_of(example: LabelledExample) -> LabelledRow:
 class ListedExamples:
     """Rows in memory, images read from their files on demand."""
 
-    def __init__(self, rows: Sequence[LabelledRow], *, root: Path) -> None:
+    def __init__(self, rows: Sequence[LabelledRow], *, root: Path, left_out: Tally | None = None) -> None:
+        """`left_out`: what the reader of the rows has not used."""
         self._rows, self._root = rows, root
+        self.left_out = Tally() if left_out is None else left_out
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -4,13 +4,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from absl import logging
+
 from mvlm_jax.data.formats.labelled_records import LabelledRecords
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.formats.records import open_dataset
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import open_vqa
 from mvlm_jax.data.labelled import LabelledSource
+from mvlm_jax.data.paths import local_path
 from mvlm_jax.data.sources import prepared_dir
+from mvlm_jax.data.tally import left_out_of
 from mvlm_jax.errors import UserError
 
 # Collections read from the files that they are published as.
@@ -30,7 +34,11 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
     scheme, place, split = parse_labelled(uri)
     if scheme == "tfds":
         return open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
-    return PUBLISHED[scheme](Path(place).expanduser(), split)
+    source = PUBLISHED[scheme](local_path(place, name="source"), split)
+    left_out = left_out_of(source)
+    if left_out.counts:
+        logging.warning("%s: not all of it is used (%s)", uri, left_out)
+    return source
 
 
 def parse_labelled(uri: str) -> tuple[str, str, str]:

@@ -1,6 +1,5 @@
 """Where examples come from: one protocol, opened by URI."""
 
-import glob
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -9,11 +8,13 @@ from typing import Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.formats import annotations, records, table, webdataset
-from mvlm_jax.data.formats.webdataset import expand_braces
+from mvlm_jax.data.paths import local_path, matching, split_query
+from mvlm_jax.data.tally import left_out_of
 from mvlm_jax.errors import UserError
 
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version
@@ -23,7 +24,10 @@ ExampleT = TypeVar("ExampleT", covariant=True)
 
 @runtime_checkable
 class Source(Protocol[ExampleT]):
-    """Random access to examples; pickled into worker processes."""
+    """Random access to examples; pickled into worker processes.
+
+    A source whose reading leaves something out counts it in a `left_out` of its own (see `left_out_of`).
+    """
 
     def __len__(self) -> int: ...
 
@@ -53,12 +57,16 @@ def open_source(uri: str, *, data_dir: str) -> Source[Example]:
     if unknown:
         takes = f"takes {', '.join(legal)}" if legal else "takes none"
         raise UserError(f"source {uri!r} has an option {unknown[0]!r}; {scheme}: {takes}")
-    return opener(path, data_dir=data_dir, **options)
+    source = opener(path, data_dir=data_dir, **options)
+    left_out = left_out_of(source)
+    if left_out.counts:
+        logging.warning("%s: not all of it is used (%s)", uri, left_out)
+    return source
 
 
 def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
     """`scheme:path?option=value&option=value` as scheme, path and options; %xx stands for a character in a value, and ~
-    at the start of the path for the home directory.
+    at the start of the path for the home directory. A path or a value that exists as it is written is meant so.
 
     Raises:
       UserError: not of this form, or a path that is no local one.
@@ -66,16 +74,17 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
     scheme, _, rest = uri.partition(":")
     if scheme not in OPENERS or not rest:
         raise UserError(f"source {uri!r} is not of the form {', '.join(FORMS)}")
-    path, _, query = rest.partition("?")
-    if "://" in path or path.startswith("//"):
+    if "://" in rest.partition("?")[0] or rest.startswith("//"):
         raise UserError(f"source {uri!r} does not name a local path; mount or copy the files first")
+    path, query = split_query(rest)
+    path = str(local_path(path, name="source")) if scheme != "tfds" else path
     options = {}
     for option in filter(None, query.split("&")):
         name, equals, value = option.partition("=")
         if not equals or not value or name in options:
             raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
-        options[name] = unquote(value)
-    return scheme, os.path.expanduser(path), options
+        options[name] = value if os.path.exists(os.path.expanduser(value)) else unquote(value)
+    return scheme, path, options
 
 
 def source_files(uri: str) -> tuple[Path, ...]:
@@ -83,7 +92,15 @@ def source_files(uri: str) -> tuple[Path, ...]:
     scheme, path, _ = parse_uri(uri)
     if scheme == "tfds":
         return ()
-    return tuple(Path(file) for pattern in expand_braces(path) for file in sorted(glob.glob(pattern)))
+    return tuple(Path(file) for file in _matching_now(scheme, path) if os.path.exists(file))
+
+
+def _matching_now(scheme: str, path: str) -> list[str]:
+    if scheme == "json":
+        return [path]
+    if scheme == "arrayrecord" and _prepared_split(path) is not None:
+        return []
+    return matching(path)
 
 
 def split_name(uri: str) -> str:
@@ -113,9 +130,7 @@ def local_directory(path: str, *, name: str) -> Path:
     Raises:
       UserError: it is no local one.
     """
-    if "://" in path:
-        raise UserError(f"{name}={path!r} is not a local path; mount the bucket and give the path of the mount")
-    return Path(os.path.expanduser(path))
+    return local_path(path, name=name)
 
 
 def prepared_dir(name: str, *, data_dir: str) -> Path:
@@ -156,10 +171,16 @@ def _open_tfds(path: str, *, data_dir: str, **names: str) -> Source[Example]:
 
 
 def _open_arrayrecord(path: str, *, data_dir: str, **names: str) -> Source[Example]:
-    directory, split = newest_version(Path(path).parent), Path(path).name
-    if directory is not None and re.fullmatch(r"\w+(\[[^\]]*\])?", split):
-        return records.open_dataset(directory, split, features=_features(names))
+    prepared = _prepared_split(path)
+    if prepared is not None:
+        return records.open_dataset(*prepared, features=_features(names))
     return records.open_files(path, features=_features(names))
+
+
+def _prepared_split(path: str) -> tuple[Path, str] | None:
+    """Directory of a prepared dataset, and the split of it; None: the path is of files."""
+    directory, split = newest_version(Path(path).parent), Path(path).name
+    return (directory, split) if directory is not None and re.fullmatch(r"\w+(\[[^\]]*\])?", split) else None
 
 
 def _features(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -35,3 +35,8 @@ class Tally:
 
     def __str__(self) -> str:
         return in_words(self.counts)
+
+
+def left_out_of(source: object) -> Tally:
+    """What a source's own reading left out, before any image was read; empty where it counts nothing."""
+    return getattr(source, "left_out", Tally())

@@ -163,6 +163,18 @@ def test_visual_genome_leaves_out_what_flickr30k_holds_out_where_its_list_is_the
     assert collection.left_out["train"].counts == {"held_out_in_coco": 2, "held_out_in_flickr30k": 1}
 
 
+def test_regions_of_no_image_are_counted_and_images_without_a_coco_id_are_not_held_out(tmp_path):
+    with_coco_list(publish_visual_genome(tmp_path))
+    regions = json.loads((tmp_path / "region_descriptions.json").read_text())
+    (tmp_path / "region_descriptions.json").write_text(json.dumps([*regions, {"id": 99, "regions": []}]))
+    content = json.loads((tmp_path / "dataset_coco.json").read_text())
+    content["images"].append({**content["images"][2], "cocoid": None})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(content))
+    collection = visual_genome.collection(tmp_path)
+    assert list(said(collection)) == ["1", "3", "4"]
+    assert collection.left_out["train"].as_dict()["no_such_image"] == {"count": 1, "ids": ["99"]}
+
+
 def test_visual_genome_without_coco_list_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no dataset_coco.json, which Visual Genome, so that COCO's held-out"):
         visual_genome.collection(publish_visual_genome(tmp_path))

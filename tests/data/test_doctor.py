@@ -53,8 +53,10 @@ class Planting:
         return (self.directory / f"{self.seed}.img").read_bytes()
 
     def write(self) -> None:
+        unread = {"image": None, "caption": "two dogs run"}
         for split, entries in self.lists.items():
-            (self.directory / f"{split}.json").write_text(json.dumps(entries))
+            content = [*entries, unread] if split == "train" else entries
+            (self.directory / f"{split}.json").write_text(json.dumps(content))
 
 
 def plant_every_kind(planting: Planting) -> None:
@@ -162,8 +164,12 @@ def found_in(directory: Path) -> list[tuple[str, str, str]]:
 
 
 def test_every_planted_fault_is_found_and_nothing_else(planting, checked):
-    assert {kind for kind, _, _ in planting.expected} == set(KINDS)
+    assert {kind for kind, _, _ in planting.expected} == set(KINDS) - {"unread"}
     assert sorted(found_in(checked[1])) == sorted(planting.expected)
+    content = json.loads((checked[1] / "check.json").read_text())
+    assert content["counts"]["unread"] == content["stops"]["unread"] == 1
+    place = f"entry {len(planting.lists['train'])}"
+    assert content["left_out"] == {"dev": {}, "train": {"no_path": {"count": 1, "ids": [place]}}}
 
 
 def test_report_counts_and_names_the_other_one_of_a_pair(planting, checked):

@@ -11,8 +11,8 @@ from examples import encoded, picture, write_tar
 from pyarrow import parquet
 
 from mvlm_jax.data.builders import shapes
-from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.data.images import AbsentImage, UnusableImage
+from mvlm_jax.data.paths import expand_braces
 from mvlm_jax.data.sources import Source, open_source
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
@@ -204,9 +204,11 @@ def test_wrong_tables_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("path,text\na.jpg,a\n")
     assert "path, text" in refusal(f"table:{tmp_path}/a.csv")
     (tmp_path / "b.csv").write_text("image,caption\n,a\n")
-    assert "has no path" in refusal(f"table:{tmp_path}/b.csv")
+    assert "no row that can be used with the columns image, caption (no_path: 1)" in refusal(f"table:{tmp_path}/b.csv")
     (tmp_path / "c.csv").write_text("image,caption\na.jpg\n")
-    assert "cannot be read with the columns image, caption" in refusal(f"table:{tmp_path}/c.csv")
+    assert "no row that can be used with the columns image, caption (malformed: 1)" in refusal(
+        f"table:{tmp_path}/c.csv"
+    )
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     assert "cannot be read" in refusal(f"table:{tmp_path}/d.parquet")
     (tmp_path / "e.xlsx").write_bytes(b"")

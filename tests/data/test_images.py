@@ -1,12 +1,23 @@
 import io
+import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
-from examples import encoded, picture, png_header
-from PIL import Image
+from examples import encoded, picture, png_header, write_tar
+from PIL import Image, ImageOps
 
-from mvlm_jax.data.images import EncodedImage, UndecodableImage, decode_image, evaluate_transform
+from mvlm_jax.data.formats.image_folder import open_image_folder
+from mvlm_jax.data.images import (
+    ENDINGS,
+    EncodedImage,
+    UndecodableImage,
+    decode_image,
+    evaluate_transform,
+    upright_rgb,
+)
+from mvlm_jax.data.sources import open_source
 
 LIMIT = 10_000_000
 
@@ -160,3 +171,61 @@ def test_evaluation_squeezes_the_whole_image():
 def test_pixels_can_be_written_to():
     pixels = decode_image(encoded(picture()), max_pixels=LIMIT)
     pixels[0, 0] = 0
+
+
+def with_chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG with another chunk before its pixels."""
+    data = encoded(picture())
+    place = data.index(b"IDAT") - 4
+    chunk = kind + content
+    return data[:place] + struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[place:]
+
+
+BROKEN_EXIF = {
+    "jpeg": encoded(picture(), "JPEG", quality=95, exif=b"Exif\x00\x00no TIFF header"),
+    "webp": encoded(picture(), "WEBP", lossless=True, exif=b"no TIFF header"),
+    "png": with_chunk(b"eXIf", b"no TIFF header"),
+    "png-cut": with_chunk(b"eXIf", b"MM\x00*\x00\x00\x00\x08\x00\x05\x01"),
+    "png-empty": with_chunk(b"eXIf", b""),
+    "png-profile": with_chunk(b"zTXt", b"Raw profile type exif\x00\x00" + zlib.compress(b"\nexif\n  10\nzzzz")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_EXIF)
+def test_image_is_kept_where_only_its_exif_is_damaged(name):
+    image = EncodedImage(BROKEN_EXIF[name], max_pixels=LIMIT)
+    assert (image.width, image.height) == (40, 30)
+    assert abs(image.pixels().astype(int) - np.asarray(picture())).mean() < 8
+    opened = Image.open(io.BytesIO(BROKEN_EXIF[name]))
+    assert upright_rgb(opened).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_are_those_of_pillow(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(), "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode_image(data, max_pixels=LIMIT), expected)
+
+
+def test_endings_are_those_that_pillow_reads_as_these_formats():
+    registered = Image.registered_extensions()
+    assert {ending: registered[f".{ending}"] for endings in ENDINGS.values() for ending in endings} == {
+        ending: kind for kind, endings in ENDINGS.items() for ending in endings
+    }
+
+
+def test_images_of_every_ending_are_found_in_tar_files_and_folders(tmp_path):
+    files = {}
+    for number, (kind, endings) in enumerate(ENDINGS.items()):
+        for ending in endings:
+            files[f"{ending}.{ending.upper() if number % 2 else ending}"] = encoded(picture(), kind)
+    write_tar(tmp_path / "a.tar", files)
+    source = open_source(f"webdataset:{tmp_path}/a.tar", data_dir="")
+    assert [source[i]["image"] for i in range(len(source))] == list(files.values())
+    for folder in ("one", "two"):
+        (tmp_path / "folders" / folder).mkdir(parents=True)
+        for name, data in files.items():
+            (tmp_path / "folders" / folder / name).write_bytes(data)
+    assert len(open_image_folder(tmp_path / "folders")[1]) == 2 * len(files)

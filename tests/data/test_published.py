@@ -94,6 +94,20 @@ def test_answer_lists_hold_the_commonest_answers_of_the_training_questions(tmp_p
     assert answer_list(map(source.row, range(len(source))), size=1) == ["net"]
 
 
+def test_annotations_of_no_question_are_counted_and_those_that_come_again_refused(tmp_path):
+    write_vqa(tmp_path, "train2014", images=[1])
+    file = tmp_path / "v2_mscoco_train2014_annotations.json"
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    content["annotations"].append({**first, "question_id": 7})
+    file.write_text(json.dumps(content))
+    assert open_vqa(tmp_path, "train").left_out.as_dict() == {"no_such_question": {"count": 1, "ids": ["7"]}}
+    content["annotations"].append(first)
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"annotates the question {first['question_id']} more than once"):
+        open_vqa(tmp_path, "train")
+
+
 def test_submissions_are_what_evalai_takes():
     assert submission({"262148000": "net"}) == [{"question_id": 262148000, "answer": "net"}]
 

@@ -85,6 +85,13 @@ def test_damaged_description_of_a_dataset_is_refused(name, shapes_dir, tmp_path)
         assert message.endswith("; prepare it anew")
 
 
+def test_type_that_is_sought_in_tensorflow_is_refused(shapes_dir, tmp_path):
+    shutil.copytree(shapes_dir, tmp_path / "data")
+    file = tmp_path / "data" / "shapes" / "1.0.0" / "features.json"
+    file.write_text(file.read_text().replace('"uint8"', '""'))
+    assert refusal("tfds:shapes:val", str(tmp_path / "data")).endswith("; prepare it anew")
+
+
 def test_tensorflow_is_never_imported(shapes_dir):
     program = (
         "import sys; from mvlm_jax import prepare; from mvlm_jax.data import pipeline, sources; "

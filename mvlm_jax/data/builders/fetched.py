@@ -1,5 +1,7 @@
 """Web images that img2dataset fetched: CC3M (Sharma et al., ACL 2018) and SBU (Ordonez et al., NeurIPS 2011)."""
 
+import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,9 +11,12 @@ from pyarrow import parquet
 
 from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.formats.annotations import caption_text
+from mvlm_jax.data.formats.annotations import captions_in
+from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import Row, listed
+from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.formats.webdataset import open_webdataset
+from mvlm_jax.data.images import IMAGE_ENDINGS
 from mvlm_jax.data.sources import Source
 from mvlm_jax.errors import UserError
 
@@ -46,11 +51,14 @@ def sbu(directory: Path) -> Collection:
         source, files = open_fetched(directory)
         return Collection(splits={"train": source}, source=str(directory), files=files)
     check_layout(directory, dataset="SBU", parts=(SBU_URLS, SBU_CAPTIONS, SBU_IMAGES))
-    urls, captions = (file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n") for file in lists)
+    urls, captions = (decoded(file.read_bytes()).rstrip("\r\n").split("\n") for file in lists)
     if len(urls) != len(captions):
         raise UserError(f"{SBU_URLS} has {len(urls)} lines and {SBU_CAPTIONS} {len(captions)}; they belong together")
     names = (Path(urlsplit(url.strip()).path).name for url in urls)
-    rows = (Row(name, [caption], Path(name).stem) for name, caption in zip(names, captions) if name)
+    rows = (
+        Row(name, [caption.strip()], Path(name).stem, f"line {number}")
+        for number, (name, caption) in enumerate(zip(names, captions), start=1)
+    )
     source = listed(rows, root=directory / SBU_IMAGES)
     return Collection(splits={"train": source}, source=str(directory), files=lists)
 
@@ -59,12 +67,16 @@ def open_fetched(directory: Path) -> tuple[Source, tuple[Path, ...]]:
     """Output of img2dataset in its formats `webdataset` (tar files) and `files` (directories beside parquet files).
 
     Raises:
-      UserError: neither is there.
+      UserError: neither is there, or a part is there without the other one that img2dataset writes with it.
     """
     tars, tables = sorted(directory.glob("*.tar")), sorted(directory.glob("*.parquet"))
     if tars:
-        return open_webdataset(str(directory / "*.tar")), tuple(tars)
+        parts = {table.stem for table in tables if table.stem.isdecimal()}
+        _check_parts(directory, missing=parts - {tar.stem for tar in tars}, ending="tar")
+        return open_webdataset(f"{glob.escape(str(directory))}/*.tar"), tuple(tars)
     if tables:
+        folders = {path.name for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()}
+        _check_parts(directory, missing=folders - {table.stem for table in tables}, ending="parquet")
         return listed(_fetched_rows(tables), root=directory), tuple(tables)
     raise UserError(
         f"--source={str(directory)!r} has no 00000.tar or 00000.parquet; fetch the images with img2dataset, "
@@ -72,12 +84,37 @@ def open_fetched(directory: Path) -> tuple[Source, tuple[Path, ...]]:
     )
 
 
+def _check_parts(directory: Path, *, missing: set[str], ending: str) -> None:
+    if missing:
+        raise UserError(
+            f"{str(directory)!r} lacks {len(missing)} files that img2dataset writes at the end of a part, the first "
+            f"{min(missing)}.{ending}; let it finish, or remove what there is of that part"
+        )
+
+
 def _fetched_rows(tables: list[Path]) -> Iterator[Row]:
+    known: set[str] = set()
     for file in tables:
         try:
             table = parquet.read_table(file, columns=["key", "caption"])
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
             raise UserError(f"{str(file)!r} is not a table of img2dataset's: {str(error).splitlines()[0]}") from error
-        # Addresses that failed are rows too; their images are found to be absent.
-        for key, caption in zip(table["key"].to_pylist(), table["caption"].to_pylist()):
-            yield Row(f"{file.stem}/{key}.jpg", [caption_text(caption)], key)
+        images = _images_by_key(file.with_suffix(""))
+        for number, (value, said) in enumerate(zip(table["key"].to_pylist(), table["caption"].to_pylist())):
+            key = id_text(value)
+            identity = key if key not in known else f"{file.stem}/{key}"
+            known.add(key)
+            # Addresses that failed are rows too; their images are found to be absent.
+            path = f"{file.stem}/{images.get(key, f'{key}.jpg')}" if key else ""
+            try:
+                yield Row(path, captions_in(said), identity, f"row {number} of {file.name}")
+            except TypeError as error:
+                raise UserError(f"row {number} of {str(file)!r}: {error}") from error
+
+
+def _images_by_key(directory: Path) -> dict[str, str]:
+    """The names of the images that were fetched; the format is an option of img2dataset."""
+    if not directory.is_dir():
+        return {}
+    names = (name.rpartition(".") for name in sorted(os.listdir(directory)))
+    return {key: f"{key}.{ending}" for key, _, ending in names if ending.lower() in IMAGE_ENDINGS}

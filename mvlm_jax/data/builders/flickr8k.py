@@ -6,6 +6,7 @@ from pathlib import Path
 from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.listed import Row, listed
+from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
@@ -34,7 +35,7 @@ def collection(directory: Path) -> Collection:
     left_out = {split: Tally() for split in lists}
     for split, file in lists.items():
         rows = []
-        for name in file.read_text(encoding="utf-8", errors="replace").split():
+        for name in decoded(file.read_bytes()).split():
             if name in seen:
                 left_out[split].add("listed_twice", Path(name).stem)
             elif Path(name).name != name:  # it points out of the directory

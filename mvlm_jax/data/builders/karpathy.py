@@ -46,7 +46,8 @@ def read_list(file: Path) -> dict[str, Any]:
     """
     content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
-    if not images or not all({"split", "filename", "sentences"} <= set(image) for image in images):
+    fields = {"split", "filename", "sentences"}
+    if not images or not all(isinstance(image, dict) and fields <= set(image) for image in images):
         raise UserError(f"{str(file)!r} is not one of Karpathy's lists: images with filename, split and sentences")
     return content
 

@@ -56,7 +56,7 @@ def collection(directory: Path) -> Collection:
     }
     left_out = Tally()
     for name, part in parts.items():
-        for reason, out in (part.left_out["train"].as_dict() if "train" in part.left_out else {}).items():
+        for reason, out in part.left_out_of_split("train").as_dict().items():
             left_out.merge({reason: {"count": out["count"], "ids": [f"{name}/{identity}" for identity in out["ids"]]}})
     return Collection(
         splits={"train": Joined({name: part.splits["train"] for name, part in parts.items()})},

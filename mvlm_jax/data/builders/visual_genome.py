@@ -9,6 +9,7 @@ from mvlm_jax.data.builders.karpathy import COCO_LIST, FLICKR30K_LIST, HELD_OUT,
 from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import caption_text
+from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.published import json_file
 from mvlm_jax.data.tally import Tally
@@ -38,7 +39,7 @@ def collection(directory: Path, *, coco_list: Path | None = None) -> Collection:
     flickr30k_list = directory / FLICKR30K_LIST
     left_out = Tally()
     try:
-        held_out = {"coco": {str(image["cocoid"]) for image in _held_out(coco_list)}}
+        held_out = {"coco": {id_text(image["cocoid"]) for image in _held_out(coco_list)} - {""}}
         if flickr30k_list.is_file():
             held_out["flickr30k"] = {Path(image["filename"]).stem for image in _held_out(flickr30k_list)}
         rows = list(_rows(directory, held_out=held_out, left_out=left_out))
@@ -60,11 +61,16 @@ def _held_out(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _rows(directory: Path, *, held_out: Mapping[str, set[str]], left_out: Tally) -> Iterator[Row]:
     descriptions = {image["id" if "id" in image else "image_id"]: image for image in json_file(directory / REGIONS)}
-    for image in json_file(directory / IMAGES):
+    images = json_file(directory / IMAGES)
+    listed_images = {image["image_id"] for image in images}
+    for number in descriptions:
+        if number not in listed_images:
+            left_out.add("no_such_image", str(number))
+    for image in images:
         identity = str(image["image_id"])
-        if str(image["coco_id"]) in held_out["coco"]:
+        if id_text(image["coco_id"]) in held_out["coco"]:
             left_out.add("held_out_in_coco", identity)
-        elif str(image["flickr_id"]) in held_out.get("flickr30k", ()):
+        elif id_text(image["flickr_id"]) in held_out.get("flickr30k", ()):
             left_out.add("held_out_in_flickr30k", identity)
         else:
             regions = descriptions.get(image["image_id"], {"regions": []})["regions"]

@@ -18,7 +18,7 @@ from mvlm_jax.data.checking.kinds import KINDS
 from mvlm_jax.data.checking.twins import near_pairs, same_files
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.cores import cores
-from mvlm_jax.data.images import AbsentImage, UnusableImage
+from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.text import Tokenizer
 
@@ -26,6 +26,8 @@ CHUNK = 64  # examples that a thread looks at before it hands over what it found
 MANY_COPIES = 10  # of one file
 BOILERPLATE, BOILERPLATE_PART = 10, 1 / 1000  # images that share a caption: both in number and of all
 LONGEST = 4  # times the configured length; what is longer is counted as that long
+# Of what is left out before any image is read, the reasons that nobody intends.
+UNREAD = ("malformed", "not_utf8", "no_path", "no_such_image", "repeated_member", "link_member")
 SHOWN = 160  # characters of a caption that are quoted
 
 
@@ -64,11 +66,13 @@ class Checkup:
     against: Mapping[str, int]  # images of each evaluation set
     lengths: Int[np.ndarray, " T"]  # captions of 0, 1, … tokens, start and end included; empty: no tokenizer
     max_length: int
+    unread: Mapping[str, int]  # by reason: what no example was made of
 
     @property
     def counts(self) -> dict[str, int]:
         """Findings by kind, of the kinds that there are any of."""
         counts = Counter(finding.kind for finding in self.findings)
+        counts["unread"] = sum(self.unread.values())
         return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
 
@@ -127,7 +131,15 @@ def examine(
         if tokenizer is not None
         else np.zeros(0, np.int64),
         max_length=limits.max_length,
+        unread=_unread(collection),
     )
+
+
+def _unread(collection: Collection) -> dict[str, int]:
+    counts: Counter[str] = Counter(collection.lines_left_out.counts)
+    for split in collection.splits:
+        counts.update(collection.left_out_of_split(split).counts)
+    return {reason: counts[reason] for reason in UNREAD if counts[reason]}
 
 
 class _Part(NamedTuple):
@@ -195,7 +207,7 @@ def _problems(
     try:
         example = source[index]
     except UnusableImage as error:
-        kind = "missing" if isinstance(error, AbsentImage) else "undecodable"
+        kind = {"absent": "missing", "malformed_json": "no_captions"}.get(error.reason, "undecodable")
         return identity, [*problems, (kind, str(error))], None, []
     seen = look(example["image"], max_pixels=limits.max_pixels, shortest_side=limits.image_size / 4)
     problems += seen.problems

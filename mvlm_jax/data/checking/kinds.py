@@ -20,6 +20,7 @@ KINDS = {
     "undecodable": Kind(True, "the file is empty, of another kind, or damaged"),
     "truncated": Kind(True, "the file ends before the picture does; or its rest was filled with grey"),
     "too_large": Kind(True, "more pixels than config.data.max_image_pixels"),
+    "unread": Kind(True, "a line, a row, a caption or a member of a tar file that cannot be used"),
     "no_captions": Kind(True, "nothing is said of the image"),
     "duplicate_id": Kind(True, "an earlier example of the split has the same id"),
     "broken_id": Kind(True, "the id is empty, or has blanks around it or control characters in it"),

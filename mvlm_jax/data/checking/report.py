@@ -15,6 +15,7 @@ from mvlm_jax.data.checking.kinds import KINDS, Policy
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import UnusableImage, decode_image
 from mvlm_jax.data.sources import Source
+from mvlm_jax.data.tally import in_words
 from mvlm_jax.errors import UserError
 
 JSON, HTML = "check.json", "check.html"
@@ -65,7 +66,7 @@ def as_dict(
         "examples": dict(checkup.examples),
         "captions": dict(checkup.captions),
         "against": dict(checkup.against),
-        "left_out": {split: tally.as_dict() for split, tally in collection.left_out.items()},
+        "left_out": {split: collection.left_out_of_split(split).as_dict() for split in collection.splits},
         "lines_left_out": collection.lines_left_out.as_dict(),
         "tokens": {"max_length": checkup.max_length, "captions_by_length": checkup.lengths.tolist()},
         "findings": [_finding(finding) for finding in checkup.findings],
@@ -151,7 +152,9 @@ def _left_out(content: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    return "<h2>Left out before any image was read</h2>" + page.table(rows, head=["split", "reason", "count", "first"])
+    return '<h2 id="unread">Left out before any image was read</h2>' + page.table(
+        rows, head=["split", "reason", "count", "first"]
+    )
 
 
 def _histogram(checkup: Checkup) -> str:
@@ -188,6 +191,9 @@ def summary(checkup: Checkup, *, stops: Sequence[str]) -> list[str]:
     lines += [f"{name}: {count} images to compare with" for name, count in checkup.against.items()]
     for kind, count in checkup.counts.items():
         found = (finding.id for finding in checkup.findings if finding.kind == kind)
-        first = ", ".join(itertools.islice(found, NAMED)) + (", …" if count > NAMED else "")
+        if kind == "unread":
+            first = in_words(checkup.unread)
+        else:
+            first = ", ".join(itertools.islice(found, NAMED)) + (", …" if count > NAMED else "")
         lines.append(f"  {kind}: {count} ({first}){', which stops' if kind in stops else ''}")
     return lines

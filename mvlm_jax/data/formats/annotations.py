@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import ListedSource, Row, existing_file, listed, root_of
 from mvlm_jax.data.formats.published import json_file
+from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
 OPTIONS = ("split", "image_root")
@@ -24,21 +26,22 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
     file = existing_file(path)
     content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
+    left_out = Tally()
     with layout_checked(file):
         if images and "sentences" in images[0]:
             rows = karpathy_rows(content, splits=split.split(",") if split else [])
         elif split:
             raise UserError(f"{path!r} has no splits, but split={split} was asked for; leave it out")
         elif isinstance(images, list) and isinstance(content.get("annotations"), list):
-            rows = coco_rows(content)
+            rows = coco_rows(content, left_out=left_out)
         elif isinstance(content, list):
-            rows = (_albef_row(entry) for entry in content)
+            rows = (_albef_row(entry, number) for number, entry in enumerate(content))
         else:
             raise UserError(
                 f"{path!r} is none of: a list of {{image, caption}} (ALBEF), images with sentences (Karpathy), "
                 "images and annotations (COCO)"
             )
-        return listed(rows, root=root_of(file, image_root))
+        return listed(rows, root=root_of(file, image_root), left_out=left_out)
 
 
 @contextlib.contextmanager
@@ -69,17 +72,23 @@ def karpathy_rows(content: Mapping[str, Any], *, splits: list[str]) -> Iterator[
             yield Row(
                 image=str(Path(image.get("filepath", "")) / image["filename"]),
                 captions=[caption_text(sentence["raw"]) for sentence in image["sentences"]],
-                image_id=str(image.get("cocoid", Path(image["filename"]).stem)),
+                image_id=id_text(image.get("cocoid")) or Path(image["filename"]).stem,
             )
 
 
-def coco_rows(content: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows of COCO's captions, images without any caption included."""
+def coco_rows(content: Mapping[str, Any], *, left_out: Tally) -> Iterator[Row]:
+    """Rows of COCO's captions, images without any caption included; captions of no image are counted in `left_out`."""
+    there = {image["id"] for image in content["images"] if id_text(image["id"])}
     captions = defaultdict(list)
-    for annotation in content["annotations"]:
-        captions[annotation["image_id"]].append(caption_text(annotation["caption"]))
-    for image in content["images"]:
-        yield Row(image["file_name"], captions[image["id"]], str(image["id"]))
+    for number, annotation in enumerate(content["annotations"]):
+        if annotation["image_id"] in there:
+            captions[annotation["image_id"]].append(caption_text(annotation["caption"]))
+        else:
+            left_out.add("no_such_image", f"annotation {number}")
+    for number, image in enumerate(content["images"]):
+        identity = id_text(image["id"])
+        said = captions[image["id"]] if identity else []
+        yield Row(_path(image["file_name"]), said, identity, f"image {number}")
 
 
 def caption_text(value: Any) -> str:
@@ -95,11 +104,31 @@ def caption_text(value: Any) -> str:
     return str(value)
 
 
-def _albef_row(entry: Mapping[str, Any]) -> Row:
-    caption = entry["caption"]
-    captions = caption if isinstance(caption, list) else [caption]
-    image_id = entry.get("image_id")
-    return Row(entry["image"], [caption_text(text) for text in captions], "" if image_id is None else str(image_id))
+def captions_in(value: Any) -> list[str]:
+    """The captions in a field that holds one, a list of them, or none.
+
+    Raises:
+      TypeError: as `caption_text`.
+    """
+    return [caption_text(text) for text in (value if isinstance(value, list) else [value])]
+
+
+def _albef_row(entry: Mapping[str, Any], number: int) -> Row:
+    captions = captions_in(entry["caption"])
+    return Row(_path(entry["image"]), captions, id_text(entry.get("image_id")), f"entry {number}")
+
+
+def _path(value: Any) -> str:
+    """The path of an image; empty where there is none.
+
+    Raises:
+      TypeError: it is not text.
+    """
+    if value is None or value != value:  # JSON's null and NaN
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"the path of an image {value!r} is not text")
+    return value
 
 
 def _short(error: Exception) -> str:

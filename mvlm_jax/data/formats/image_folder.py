@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from mvlm_jax.errors import UserError
+from absl import logging
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+from mvlm_jax.data.formats.texts import read_text
+from mvlm_jax.data.images import IMAGE_ENDINGS
+from mvlm_jax.errors import UserError
 
 
 def open_image_folder(
@@ -33,14 +35,17 @@ def open_image_folder(
     unknown = sorted(set(names) - {folder.name for folder in folders})
     if unknown:
         raise UserError(f"{str(directory)!r} lacks {len(unknown)} folders of the class names, the first {unknown[0]!r}")
-    images = [
-        (path, number)
-        for number, folder in enumerate(folders)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
+    images, others = [], []
+    for number, folder in enumerate(folders):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower()[1:] in IMAGE_ENDINGS:
+                images.append((path, number))
+            elif not path.is_dir():
+                others.append(path)
+    if others:
+        logging.warning("%d files are no images by their endings and left out, the first %s", len(others), others[0])
     if not images:
-        raise UserError(f"the folders in {str(directory)!r} hold no image ({', '.join(SUFFIXES)})")
+        raise UserError(f"the folders in {str(directory)!r} hold no image ({', '.join(IMAGE_ENDINGS)})")
     return [names[folder.name] for folder in folders], images
 
 
@@ -76,7 +81,4 @@ def read_templates(file: Path) -> list[str]:
 
 
 def _lines(file: Path, what: str) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {str(file)!r} cannot be read as text: {error}") from error
+    return [line.strip() for line in read_text(file, what=what).splitlines() if line.strip()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mvlm_jax.data.formats.records import RecordSource, as_text, damage_told
+from mvlm_jax.data.formats.records import RecordSource, as_text
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow
 
 
@@ -17,7 +17,7 @@ class LabelledRecords(RecordSource):
         return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **_texts(values)}
 
     def row(self, index: int) -> LabelledRow:
-        with damage_told(index):
+        with self.damage_told(index):
             values = self.values(index)
             # Its images have no files of their own.
             return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **_texts(values))

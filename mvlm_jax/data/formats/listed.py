@@ -1,7 +1,6 @@
 """Images in files of their own, listed with their captions somewhere else."""
 
 import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,8 @@ import pyarrow as pa
 
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.paths import check_listed, hint, listed_path, local_path
+from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
 # What is wrong with one path; whatever else goes wrong is wrong with the disk, and would be with the next one, too.
@@ -30,13 +31,14 @@ class Row(NamedTuple):
     image: str  # path, relative to the root that the list is read with
     captions: list[str]
     image_id: str = ""  # empty: the path
+    place: str = ""  # in the list, such as "line 7"
 
 
 class ListedSource:
     """Captions in memory, images read on demand."""
 
-    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array) -> None:
-        self._root = root
+    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array, left_out: Tally) -> None:
+        self._root, self.left_out = root, left_out
         # Arrow's columns take a tenth of the memory of Python's strings, and are pickled as they lie there.
         self._images, self._captions, self._ids = images, captions, ids
 
@@ -45,7 +47,7 @@ class ListedSource:
 
     def __getitem__(self, index: int) -> Example:
         return {
-            "image": read_image(self._root / self._images[index].as_py()),
+            "image": read_image(listed_path(self._images[index].as_py(), root=self._root)),
             "captions": self._captions[index].as_py(),
             "image_id": self._ids[index].as_py(),
         }
@@ -54,24 +56,32 @@ class ListedSource:
         return self._ids[index].as_py()
 
 
-def listed(rows: Iterable[Row], *, root: Path) -> ListedSource:
+def listed(rows: Iterable[Row], *, root: Path, left_out: Tally | None = None) -> ListedSource:
     """The captions of an image gathered from all its rows, images in the order of their first one.
 
+    Args:
+      left_out: of the reader of the rows, which counts in it what it does not use. Rows without a path come to it.
+
     Raises:
-      UserError: a row names a URL.
+      UserError: a row names a URL, or a path of Windows.
     """
+    left_out = Tally() if left_out is None else left_out
     captions: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
     for row in rows:
-        if row.image.startswith(("http://", "https://")):
-            raise UserError(f"{row.image!r} is a URL; fetch the images first (img2dataset does) and give their paths")
-        ids.setdefault(row.image, row.image_id or row.image)
+        if not row.image:
+            left_out.add("no_path", row.place)
+            continue
+        if row.image not in captions:
+            check_listed(row.image, root=root)
+        ids[row.image] = ids.get(row.image) or row.image_id
         captions.setdefault(row.image, []).extend(row.captions)
     return ListedSource(
         root=root,
-        images=pa.array(map(_utf8, captions), pa.large_string()),
-        captions=pa.array(([*map(_utf8, said)] for said in captions.values()), pa.large_list(pa.large_string())),
-        ids=pa.array(map(_utf8, ids.values()), pa.large_string()),
+        images=pa.array(map(utf8, captions), pa.large_string()),
+        captions=pa.array(([*map(utf8, said)] for said in captions.values()), pa.large_list(pa.large_string())),
+        ids=pa.array((utf8(identity or path) for path, identity in ids.items()), pa.large_string()),
+        left_out=left_out,
     )
 
 
@@ -97,7 +107,7 @@ def existing_file(path: str) -> Path:
       UserError: it is no file.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no file {path!r}")
+        raise UserError(f"there is no file {path!r}{hint(path)}")
     return Path(path)
 
 
@@ -109,12 +119,12 @@ def root_of(file: Path, image_root: str) -> Path:
     """
     if not image_root:
         return file.parent
-    root = Path(os.path.expanduser(image_root))
+    root = local_path(image_root, name="image_root")
     if not root.is_dir():
         raise UserError(f"image_root={image_root!r} is not a directory")
     return root
 
 
-def _utf8(text: str) -> str:
-    # JSON may hold half a surrogate pair, which has no UTF-8 form.
+def utf8(text: str) -> str:
+    """The text with ? in the place of what has no UTF-8 form, as half a surrogate pair, which JSON may hold."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvlm_jax.data.formats.published import chosen, json_lines, read_rows
+from mvlm_jax.data.formats.published import chosen, json_lines, read_rows, text_in
 from mvlm_jax.data.labelled import LabelledRow, ListedExamples
 
 SPLITS = {name: f"{name}.json" for name in ("train", "dev", "test1", "test2")}
@@ -29,8 +29,8 @@ def open_nlvr2(directory: Path, split: str) -> ListedExamples:
         stem = f"images/{folder}/{source}-{images_of}-{pair}"
         return LabelledRow(
             images=(f"{stem}-img0.png", f"{stem}-img1.png"),
-            text=str(entry["sentence"]),
-            answers=(str(entry["label"]).capitalize(),) if "label" in entry else (),
+            text=text_in(entry, "sentence"),
+            answers=(text_in(entry, "label").capitalize(),) if "label" in entry else (),
             kind="",
             # As the official script counts: the sentence of a set of images, over its pairs.
             group=f"{source}-{images_of}-{sentence}",

@@ -1,10 +1,12 @@
 """What the readers of published annotation files share."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mvlm_jax.data.formats.ids import id_text
+from mvlm_jax.data.formats.texts import compression_of
 from mvlm_jax.errors import UserError
 
 Row = TypeVar("Row")
@@ -29,10 +31,11 @@ def json_file(file: Path) -> Any:
     Raises:
       UserError: no such file, or it is not JSON.
     """
+    data = _bytes(file)
     try:
-        return json.loads(_bytes(file))
+        return json.loads(data)
     except ValueError as error:
-        raise UserError(f"{str(file)!r} is not JSON: {error}") from error
+        raise UserError(f"{str(file)!r} is not JSON: {error}{compression_of(data)}") from error
 
 
 def read_rows(entries: Iterable[Any], make: Callable[[Any], Row], *, file: Path) -> list[Row]:
@@ -50,6 +53,17 @@ def read_rows(entries: Iterable[Any], make: Callable[[Any], Row], *, file: Path)
                 f"entry {number} of {str(file)!r} is not as it was published: {type(error).__name__} {error}"
             ) from error
     return rows
+
+
+def text_in(entry: Mapping[str, Any], name: str) -> str:
+    """A field as text.
+
+    Raises:
+      KeyError, ValueError: it is not there, or null.
+    """
+    if not (text := id_text(entry[name])):
+        raise ValueError(f"{name} is {entry[name]!r}")
+    return text
 
 
 def chosen(files: dict[str, Any], split: str, *, dataset: str) -> Any:

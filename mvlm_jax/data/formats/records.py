@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.examples import Example
+from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.paths import hint, matching, warn_of_missing_parts
 from mvlm_jax.errors import UserError
 
 FEATURES = ("image", "captions", "image_id")
@@ -60,9 +61,9 @@ class RecordSource:
         """
         Raises:
           UndecodableImage: the record is damaged, or is no such example.
-          UserError: its file cannot be read.
+          UserError: its file cannot be read, or is cut off.
         """
-        with damage_told(index):
+        with self.damage_told(index):
             return self.example(self.values(index))
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> Example:
@@ -70,23 +71,67 @@ class RecordSource:
         return {"image": image[0], "captions": list(map(as_text, captions)), "image_id": as_text(identity[0])}
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
-        """Of each feature of a record, integers as digits; raises what ArrayRecord and protobuf do."""
+        """Of each feature of a record, integers as digits, and an id where it has none; raises what ArrayRecord and
+        protobuf do."""
         found = parse(self._records[index], features=self.features)
-        return {name: _values(found[name]) for name in self.features}
+        values = {name: _values(found[name]) for name in self.features}
+        if not any(map(id_text, values[self.features[-1]][:1])):
+            values[self.features[-1]] = [self._place(index).encode()]
+        return values
 
     def example_id(self, index: int) -> str:
         """The number of the record where it is damaged and its id is nowhere else."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        part = self._parts[number]
+        part, within = self._part(index)
         if not part.ids:
             try:
-                with damage_told(index):
+                with self.damage_told(index):
                     return as_text(self.values(index)[self.features[-1]][0])
             except UndecodableImage:
                 return f"record {index}"
         if part.ids not in self._ids:
             self._ids[part.ids] = read_ids(part.ids)
-        return self._ids[part.ids][part.ids_start + index - int(self._starts[number])].as_py()
+        ids = self._ids[part.ids]
+        if part.ids_start + part.take > len(ids):
+            raise UserError(f"{part.ids!r} holds {len(ids)} ids, fewer than there are records; copy or prepare it anew")
+        return id_text(ids[part.ids_start + within].as_py()) or self._place(index)
+
+    @contextlib.contextmanager
+    def damage_told(self, index: int) -> Iterator[None]:
+        """Raises what `__getitem__` says in the place of what ArrayRecord and protobuf raise."""
+        try:
+            yield
+        except (RuntimeError, ValueError, DecodeError, LookupError) as error:
+            # Where the system fails rather than the record, ArrayRecord names the call: "open() failed: …".
+            if "() failed" in str(error):
+                raise UserError(f"record {index} cannot be read: {error}") from error
+            self._check_whole(index)
+            raise UndecodableImage("corrupt", f"record {index}: {type(error).__name__} {error}") from error
+
+    def _part(self, index: int) -> tuple[Records, int]:
+        """The records that one is among, and its place in them."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[number], index - int(self._starts[number])
+
+    def _place(self, index: int) -> str:
+        """A name for a record without an id: the same in whatever slice of the file it is read."""
+        part, within = self._part(index)
+        return f"{Path(part.filename).name}#{part.skip + within}"
+
+    def _check_whole(self, index: int) -> None:
+        """
+        Raises:
+          UserError: the file of a record does not have all records that it should: it was cut off or replaced.
+        """
+        part, _ = self._part(index)
+        try:
+            count = _record_count(part.filename)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{_damaged(part.filename)} ({error}); copy or prepare it anew") from error
+        if count < part.examples_in_shard:
+            raise UserError(
+                f"{part.filename!r} holds {count} records where {part.examples_in_shard} were written; copy or prepare "
+                "it anew"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A mapped file would be copied into the pickle.
@@ -113,7 +158,7 @@ def open_dataset(
     """
     try:
         builder = tfds.builder_from_directory(directory)
-    except (json_format.Error, OSError, ValueError) as error:
+    except (json_format.Error, OSError, ValueError, ImportError) as error:  # an unknown type is sought in TensorFlow
         reason = str(error).partition("\n")[0]
         raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it anew") from error
     features = reader.features if features is None else features
@@ -148,14 +193,21 @@ def open_files(pattern: str, *, features: Sequence[str] = FEATURES) -> RecordSou
     Raises:
       UserError: no such file, or one that holds something else.
     """
-    files = sorted(glob.glob(pattern, recursive=True))
-    if not files:
-        raise UserError(f"no file matches {pattern!r}; give ArrayRecord files, or a prepared directory and a split")
-    try:
-        counts = [_record_count(file) for file in files]
-        source = RecordSource([Records(file, 0, count, count) for file, count in zip(files, counts)], features)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{pattern!r} is not of readable ArrayRecord files: {error}") from error
+    files = matching(pattern)
+    absent = [file for file in files if not Path(file).is_file()]
+    if absent:
+        raise UserError(
+            f"no file matches {absent[0]!r}{hint(pattern)}; give ArrayRecord files, or a prepared directory and a split"
+        )
+    warn_of_missing_parts(files)
+    parts = []
+    for file in files:
+        try:
+            count = _record_count(file)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{pattern!r} is not of readable ArrayRecord files: {_damaged(file)} ({error})") from error
+        parts.append(Records(file, 0, count, count))
+    source = RecordSource(parts, features)
     try:
         if len(source):
             source.example(source.values(0))
@@ -187,9 +239,19 @@ def ids_file(directory: Path, split: str) -> Path:
 
 
 def read_ids(path: str | Path) -> pa.Array:
-    """The ids of a whole split, mapped rather than read."""
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).get_batch(0).column(0)
+    """The ids of a whole split, mapped rather than read.
+
+    Raises:
+      UserError: the file is cut off or damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as file:
+            ids = pa.ipc.open_file(file).get_batch(0).column(0)
+            ids.validate(full=True)  # a damaged offset would be followed to wherever it leads
+            return ids
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{str(path)!r} is cut off or damaged: {reason}; copy or prepare it anew") from error
 
 
 def _check_features(
@@ -209,16 +271,8 @@ def _values(feature: tf_feature_pb2.Feature) -> Sequence[bytes]:
     return feature.bytes_list.value or [str(number).encode() for number in feature.int64_list.value]
 
 
-@contextlib.contextmanager
-def damage_told(index: int) -> Iterator[None]:
-    """Raises what `RecordSource.__getitem__` says in the place of what ArrayRecord and protobuf raise."""
-    try:
-        yield
-    except (RuntimeError, ValueError, DecodeError, LookupError) as error:
-        # Where the system fails rather than the record, ArrayRecord names the call: "open() failed: …".
-        if "() failed" in str(error):
-            raise UserError(f"record {index} cannot be read: {error}") from error
-        raise UndecodableImage("corrupt", f"record {index}: {type(error).__name__} {error}") from error
+def _damaged(file: str) -> str:
+    return f"{file!r} is cut off at byte {Path(file).stat().st_size}, or is no ArrayRecord file"
 
 
 def _record_count(file: str) -> int:

@@ -2,12 +2,14 @@
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvlm_jax.data.formats.published import chosen, json_file, read_rows
+from mvlm_jax.data.formats.published import chosen, json_file, read_rows, text_in
 from mvlm_jax.data.labelled import LabelledRow, ListedExamples
+from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
 QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
@@ -26,14 +28,16 @@ def open_vqa(directory: Path, split: str) -> ListedExamples:
     Raises:
       UserError: no such split, or a file that is missing or not as it was published.
     """
+    left_out = Tally()
     if split == "trainval":
-        rows = _rows(directory, "train") + [row for row in _rows(directory, "val") if not in_minival(row)]
+        rest = [row for row in _rows(directory, "val", left_out=left_out) if not in_minival(row)]
+        rows = _rows(directory, "train", left_out=left_out) + rest
     elif split == "minival":
-        rows = [row for row in _rows(directory, "val") if in_minival(row)]
+        rows = [row for row in _rows(directory, "val", left_out=left_out) if in_minival(row)]
     else:
         chosen(dict.fromkeys([*FILES, "trainval", "minival"]), split, dataset="VQA v2")
-        rows = _rows(directory, split)
-    return ListedExamples(rows, root=directory)
+        rows = _rows(directory, split, left_out=left_out)
+    return ListedExamples(rows, root=directory, left_out=left_out)
 
 
 def in_minival(row: LabelledRow) -> bool:
@@ -50,7 +54,8 @@ def submission(answers: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(directory: Path, split: str) -> list[LabelledRow]:
+def _rows(directory: Path, split: str, *, left_out: Tally) -> list[LabelledRow]:
+    """Questions with their answers; annotations of no question are counted in `left_out`."""
     name = FILES[split]
     file = directory / QUESTIONS.format(name)
     content = json_file(file)
@@ -63,9 +68,14 @@ def _rows(directory: Path, split: str) -> list[LabelledRow]:
         number = int(question["question_id"])
         answers, kind = annotated[number] if annotated else ((), "")
         image = f"{folder}/COCO_{folder}_{int(question['image_id']):012d}.jpg"
-        return LabelledRow((image,), str(question["question"]), answers, kind, "", str(number))
+        return LabelledRow((image,), text_in(question, "question"), answers, kind, "", str(number))
 
-    return read_rows(content["questions"], row, file=file)
+    rows = read_rows(content["questions"], row, file=file)
+    asked = {row.example_id for row in rows}
+    for number in annotated:
+        if str(number) not in asked:
+            left_out.add("no_such_question", str(number))
+    return rows
 
 
 def _annotations(file: Path) -> dict[int, tuple[tuple[str, ...], str]]:
@@ -76,7 +86,11 @@ def _annotations(file: Path) -> dict[int, tuple[tuple[str, ...], str]]:
 
     def entry(annotation: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, ...], str]]:
         # Millions of answers are a few thousand different strings.
-        answers = tuple(sys.intern(str(given["answer"]).strip()) for given in annotation["answers"])
+        answers = tuple(sys.intern(text_in(given, "answer").strip()) for given in annotation["answers"])
         return int(annotation["question_id"]), (answers, sys.intern(str(annotation["answer_type"])))
 
-    return dict(read_rows(content["annotations"], entry, file=file))
+    entries = read_rows(content["annotations"], entry, file=file)
+    if len(annotated := dict(entries)) < len(entries):
+        [(twice, _)] = Counter(number for number, _ in entries).most_common(1)
+        raise UserError(f"{str(file)!r} annotates the question {twice} more than once")
+    return annotated

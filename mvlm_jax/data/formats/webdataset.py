@@ -1,23 +1,27 @@
 """Tar files as img2dataset writes them: members of one example share the part of their name before the first dot."""
 
-import glob
-import itertools
 import json
 import os
-import re
 import tarfile
-from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
 from mvlm_jax.data.examples import Example
-from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.formats.annotations import captions_in
+from mvlm_jax.data.formats.ids import distinct
+from mvlm_jax.data.formats.listed import utf8
+from mvlm_jax.data.formats.texts import compression_of, decoded
+from mvlm_jax.data.images import IMAGE_ENDINGS, AbsentImage, UnusableImage
+from mvlm_jax.data.paths import hint, matching
+from mvlm_jax.data.tally import Tally
 from mvlm_jax.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MEMBERS = ("image", "txt", "json")  # columns of the index, each (offset, bytes); (0, 0): not there
+BLOCK = tarfile.BLOCKSIZE  # bytes that a header takes, and a multiple of which everything in a tar file begins at
+CHUNK = 2**20  # bytes that are looked at together
 
 
 class WebDatasetSource:
@@ -28,34 +32,44 @@ class WebDatasetSource:
         files: list[str],
         *,
         keys: pa.Array,
+        ids: pa.Array,
         shards: Int32[np.ndarray, " E"],
         members: Int64[np.ndarray, "E M 2"],
+        left_out: Tally,
     ) -> None:
-        self._files, self._keys, self._shards, self._members = files, keys, shards, members
+        self._files, self._keys, self._ids, self._shards, self._members = files, keys, ids, shards, members
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Example:
-        key = self.example_id(index)
+        """
+        Raises:
+          AbsentImage: there is no image beside the caption.
+          UnusableImage: malformed_json, which should hold the caption.
+          UserError: the file cannot be read, or is shorter than it was.
+        """
         image = self._read(index, "image")
         if image is None:
-            raise AbsentImage(f"{key} in {self._files[self._shards[index]]} has no image")
-        return {"image": image, "captions": self._captions(index), "image_id": key}
+            raise AbsentImage(f"{self._keys[index]} in {self._files[self._shards[index]]} has no image")
+        return {"image": image, "captions": self._captions(index), "image_id": self.example_id(index)}
 
     def example_id(self, index: int) -> str:
-        return self._keys[index].as_py()
+        return self._ids[index].as_py()
 
     def _captions(self, index: int) -> list[str]:
         text = self._read(index, "txt")
         if text is not None:
-            return [text.decode("utf-8", "replace")]
+            return [decoded(text)]
         described = self._read(index, "json")
+        if described is None:
+            return []
         try:
-            caption = json.loads(described or b"{}").get("caption")
-        except (ValueError, AttributeError):
-            caption = None
-        return [caption] if isinstance(caption, str) else []
+            caption = json.loads(described).get("caption")
+            return [] if caption is None else [utf8(text) for text in captions_in(caption)]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UnusableImage("malformed_json", f"{self._keys[index]}.json: {error}") from error
 
     def _read(self, index: int, member: str) -> bytes | None:
         offset, size = (int(number) for number in self._members[index, MEMBERS.index(member)])
@@ -65,78 +79,172 @@ class WebDatasetSource:
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
-                return file.read(size)
+                data = file.read(size)
         except OSError as error:
             raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
+        if len(data) < size:
+            raise UserError(f"{path!r} ends at byte {offset + len(data)}; it was cut off since it was opened")
+        return data
 
 
 def open_webdataset(pattern: str) -> WebDatasetSource:
     """Reads the headers of all tar files that a pattern with `{000..099}`, `{a,b}` or `*` stands for.
 
+    A key that comes again, in the same file or in another, is another example: its id has the name of its file before
+    it. What is in the files and of no use is counted in `left_out` of the source.
+
     Raises:
-      UserError: a file that is not there or is no tar file, or none with an example.
+      UserError: a file that is not there, is no tar file, is cut off or damaged; or none with an example.
     """
-    files = list(itertools.chain.from_iterable(map(_matching, expand_braces(pattern))))
+    files = matching(pattern)
     indices = [read_index(file) for file in files]
-    keys = pa.chunked_array([keys for keys, _ in indices], pa.large_string())
+    keys = pa.chunked_array([index.keys for index in indices], pa.large_string()).combine_chunks()
     if not len(keys):
         raise UserError(f"no tar file of {pattern!r} holds an example; its members should be named as 000000000.jpg")
+    left_out = Tally()
+    for index in indices:
+        left_out.merge(index.left_out.as_dict())
+    shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.keys) for index in indices])
+    directory = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    names = [os.path.splitext(os.path.relpath(file, directory))[0] for file in files]
     return WebDatasetSource(
         files,
-        keys=keys.combine_chunks(),
-        shards=np.repeat(np.arange(len(files), dtype=np.int32), [len(keys) for keys, _ in indices]),
-        members=np.concatenate([members for _, members in indices]),
+        keys=keys,
+        ids=distinct(keys, files=shards.tolist(), names=names),
+        shards=shards,
+        members=np.concatenate([index.members for index in indices]),
+        left_out=left_out,
     )
 
 
-def read_index(file: str) -> tuple[pa.Array, Int64[np.ndarray, "E M 2"]]:
-    """Keys of the examples in the order of the file, and (offset, bytes) of each of their MEMBERS.
+class TarIndex(NamedTuple):
+    """Where the examples of a tar file lie, in its order."""
+
+    keys: pa.Array
+    members: Int64[np.ndarray, "E M 2"]  # (offset, bytes) of each of MEMBERS
+    left_out: Tally
+
+
+def read_index(file: str) -> TarIndex:
+    """The examples of a tar file, or of several written one behind the other (`cat a.tar b.tar`).
 
     Raises:
-      UserError: the file is not there, is no tar file, or is cut off.
+      UserError: the file is not there, is no tar file, is cut off or damaged; says at which byte.
     """
-    examples: dict[str, list[tuple[int, int]]] = {}
+    examples, start, head = _Examples(), 0, b""
     try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                # Otherwise the list of all members seen so far grows with the file.
-                tar.members = []
-                directory, name = os.path.split(member.name)
-                key, _, suffix = name.partition(".")
-                column = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
-                if not member.isfile() or column not in MEMBERS or not key:
-                    continue
-                places = examples.setdefault(os.path.join(directory, key), [(0, 0)] * len(MEMBERS))
-                places[MEMBERS.index(column)] = member.offset_data, member.size
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{file!r} cannot be read as a tar file: {error}") from error
-    members = np.array(list(examples.values()), np.int64).reshape(-1, len(MEMBERS), 2)
-    return pa.array(examples, pa.large_string()), members
+        with open(file, "rb") as stream:
+            head = stream.read(BLOCK)
+            size = os.fstat(stream.fileno()).st_size
+            while start < size or start == 0:
+                end = _read_archive(stream, examples, start=start, size=size)
+                start = _after_zeros(stream, end, size=size)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{file!r} cannot be read as a tar file: {reason}{hint(file)}{compression_of(head)}") from error
+    members = np.array(examples.members, np.int64).reshape(-1, len(MEMBERS), 2)
+    return TarIndex(pa.array(map(utf8, examples.keys), pa.large_string()), members, examples.left_out)
 
 
-def expand_braces(pattern: str) -> Iterator[str]:
-    """`a{08..10}` as a08, a09, a10 and `{x,y}` as x, y; ranges keep their leading zeros.
+class _Examples:
+    """Members of a tar file, sorted into examples as they come."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.members: list[list[tuple[int, int]]] = []
+        self.left_out = Tally()
+        self._latest: dict[str, int] = {}  # by key, of the examples with it
+        self._runs: list[int] = []  # by example, the last run of members of one key that it has a part of
+        self._run, self._key = 0, ""
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        if member.isdir():
+            return
+        if not member.isreg() or member.issparse():
+            self.left_out.add("link_member", utf8(member.name))
+            return
+        directory, name = os.path.split(member.name)
+        stem, _, ending = name.partition(".")
+        column = "image" if ending.lower() in IMAGE_ENDINGS else ending.lower()
+        if column not in MEMBERS or not stem:
+            self.left_out.add("unused_member", utf8(member.name))
+            return
+        key, place = os.path.join(directory, stem), MEMBERS.index(column)
+        if key != self._key:
+            self._run, self._key = self._run + 1, key
+        number = self._latest.get(key)
+        if number is not None and self.members[number][place][0]:
+            if self._runs[number] == self._run:
+                # Beside the first one, with the same caption.
+                self.left_out.add("repeated_member", utf8(member.name))
+                return
+            number = None  # members of another key lie between: this is another example
+        if number is None:
+            number = self._latest[key] = len(self.keys)
+            self.keys.append(key)
+            self.members.append([(0, 0)] * len(MEMBERS))
+            self._runs.append(self._run)
+        self._runs[number] = self._run
+        self.members[number][place] = member.offset_data, member.size
+
+    def start_archive(self) -> None:
+        self._latest, self._key = {}, ""
+
+
+def _read_archive(stream: BinaryIO, examples: _Examples, *, start: int, size: int) -> int:
+    """Adds the members of one archive, and returns at which byte there is no further header.
 
     Raises:
-      UserError: braces that are neither.
+      TarError: its first header is none, or a member ends behind the end of the file.
     """
-    first = re.search(r"\{([^{}]*)\}", pattern)
-    if first is None:
-        yield pattern
-        return
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", first[1])
-    if bounds is None and "," not in first[1]:
-        raise UserError(f"{first[0]} in {pattern!r} is neither a range such as {{000..099}} nor a list such as {{a,b}}")
-    if bounds is None:
-        middles = first[1].split(",")
-    else:
-        middles = [f"{i:0{len(bounds[1])}d}" for i in range(int(bounds[1]), int(bounds[2]) + 1)]
-    for middle in middles:
-        yield from expand_braces(pattern[: first.start()] + middle + pattern[first.end() :])
+    stream.seek(start)
+    examples.start_archive()
+    end = start
+    try:
+        tar = tarfile.open(fileobj=stream, mode="r:")
+    except tarfile.ReadError as error:
+        raise tarfile.ReadError(f"{error} at byte {start}") from error
+    # `tarfile` stops at a block that is no header, whatever it is; the caller looks what it is.
+    with tar:
+        while (member := _next(tar, end)) is not None:
+            # Otherwise the list of all members seen so far grows with the file.
+            tar.members = []  # type: ignore[attr-defined]  # public, but not in the stubs
+            if not end < tar.offset <= size:
+                within = f"the member {member.name!r} that begins at byte {member.offset}"
+                raise tarfile.ReadError(f"unexpected end at byte {size}, within {within}")
+            end = tar.offset
+            examples.add(member)
+    return end
 
 
-def _matching(path: str) -> list[str]:
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
-    if not found:
-        raise UserError(f"no file matches {path!r}")
-    return found
+def _next(tar: tarfile.TarFile, end: int) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except tarfile.TarError as error:
+        raise tarfile.ReadError(f"{error}, behind byte {end}") from error
+
+
+def _after_zeros(stream: BinaryIO, end: int, *, size: int) -> int:
+    """Where the zeros stop that close an archive: `size`, or where another archive begins.
+
+    Raises:
+      TarError: there are none.
+    """
+    if end >= size:
+        raise tarfile.ReadError(f"unexpected end at byte {size}, before the empty block that closes an archive")
+    position = end
+    stream.seek(end)
+    while chunk := stream.read(CHUNK):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            position += len(chunk) - len(rest)
+            position -= position % BLOCK
+            if position == end:
+                if size - end < BLOCK:
+                    raise tarfile.ReadError(
+                        f"unexpected end at byte {size}, within the header that begins at byte {end}"
+                    )
+                raise tarfile.ReadError(f"there is no header at byte {end}, where the next member should begin")
+            return position
+        position += len(chunk)
+    return size

@@ -26,7 +26,6 @@ from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
 
@@ -266,8 +265,7 @@ def _describe(
     splits, infos = {}, []
     for split, source in collection.splits.items():
         reports = [json.loads(report_path(shard.path).read_text()) for shard in shards if shard.split == split]
-        skipped = Tally()
-        skipped.merge(collection.left_out[split].as_dict() if split in collection.left_out else {})
+        skipped = collection.left_out_of_split(split)
         for report in reports:
             skipped.merge(report["skipped"])
         ids = [identity for report in reports for identity in report["ids"]]

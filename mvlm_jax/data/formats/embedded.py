@@ -1,0 +1,197 @@
+"""Parquet files that hold the images themselves, as Hugging Face's `datasets` writes them."""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+from pyarrow import parquet
+
+from mvlm_jax.data.examples import Example
+from mvlm_jax.data.formats.annotations import captions_in
+from mvlm_jax.data.formats.ids import distinct, id_text
+from mvlm_jax.data.formats.listed import read_image, utf8
+from mvlm_jax.data.images import AbsentImage
+from mvlm_jax.data.paths import listed_path
+from mvlm_jax.data.tally import Tally
+from mvlm_jax.errors import UserError
+
+KEPT = 2  # row groups in memory: reading in order decompresses each of them once
+
+
+class EmbeddedSource:
+    """Captions in memory; images are read on demand, a whole row group at once: fast in order, and slow at random."""
+
+    def __init__(
+        self,
+        *,
+        files: Sequence[Path],
+        column: str,
+        root: Path,
+        groups: Int64[np.ndarray, "G 2"],
+        starts: Int64[np.ndarray, " G"],
+        rows: Int64[np.ndarray, " E"],
+        captions: pa.Array,
+        ids: pa.Array,
+    ) -> None:
+        """
+        Args:
+          column: of the images.
+          root: where paths begin, in rows that have a path and no bytes.
+          groups: (file, row group in it); `starts`: the number of the first row in each, over all files.
+          rows: of the examples.
+        """
+        self._files, self._column, self._root = files, column, root
+        self._groups, self._starts, self._rows = groups, starts, rows
+        self._captions, self._ids = captions, ids
+        self.left_out = Tally()
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Example:
+        """
+        Raises:
+          AbsentImage: the row holds no image, nor the path of one that is there.
+          UserError: the file cannot be read, or is damaged.
+        """
+        row = int(self._rows[index])
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        value = self._images(group)[row - int(self._starts[group])].as_py()
+        image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if image is None and not path:
+            raise AbsentImage(f"{self.example_id(index)} has neither bytes nor a path")
+        return {
+            "image": read_image(listed_path(path, root=self._root)) if image is None else image,
+            "captions": self._captions[index].as_py(),
+            "image_id": self.example_id(index),
+        }
+
+    def example_id(self, index: int) -> str:
+        return self._ids[index].as_py()
+
+    def _images(self, group: int) -> pa.ChunkedArray:
+        with self._lock:
+            if group in self._kept:
+                self._kept.move_to_end(group)
+                return self._kept[group]
+            number, within = self._groups[group].tolist()
+            file = self._files[number]
+            try:
+                with parquet.ParquetFile(file) as table:
+                    images = table.read_row_group(within, columns=[self._column]).column(0)
+            except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
+                reason = str(error).partition("\n")[0]
+                raise UserError(f"row group {within} of {str(file)!r} cannot be read: {reason}") from error
+            self._kept[group] = images
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return images
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["_lock"], state["_kept"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _kept=OrderedDict())
+
+
+def holds_images(file: Path, column: str) -> bool:
+    """Whether a column of a parquet file has the bytes of images and not their paths.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with table_errors(file, [column]):
+        schema = parquet.read_schema(file)
+        return column in schema.names and _has_bytes(schema.field(column).type)
+
+
+@contextlib.contextmanager
+def table_errors(file: Path, columns: Sequence[str]) -> Iterator[None]:
+    """
+    Raises:
+      UserError: in the place of what Arrow raises, and of captions that are no text.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"{str(file)!r} cannot be read with the columns {', '.join(columns)}: {message}") from error
+    except TypeError as error:
+        raise UserError(f"{str(file)!r}: {error}") from error
+
+
+def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, root: Path) -> EmbeddedSource:
+    """Reads everything but the images. A row is an example; rows with the same id are one image with their captions.
+
+    A row without an id is known by its path, or by its file and number.
+
+    Raises:
+      UserError: a file cannot be read, lacks a column, or holds captions that are no text.
+    """
+    groups, starts, rows = [], [], []
+    captions: list[list[str]] = []
+    keys: list[str] = []
+    owners: list[int] = []
+    known: dict[str, int] = {}
+    total = 0
+    for number, file in enumerate(files):
+        first = total
+        with table_errors(file, [image, caption, *([id] if id else [])]):
+            for group, described in enumerate(_described(file, image=image, caption=caption, id=id)):
+                groups.append((number, group))
+                starts.append(total)
+                for identity, path, said in described:
+                    texts = list(map(utf8, captions_in(said)))
+                    if identity in known:
+                        captions[known[identity]] += texts
+                    else:
+                        if identity:
+                            known[identity] = len(keys)
+                        keys.append(identity or path or f"{file.stem}/{total - first}")
+                        captions.append(texts)
+                        owners.append(number)
+                        rows.append(total)
+                    total += 1
+    return EmbeddedSource(
+        files=files,
+        column=image,
+        root=root,
+        groups=np.array(groups, np.int64).reshape(-1, 2),
+        starts=np.array(starts, np.int64),
+        rows=np.array(rows, np.int64),
+        captions=pa.array(captions, pa.large_list(pa.large_string())),
+        ids=distinct(pa.array(map(utf8, keys), pa.large_string()), files=owners, names=[file.stem for file in files]),
+    )
+
+
+def _described(file: Path, *, image: str, caption: str, id: str) -> Iterator[list[tuple[str, str, Any]]]:
+    """(id, path, captions) of the rows of each row group, read without the images."""
+    with parquet.ParquetFile(file) as table:
+        kind = table.schema_arrow.field(image).type
+        with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+        if not {caption, *([id] if id else [])} <= set(table.schema_arrow.names):
+            raise pa.ArrowKeyError(f"it has {', '.join(table.schema_arrow.names)}")
+        columns = [caption, *([id] if id else []), *([f"{image}.path"] if with_path else [])]
+        for group in range(table.num_row_groups):
+            part = table.read_row_group(group, columns=columns)
+            said = part[caption].to_pylist()
+            ids = part[id].to_pylist() if id else [None] * len(said)
+            places = part[image].to_pylist() if with_path else [None] * len(said)
+            paths = [id_text(place["path"]) if place else "" for place in places]
+            yield list(zip(map(id_text, ids), paths, said))
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

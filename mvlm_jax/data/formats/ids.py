@@ -1,0 +1,40 @@
+"""How examples are known."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def id_text(value: Any) -> str:
+    """An id as text; empty where there is none: null, NaN or blanks, of which all examples would share one."""
+    if value is None or value != value:
+        return ""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text if text.strip() else ""
+
+
+def distinct(keys: pa.Array, *, files: Sequence[int], names: Sequence[str]) -> pa.Array:
+    """The keys, each once: where one comes again it has the name of its file before it, and a number where that is not
+    enough. An earlier file keeps its ids whatever follows.
+
+    Args:
+      files: number of the file that each key is from.
+      names: of the files.
+    """
+    if len(pc.unique(keys)) == len(keys):
+        return keys
+    seen: set[str] = set()
+    times: Counter[str] = Counter()
+    ids = []
+    for key, file in zip(keys.to_pylist(), files):
+        text = key
+        while text in seen:
+            base = f"{names[file]}/{key}"
+            times[base] += 1
+            text = base if times[base] == 1 else f"{base}#{times[base]}"
+        seen.add(text)
+        ids.append(text)
+    return pa.array(ids, pa.large_string())
