@@ -57,7 +57,7 @@ def run(
             raise
         if isinstance(error, OSError):
             path = next((word for word in argv if word.startswith("--config=")), "--config")
-            error = UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py")
+            return _refuse(name, UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py"))
         return _refuse(name, error)
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 JPEG_START, EXIF_START = b"\xff\xd8\xff", b"Exif\x00\x00"
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF: the field, and its values that swap width and height
+PILLOW_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # None where the importing program has lifted Pillow's limit
 PARTS = (8, 4, 2)  # a JPEG is decoded to one in so many pixels a side; what is between is no faster than all
 
 
@@ -68,7 +70,7 @@ class EncodedImage:
                 self._picture = _opened(self._data, max_pixels=self.width * self.height)
         with self._picture as picture, _reasons_given():
             if scale < 1:
-                picture.draft(None, tuple(math.ceil(scale * side) for side in picture.size))
+                picture.draft(None, (math.ceil(scale * picture.width), math.ceil(scale * picture.height)))
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return np.array(to_rgb(picture))
@@ -101,7 +103,7 @@ def _plain_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in ("YCbCr", "RGB", "Gray") or width * height > min(max_pixels, Image.MAX_IMAGE_PIXELS):
+    if colours not in ("YCbCr", "RGB", "Gray") or width * height > min(max_pixels, PILLOW_PIXELS):
         return None
     return width, height
 
@@ -145,7 +147,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips at 255 instead of scaling.
-        levels = np.asarray(image).astype(np.int64)
+        levels: np.ndarray = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise UndecodableImage("unsupported_mode", f"{image.mode} with levels outside 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -29,7 +29,9 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
     """
     scheme, place, split = parse_labelled(uri)
     if scheme == "tfds":
-        return open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
+        source = open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
+        assert isinstance(source, LabelledRecords)
+        return source
     return PUBLISHED[scheme](Path(place).expanduser(), split)
 
 

@@ -45,7 +45,7 @@ class ClassificationTask(LabelledTask):
         return Independent(self._losses, weights={"classification": 1.0}, dtype=self.model.dtype)
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
+        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
         count = jnp.float32(logits.shape[0])
         return {
             "classification": (cross_entropy(logits, rows["label"]).sum(), count),
@@ -78,4 +78,5 @@ class ClassificationTask(LabelledTask):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
-    return model.apply({"params": params}, image, text)
+    logits: Any = model.apply({"params": params}, image, text)
+    return logits

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mvlm_jax.data.formats.records import RecordSource, as_text, damage_told
-from mvlm_jax.data.labelled import LabelledExample, LabelledRow
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, row_of
 
 
 class LabelledRecords(RecordSource):
@@ -14,14 +14,16 @@ class LabelledRecords(RecordSource):
     otherwise = ""
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
-        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **_texts(values)}
+        return {
+            "images": list(values["images"]),
+            "text": as_text(values["text"][0]),
+            "answers": list(map(as_text, values["answers"])),
+            "kind": as_text(values["kind"][0]),
+            "group": as_text(values["group"][0]),
+            "example_id": as_text(values["example_id"][0]),
+        }
 
     def row(self, index: int) -> LabelledRow:
         with damage_told(index):
-            values = self.values(index)
             # Its images have no files of their own.
-            return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **_texts(values))
-
-
-def _texts(values: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
-    return {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
+            return row_of(self.example(self.values(index)))

@@ -100,7 +100,7 @@ def read_index(file: str) -> tuple[pa.Array, Int64[np.ndarray, "E M 2"]]:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 # Otherwise the list of all members seen so far grows with the file.
-                tar.members = []
+                tar.members = []  # type: ignore[attr-defined]  # public, but not in the stubs
                 directory, name = os.path.split(member.name)
                 key, _, suffix = name.partition(".")
                 column = "image" if suffix.lower() in IMAGE_SUFFIXES else suffix.lower()
