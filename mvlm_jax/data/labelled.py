@@ -61,6 +61,7 @@ def row_of(example: LabelledExample) -> LabelledRow:
 
 
 def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
+    """A row with its images, encoded."""
     return {
         "images": images,
         "text": row.text,
