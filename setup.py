@@ -18,7 +18,7 @@ setup(
     license_files=["LICENSE"],
     keywords=["vision-language", "pre-training", "masked modeling", "image-text retrieval", "jax", "flax"],
     classifiers=[
-        "Development Status :: 4 - Beta",
+        "Development Status :: 3 - Alpha",
         "Environment :: Console",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
