@@ -34,28 +34,28 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mvlm_jax", "mvlm_jax.*"]),
     package_data={"mvlm_jax": ["py.typed"]},
-    # What mvlm_jax imports, and nothing else (tests/test_packaging.py compares). The tests pass with the versions of
-    # constraints.txt; a bound stands here only where an older version is known to fail.
+    # What mvlm_jax imports, and nothing else (tests/test_packaging.py compares). constraints.txt has the versions that
+    # all tests pass with; the bounds are the oldest ones that runs, evaluations and imports were tested with.
     install_requires=[
         "absl-py",
         "array-record",
-        "flax",
-        "grain",
+        "flax>=0.12",
+        "grain>=0.2.15",  # iterators of older ones cannot be closed, so that their workers would live on
         "jax>=0.10",
         "jaxtyping",
         "ml-collections",
         "ml-dtypes",
         "numpy",
-        "opencv-python-headless",
-        "optax",
-        "orbax-checkpoint",
+        "opencv-python-headless>=4.10.0.84",  # older ones are built for NumPy 1, and JAX needs 2
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
         "pillow",
-        "protobuf",
+        "protobuf>=6.31.1",  # what tensorflow-metadata was generated with, though it asks for less
         "pyarrow",
         "safetensors",
         "simplejpeg",
         "tensorboardX",
-        "tensorflow-datasets",
+        "tensorflow-datasets>=4.9.8",
         "tokenizers",
         "tqdm",
     ],
