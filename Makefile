@@ -16,6 +16,7 @@ demo:
 test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.

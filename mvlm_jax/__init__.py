@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"  # the one place; setup.py reads this line, and a test compares CITATION.cff and CHANGELOG.md
+
 if TYPE_CHECKING:
     from mvlm_jax.inference import Inference
 

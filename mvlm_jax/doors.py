@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from mvlm_jax import __version__
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training import hosts
@@ -56,7 +57,7 @@ def run(
             raise
         if isinstance(error, OSError):
             path = next((word for word in argv if word.startswith("--config=")), "--config")
-            error = UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py")
+            return _refuse(name, UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py"))
         return _refuse(name, error)
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
@@ -142,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = f"usage: mvlm {{{','.join(DOORS)}}} --flag=value …  (mvlm <door> --help shows an example)"
     if argv[:1] in (["--help"], ["-h"]):
         print(usage)
+        return 0
+    if argv[:1] == ["--version"]:
+        print(f"mvlm {__version__}")
         return 0
     if not argv or argv[0] not in DOORS:
         received = f"{argv[0]!r} is not a door; " if argv else ""

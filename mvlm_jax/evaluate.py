@@ -20,6 +20,8 @@ from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.labelled import Submitting
+from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
@@ -90,6 +92,7 @@ def main(values: flags.FlagValues) -> None:
         if values.classify:
             results = _classify(task, params, values, config)
         elif values.submission:
+            assert isinstance(task, Submitting), "made sure of by _check_submission"
             predicted = task.predictions(params)
             results, submission = task.results(*predicted), task.submission(*predicted)
         else:
@@ -120,6 +123,7 @@ def _check_flags(values: flags.FlagValues) -> None:
 def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
     if config.task not in RETRIEVING:
         raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
+    assert isinstance(task, Pretrain)
     directory = Path(values.classify)
     found = classify_folder(
         task.model,
@@ -145,7 +149,7 @@ def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
 
 def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
     """Before an evaluation that may take hours."""
-    if not hasattr(task, "submission"):
+    if not isinstance(task, Submitting):
         raise UserError(f"--submission={path}: config.task={config.task} has no evaluation server")
     with hosts.together():
         if jax.process_index() == 0:

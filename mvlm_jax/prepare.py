@@ -46,6 +46,7 @@ from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
+from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.tasks.preview import preview_page
 
 # Collections that need no files.
@@ -205,7 +206,9 @@ def preview(*, config: ConfigDict, workdir: str, step: int, examples: int, repor
     # How a run is carried out does not change its batches.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.data.workers, config.data.prefetch = 0, 1
-    html = preview_page(make_task(config, workdir=workdir), step=step, examples=examples)
+    task = make_task(config, workdir=workdir)
+    assert isinstance(task, Pretrain)
+    html = preview_page(task, step=step, examples=examples)
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
         (report_dir / PREVIEW).write_text(html, encoding="utf-8", errors="replace")

@@ -96,12 +96,13 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
         if wanted is None:
             raise
         return CompiledStep(task, params, described.arguments, wanted, own_rows, program=None)
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "every compiler that this is for tells them"
     # The program itself lies in the same memory, and so do outputs that do not take an argument's place.
     temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     temporaries += memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments = memory.argument_size_in_bytes
-    return CompiledStep(task, params, arguments, temporaries, own_rows, program=read(compiled.as_text()))
+    return CompiledStep(task, params, arguments, temporaries, own_rows, program=read(text))
 
 
 def fit(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mvlm_jax.compiling.hlo import Computation, Instruction, Program, Shape, called, window_dimensions
+from mvlm_jax.compiling.hlo import Computation, Instruction, Program, Shape, called, matched, window_dimensions
 
 # What moves no data by itself: it renames it, or its work is counted elsewhere.
 _FREE = frozenset({
@@ -86,8 +86,9 @@ def collectives(program: Program) -> list[Collective]:
                 continue
             # A TPU program spreads one collective over several fusions, each with a copy that has the same channel.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            spread = channel and "async_collective_fusion_config" in instruction.attributes
-            key = f"channel {channel[1]}" if spread else f"{name}/{instruction.name}"
+            key = f"{name}/{instruction.name}"
+            if channel and "async_collective_fusion_config" in instruction.attributes:
+                key = f"channel {channel[1]}"
             found[key] = _collective(kind, instruction, computation, program, times)
     return [collective for collective in found.values() if collective.group > 1]
 
@@ -171,7 +172,7 @@ def _hbm(shape: Shape) -> int:
 
 def _dot(dot: Instruction, computation: Computation) -> int:
     left = _shape(dot.operands[0], computation)
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)[1]
+    contracted = matched(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)[1]
     return 2 * dot.shapes[0].elements * math.prod(left.dims[int(place)] for place in contracted.split(",") if place)
 
 
@@ -181,7 +182,7 @@ def _convolution(convolution: Instruction, computation: Computation) -> int:
     TPU programs write a batched product as a convolution in which all but its diagonal is such a hole.
     """
     left, right = (_shape(name, computation) for name in convolution.operands[:2])
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    labels = matched(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     inputs, kernel, outputs = (dict(zip(label, shape.dims)) for label, shape in zip(
         labels.groups(), (left, right, convolution.shapes[0])
     ))  # fmt: skip

@@ -92,7 +92,7 @@ class Program(NamedTuple):
         if test.opcode == "compare" and "direction=LT" in test.attributes:
             counter, limit = (_through_copies(condition.instructions, operand) for operand in test.operands)
             if counter.opcode == "get-tuple-element" and limit.opcode == "constant":
-                place = int(re.search(r"index=(\d+)", counter.attributes)[1])
+                place = int(matched(r"index=(\d+)", counter.attributes)[1])
                 return int(limit.literal) - self._first_value(loop, caller, place)
         raise ValueError(f"the number of rounds of the loop {loop.name} cannot be told")
 
@@ -106,7 +106,8 @@ class Program(NamedTuple):
 def read(text: str) -> Program:
     """The program of `compiled.as_text()`."""
     computations, entry = {}, ""
-    name, instructions, root = "", {}, ""
+    instructions: dict[str, Instruction] = {}
+    name, root = "", ""
     for line in text.splitlines():
         line = re.sub(r"/\*.*?\*/", "", line)
         header = _COMPUTATION.match(line)
@@ -134,8 +135,20 @@ def window_dimensions(attributes: str) -> Iterator[dict[str, tuple[int, ...]]]:
         yield {name: tuple(int(number) for number in values[place].split("_")) for name, values in parts.items()}
 
 
+def matched(pattern: str, text: str) -> re.Match[str]:
+    """The first match.
+
+    Raises:
+      ValueError: there is none; the compiler writes another form than the one that is known.
+    """
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the compiled program has {text[:200]!r}, where {pattern!r} was expected")
+    return found
+
+
 def _instruction(name: str, rest: str) -> Instruction:
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else re.match(r"[^\s{]+(\{[^}]*\})?", rest).end()
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else matched(r"^[^\s{]+(\{[^}]*\})?", rest).end()
     result, rest = rest[:end], rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
     close = _closing(rest, len(opcode))

@@ -26,8 +26,8 @@ class Roofline(NamedTuple):
 
 
 def roofline(program: Program, topology: Topology) -> Roofline:
-    flops = peak_flops(topology.devices[0].device_kind)
-    chip = topology.chip
+    flops, chip = peak_flops(topology.devices[0].device_kind), topology.chip
+    assert flops is not None, "every chip that can be compiled for is in the table"
     steps = costs.operations(program)
     return Roofline(
         matrix=sum(step.times * step.flops for step in steps) / flops,
@@ -43,8 +43,8 @@ def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, 
     So are the times of a run on several slices: nothing is known of the network between them.
     """
     chips = len(topology.devices)
-    counted = step.program is not None
-    seconds = roofline(step.program, topology).step if counted and topology.slices == 1 else None
+    program = step.program
+    seconds = roofline(program, topology).step if program and topology.slices == 1 else None
     return {
         "chips": chips,
         "params": step.params,
@@ -55,8 +55,8 @@ def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, 
             "capacity": topology.chip.hbm_bytes,
         },
         "model_flops_per_chip": step.task.flops_per_step / chips,
-        "compiled_flops_per_chip": costs.matrix_flops(step.program) if counted else None,
-        "collective_bytes_per_chip": costs.bytes_by_kind(costs.collectives(step.program)) if counted else None,
+        "compiled_flops_per_chip": costs.matrix_flops(program) if program else None,
+        "collective_bytes_per_chip": costs.bytes_by_kind(costs.collectives(program)) if program else None,
         "step_seconds_estimate": seconds,
         "hours_estimate": None if seconds is None else seconds * steps / 3600,
         "fits": step.fits(topology.chip.hbm_bytes),

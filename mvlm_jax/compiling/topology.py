@@ -55,7 +55,8 @@ def describe(name: str, *, slices: int = 1) -> Topology:
         raise UserError(f"--slices={slices} must be at least 1")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs its compiler, libtpu: pip install -e .[tpu]")
-    chip, options = CHIPS[family], {}
+    chip = CHIPS[family]
+    options: dict[str, Any] = {}
     if all(int(side) == 1 for side in size.split("x")):
         options["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:

@@ -6,8 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 
-from mvlm_jax.data.examples import Example
-from mvlm_jax.data.labelled import LabelledExample
 from mvlm_jax.data.tally import Tally
 
 Values = dict[str, list[bytes]]  # by feature
@@ -34,7 +32,7 @@ class Codec(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PairCodec:
-    """Images with their captions."""
+    """Images with their captions: each example is an `Example`, with the further texts."""
 
     texts: tuple[str, ...] = ()  # names of further text features, which examples carry and later tasks read
 
@@ -49,21 +47,21 @@ class PairCodec:
             }
         )
 
-    def values(self, example: Example, *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
         said = [caption.strip() for caption in example["captions"]]
         for _ in range(said.count("")):
             skipped.add("empty_caption", example["image_id"])
-        said = [caption.encode() for caption in said if caption]
-        if not said:
+        kept = [caption.encode() for caption in said if caption]
+        if not kept:
             skipped.add("no_captions", example["image_id"])
             return None
         texts = {name: [example[name].encode()] for name in ("image_id", *self.texts)}
-        return {"image": [checked(example["image"])], "captions": said, **texts}
+        return {"image": [checked(example["image"])], "captions": kept, **texts}
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledCodec:
-    """Questions, statements and hypotheses."""
+    """Questions, statements and hypotheses: each example is a `LabelledExample`."""
 
     @property
     def features(self) -> tfds.features.FeaturesDict:
@@ -75,7 +73,7 @@ class LabelledCodec:
             }
         )
 
-    def values(self, example: LabelledExample, *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
         return {
             "images": list(map(checked, example["images"])),
             "answers": [answer.encode() for answer in example["answers"]],

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,6 +34,7 @@ TURNS = {  # by the value of that field
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PILLOW_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # None where the importing program has lifted Pillow's limit
 PARTS = (8, 4, 2)  # a JPEG is decoded to one in so many pixels a side; what is between is no faster than all
 
 
@@ -89,7 +91,7 @@ class EncodedImage:
         with self._picture as picture:
             if scale < 1:
                 with _reasons_given():
-                    picture.draft(None, tuple(math.ceil(scale * side) for side in picture.size))
+                    picture.draft(None, (math.ceil(scale * picture.width), math.ceil(scale * picture.height)))
             return upright_rgb(picture)
 
 
@@ -120,7 +122,7 @@ def _plain_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in ("YCbCr", "RGB", "Gray") or width * height > min(max_pixels, Image.MAX_IMAGE_PIXELS):
+    if colours not in ("YCbCr", "RGB", "Gray") or width * height > min(max_pixels, PILLOW_PIXELS):
         return None
     return width, height
 
@@ -156,7 +158,7 @@ def upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     with _reasons_given():
         picture.load()
         # ImageOps.exif_transpose would also write the EXIF anew, which fails where a field of it is damaged.
-        turn = TURNS.get(_orientation(picture))
+        turn = TURNS.get(_orientation(picture) or 1)
         return np.array(to_rgb(picture if turn is None else picture.transpose(turn)))
 
 
@@ -186,7 +188,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips at 255 instead of scaling.
-        levels = np.asarray(image).astype(np.int64)
+        levels: np.ndarray = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise UndecodableImage("unsupported_mode", f"{image.mode} with levels outside 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,6 +1,6 @@
 """Examples of the downstream tasks: one or two images, a text about them, and what people said is right."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -51,7 +51,26 @@ class LabelledRow(NamedTuple):
 
 def row_of(example: LabelledExample) -> LabelledRow:
     """An example that was read already, without its images."""
-    return LabelledRow(**{**example, "images": (), "answers": tuple(example["answers"])})
+    return LabelledRow(
+        images=(),
+        text=example["text"],
+        answers=tuple(example["answers"]),
+        kind=example["kind"],
+        group=example["group"],
+        example_id=example["example_id"],
+    )
+
+
+def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
+    """A row with its images, encoded."""
+    return {
+        "images": images,
+        "text": row.text,
+        "answers": list(row.answers),
+        "kind": row.kind,
+        "group": row.group,
+        "example_id": row.example_id,
+    }
 
 
 class ListedExamples:
@@ -67,8 +86,7 @@ class ListedExamples:
 
     def __getitem__(self, index: int) -> LabelledExample:
         row = self._rows[index]
-        images = [read_image(self._root / path) for path in row.images]
-        return {**row._asdict(), "images": images, "answers": list(row.answers)}
+        return example_of(row, images=[read_image(self._root / path) for path in row.images])
 
     def row(self, index: int) -> LabelledRow:
         return self._rows[index]
@@ -79,7 +97,7 @@ class ListedExamples:
 
 def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:
     """The `size` answers that annotators gave most often, each question counted once; ties in alphabetical order."""
-    given: Counter[str] = Counter()
+    given: defaultdict[str, float] = defaultdict(float)
     for row in rows:
         for answer in row.answers:
             given[answer] += 1 / len(row.answers)

@@ -33,7 +33,9 @@ def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
     """
     scheme, place, split = parse_labelled(uri)
     if scheme == "tfds":
-        return open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
+        records = open_dataset(prepared_dir(place, data_dir=data_dir), split, reader=LabelledRecords)
+        assert isinstance(records, LabelledRecords)
+        return records
     source = PUBLISHED[scheme](local_path(place, name="source"), split)
     left_out = left_out_of(source)
     if left_out.counts:

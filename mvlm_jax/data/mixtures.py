@@ -157,8 +157,9 @@ def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, "
 
 
 def _term(text: str, *, whole: str) -> Term:
-    weight, uri = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL).groups()
-    uri = uri.strip()
+    found = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL)
+    assert found, "every text is of this form"
+    weight, uri = found[1], found[2].strip()
     try:
         number = 1.0 if weight is None else float(weight)
     except ValueError:

@@ -11,5 +11,7 @@ def end_with_parent() -> None:
 
 
 def _watch() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # else this process is nobody's worker
+        parent.join()
+        os._exit(1)

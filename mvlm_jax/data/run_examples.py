@@ -40,6 +40,9 @@ class RunExamples:
     magnitude: int
     reported: set[str] = dataclasses.field(default_factory=set)
 
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError
+
     def first_usable(self, index: int, make: Callable[[Any, random.Random], Made]) -> tuple[Made, int, int]:
         """What is made of the first usable example from `index` on, how many unusable ones were stepped over, and the
         number of the component that they are from.

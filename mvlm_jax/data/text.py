@@ -49,7 +49,7 @@ class Tokenizer:
         missing = [token for token, number in ids.items() if number is None]
         if missing:
             raise UserError(f"the tokenizer has no {', '.join(missing)}; text.kind={kind!r} needs {' '.join(ids)}")
-        start, pad, end, unknown, mask = ids.values()
+        start, pad, end, unknown, mask = (number for number in ids.values() if number is not None)
         self.ids = TokenIds(pad=pad, start=start, end=end, mask=mask, unknown=unknown)
         # Ids need not be dense: the rows that the embedding table must have.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())

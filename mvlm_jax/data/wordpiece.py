@@ -26,7 +26,8 @@ def word_piece_model(vocabulary: Mapping[str, int], **normalizer: bool | None) -
       normalizer: fields of the library's `BertNormalizer`; it lowercases where they do not say otherwise.
     """
     tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(**{"lowercase": True, **normalizer})
+    fields: dict[str, Any] = {"lowercase": True, **normalizer}  # the library's own types leave out None
+    tokenizer.normalizer = normalizers.BertNormalizer(**fields)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer

@@ -1,6 +1,8 @@
 """Answers from the answer decoder: the likeliest of a list, or whatever it writes."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ def rank_answers(
     Args:
       parts: equal ones into which devices divide the batch; each device scores its own questions.
     """
-    run = functools.partial(model.apply, {"params": params})
+    run: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     context, context_mask = run(image, text, method="read")
     start = jnp.broadcast_to(answers[:1, :1], (image.shape[0], 1, 1))
     first = jax.nn.log_softmax(run(start, context, context_mask, method="next_tokens")[:, 0, 0])
@@ -84,7 +86,7 @@ def write_answers(
     Args:
       forbidden: tokens that are no part of an answer.
     """
-    run = functools.partial(model.apply, {"params": params})
+    run: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     context, context_mask = run(image, text, method="read")
     batch, length = image.shape[0], model.answer_length
     written = jnp.full((batch, length), model.pad_id, jnp.int32).at[:, 0].set(start_id)

@@ -17,7 +17,7 @@ def index_batches(count: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
     return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-def padded(x: Shaped[np.ndarray, "b *rest"], batch_size: int) -> Shaped[np.ndarray, "B *rest"]:
+def padded(x: Shaped[np.ndarray, " b *rest"], batch_size: int) -> Shaped[np.ndarray, " B *rest"]:
     """`x` with its first row repeated up to `batch_size` rows; the caller drops what comes out for them."""
     missing = batch_size - len(x)
     return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x

@@ -25,4 +25,4 @@ def ratio_interval(
     ratios = (weights @ total)[counts > 0] / counts[counts > 0]
     tail = 50 * (1 - level)
     low, high = np.percentile(ratios, [tail, 100 - tail])
-    return [float(total.sum() / count.sum()), float(low), float(high)]
+    return [float(np.divide(total.sum(), count.sum())), float(low), float(high)]

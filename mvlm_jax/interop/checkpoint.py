@@ -16,7 +16,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
 from mvlm_jax.interop.parameters import Flat, flat, part_of, parts_without, restore_parameters
-from mvlm_jax.interop.positions import grid_side, resize_positions
+from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.start import Imported
 from mvlm_jax.training import workdir as workdir_lib
@@ -71,7 +71,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
             continue
         value = np.asarray(source[origins[name]], np.float32)
         if name == POSITIONS and value.shape != shape:
-            value = resize_positions(value, side=grid_side(shape[1]))
+            value = resize_positions(value, rows=shape[1])
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
         if value.shape != shape:
             if part_of(name) in HEADS:

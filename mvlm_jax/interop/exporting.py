@@ -54,9 +54,13 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> 
 
 
 def write_encoders(
-    folder: Path, params: Mapping[str, Float[np.ndarray, "..."]], *, config: ConfigDict, tokenizer: Tokenizer
+    folder: Path, params: Mapping[str, Float[np.ndarray, "..."]], *, config: ConfigDict, tokenizer: Tokenizer | None
 ) -> list[str]:
-    """`image_encoder/` and `text_encoder/` in transformers' naming, of those that `params` holds; their names."""
+    """`image_encoder/` and `text_encoder/` in transformers' naming, of those that `params` holds; their names.
+
+    Args:
+      tokenizer: needed where the text encoder is among them.
+    """
     heads, image = config.model.heads, config.image
     of_image, of_text = (
         {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
@@ -74,6 +78,7 @@ def write_encoders(
             std=tuple(image.std),
         )
     if of_text:
+        assert tokenizer is not None
         write_text_encoder(folder / "text_encoder", of_text, heads=heads, kind=config.text.kind, tokenizer=tokenizer)
     return [name for name, held in (("image_encoder", of_image), ("text_encoder", of_text)) if held]
 

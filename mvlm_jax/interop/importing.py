@@ -74,7 +74,7 @@ def import_image_encoder(
         )
 
     def resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return resize_positions(table, side=side)
+        return resize_positions(table, rows=shape[1])
 
     loaded, report = reader.load(
         "image_encoder", shapes, layers=layers, resizable={"position_embedding": ((1, table[1], width), resize)}

@@ -12,19 +12,24 @@ def grid_side(rows: int) -> int | None:
     return side if side and side * side == rows - 1 else None
 
 
-def resize_positions(table: Float[np.ndarray, "1 old D"], *, side: int) -> Float[np.ndarray, "1 new D"]:
-    """For `side` x `side` patches: the class token's position is kept, the grid of the others is interpolated.
+def resize_positions(table: Float[np.ndarray, "1 old D"], *, rows: int) -> Float[np.ndarray, "1 new D"]:
+    """To `rows` positions: the class token's is kept, the square grid of the others is interpolated.
 
     Bicubic as torch does it (which published code resizes with): Keys' kernel with a = -0.75, half-pixel centres, the
     border repeated, no smoothing. `jax.image.resize` has another a, Pillow smooths.
+
+    Raises:
+      ValueError: one of the tables is not that of a class token and a square of patches.
     """
-    old = grid_side(table.shape[1])
-    if old == side:
+    old, new = grid_side(table.shape[1]), grid_side(rows)
+    if old is None or new is None:
+        raise ValueError(f"{table.shape[1]} to {rows} positions: both must be one more than a square")
+    if old == new:
         return table
-    weights = _cubic_weights(old=old, new=side)
+    weights = _cubic_weights(old=old, new=new)
     grid = table[0, 1:].reshape(old, old, -1).astype(np.float64)
     resized = np.einsum("yi,xj,ijd->yxd", weights, weights, grid, optimize=True)
-    return np.concatenate([table[:, :1], resized.reshape(1, side * side, -1).astype(table.dtype)], axis=1)
+    return np.concatenate([table[:, :1], resized.reshape(1, new * new, -1).astype(table.dtype)], axis=1)
 
 
 def _cubic_weights(*, old: int, new: int) -> Float[np.ndarray, "new old"]:

@@ -69,6 +69,7 @@ def import_encoders(
         of_text = _within("text_encoder", flat_shapes)
         loaded, report = import_text_encoder(init_from["text"], shapes=of_text, heads=heads, kind=text_kind)
         rows = of_text["token_embedding/embedding"][0]
+        assert tokenizer is not None
         check_tokenizer(tokenizer, weights=init_from["text"], vocab_size=rows)
         add("text_encoder", loaded, report)
     return Imported(params, reports, initial=parts_without(params, among=flat_shapes))

@@ -1,6 +1,7 @@
 """The tensors of a weight file or folder, read one at a time."""
 
 import contextlib
+import functools
 import json
 import pickle
 import re
@@ -68,10 +69,9 @@ def open_tensors(path: str | Path) -> Tensors:
         file, config = path, {}
     else:
         raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one")
+    shards: Mapping[Path, set[str] | None] = {file: None}
     if file.name.endswith(".index.json"):
         shards = _shards(file)
-    else:
-        shards = {file: None}
     tensors: dict[str, Tensor] = {}
     for shard, expected in shards.items():
         held = _open_file(shard)
@@ -162,7 +162,7 @@ def _open_safetensors(file: Path) -> dict[str, Tensor]:
                 name: Tensor(
                     shape=tuple(part.get_shape()),
                     dtype=_NAMES.get(part.get_dtype(), part.get_dtype()),
-                    read=lambda name=name: read(name),
+                    read=functools.partial(read, name),
                 )
                 for name, part in described.items()
             }
@@ -196,7 +196,7 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
         name: Tensor(
             shape=tuple(value.shape),
             dtype=str(value.dtype).removeprefix("torch."),
-            read=lambda value=value: _from_torch(value),
+            read=functools.partial(_from_torch, value),
         )
         for name, value in held.items()
     }

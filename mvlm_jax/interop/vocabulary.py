@@ -52,11 +52,11 @@ def check_tokenizer(tokenizer: Tokenizer, *, weights: str | Path, vocab_size: in
                 f"the tokenizer gives {token!r} the id {number}, but the embedding table of {weights} has {theirs} "
                 f"for it; {remedy}"
             )
-    ours, theirs = text_rules(tokenizer), text_rules(own_tokenizer)
-    for name in sorted(ours | theirs):
-        if ours.get(name) != theirs.get(name):
-            values = (json.dumps(rules.get(name, False)) for rules in (ours, theirs))
-            values = "" if name in _LONG else f" ({', not '.join(values)})"
+    rules, own_rules = text_rules(tokenizer), text_rules(own_tokenizer)
+    for name in sorted(rules | own_rules):
+        if rules.get(name) != own_rules.get(name):
+            both = (json.dumps(of_one.get(name, False)) for of_one in (rules, own_rules))
+            values = "" if name in _LONG else f" ({', not '.join(both)})"
             raise UserError(
                 f"the tokenizer has the vocabulary of {weights}, but cuts a text into other tokens of it: "
                 f"another {name}{values}; {remedy}"

@@ -8,10 +8,6 @@ from jax.typing import DTypeLike
 
 from mvlm_jax.errors import UserError
 
-ATTENTION = ("auto", "xla", "cudnn")
-LAYER_LOOPS = ("auto", "scan", "unroll")
-REMAT = ("none", "dots", "full")
-
 
 @dataclasses.dataclass(frozen=True)
 class Compute:

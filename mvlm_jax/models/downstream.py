@@ -26,7 +26,8 @@ class FusedMaskVLM(MaskVLM):
         text_mask = jnp.repeat(self.text_mask(text), images, axis=0)
         fused_image = self.fuse_image(v, w, text_mask, rows)
         fused_text = self.fuse_text(w, text_mask, v, rows)
-        return tuple(x.reshape(batch, images, *x.shape[1:]) for x in (fused_image, fused_text))
+        image_shape, text_shape = ((batch, images, *x.shape[1:]) for x in (fused_image, fused_text))
+        return fused_image.reshape(image_shape), fused_text.reshape(text_shape)
 
 
 class AnsweringModel(FusedMaskVLM):
@@ -49,7 +50,7 @@ class AnsweringModel(FusedMaskVLM):
             compute=dataclasses.replace(self.compute, attention="xla"),
         )
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # of the parent only the parts are used
         self, image: UInt8[Array, "B n H W 3"], text: Int[Array, "B L"], answers: Int[Array, "B A T"]
     ) -> Float[Array, "B A T V"]:
         return self.next_tokens(answers, *self.read(image, text))

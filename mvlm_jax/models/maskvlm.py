@@ -1,6 +1,7 @@
 """MaskVLM: two encoders, two cross encoders, an image decoder and the heads, each callable by itself."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -46,7 +47,7 @@ class MaskVLM(nn.Module):
         return self.compute.dtype
 
     def setup(self) -> None:
-        encoder = {
+        encoder: dict[str, Any] = {
             "width": self.width,
             "heads": self.heads,
             "layers": self.layers,
@@ -65,10 +66,11 @@ class MaskVLM(nn.Module):
         self.text_cross_encoder = cross(layers=self.cross_layers)
         self.image_decoder = cross(layers=self.decoder_layers)
         self.pixel_head = dense(self.patch * self.patch * 3)
-        if self.token_head == "tied":
-            self.token_classifier = TiedTokenHead(self.vocab_size, self.width, self.dtype)
-        else:
-            self.token_classifier = dense(self.vocab_size)
+        self.token_classifier: Any = (
+            TiedTokenHead(self.vocab_size, self.width, self.dtype)
+            if self.token_head == "tied"
+            else dense(self.vocab_size)
+        )
         self.image_projection = Projection(self.projection, self.dtype)
         self.text_projection = Projection(self.projection, self.dtype)
         self.matching_head = dense(2)

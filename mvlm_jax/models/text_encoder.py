@@ -53,8 +53,8 @@ class TextEncoder(nn.Module):
         types = jnp.zeros_like(text)
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
         embedded = embedded.astype(self.compute.dtype)
-        x, text_mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
-        x, _ = self.layers_(x, text_mask)
+        x, mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
+        x, _ = self.layers_(x, mask)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:

@@ -46,11 +46,11 @@ def hard_negatives(
     )
 
 
-def in_groups(x: Shaped[Array, "B *rest"], *, group: int) -> Shaped[Array, "groups G *rest"]:
+def in_groups(x: Shaped[Array, " B *rest"], *, group: int) -> Shaped[Array, "groups G *rest"]:
     return x.reshape(-1, group, *x.shape[1:])
 
 
-def take_from_groups(x: Shaped[Array, "B *rest"], places: Int[Array, "groups G"]) -> Shaped[Array, "B *rest"]:
+def take_from_groups(x: Shaped[Array, " B *rest"], places: Int[Array, "groups G"]) -> Shaped[Array, " B *rest"]:
     """For each pair the member of its group that `places` names."""
     grouped = in_groups(x, group=places.shape[1])
     return jax.vmap(lambda members, chosen: members[chosen])(grouped, places).reshape(x.shape)

@@ -118,8 +118,10 @@ class Pretraining:
             correct = reconstruction.masked_text_correct(logits, hidden.targets, hidden.weights)
             sums["mlm_accuracy"] = (100 * correct.sum(), hidden.weights.sum())
 
-        embeddings = _project(run, v, w) if self.weights["itc"] or self.weights["itm"] else ()
+        wanted = self.weights["itc"] or self.weights["itm"]
+        embeddings: Embeddings | tuple[()] = _project(run, v, w) if wanted else ()
         if self.weights["itm"]:
+            assert embeddings
             temperature = run(method="temperature")
             negatives = matching.hard_negatives(pairs.negative_noise, *embeddings, pairs.image_id, temperature)
             sums |= _match(run, v, w, text_mask, negatives)
@@ -141,6 +143,7 @@ class Pretraining:
         if self.weights["itc"] or self.weights["itm"]:
             sums["temperature"] = (temperature, jnp.float32(1))
         if self.weights["itc"]:
+            assert embeddings
             sums["itc"] = contrastive.contrastive_loss(*embeddings, pairs.image_id, temperature)
         return sums
 

@@ -51,7 +51,7 @@ class ClassificationTask(LabelledTask):
         )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
+        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
         count = jnp.float32(logits.shape[0])
         return {
             "classification": (cross_entropy(logits, rows["label"]).sum(), count),
@@ -83,4 +83,5 @@ class ClassificationTask(LabelledTask):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
-    return model.apply({"params": params}, image, text)
+    logits: Any = model.apply({"params": params}, image, text)
+    return logits

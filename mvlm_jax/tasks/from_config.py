@@ -2,16 +2,16 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.background import in_background
 from mvlm_jax.data.images import UnusableImage
-from mvlm_jax.data.labelled import LabelledRow, answer_list
+from mvlm_jax.data.labelled import LabelledRow, LabelledSource, answer_list
 from mvlm_jax.data.labelled_pipeline import (
     Classes,
     LabelledBatches,
@@ -29,6 +29,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.from_config import compute_of, images_of
+from mvlm_jax.tasks.classification import ClassificationTask
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.nlvr2 import Nlvr2
@@ -39,7 +40,8 @@ from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
 from mvlm_jax.training.task import Task
 
-LABELLED = {"vqa": Vqa, "nlvr2": Nlvr2, "entailment": Entailment}
+CLASSIFYING: dict[str, type[ClassificationTask]] = {"nlvr2": Nlvr2, "entailment": Entailment}
+LABELLED: dict[str, Callable[..., Task]] = {"vqa": Vqa, **CLASSIFYING}
 
 
 def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
@@ -85,7 +87,7 @@ def describe_task(config: ConfigDict) -> Task:
 
     # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
     tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
-    described = LABELLED.get(config.task, Retrieval if config.task == "retrieval" else Pretrain)
+    described: Callable[..., Task] = LABELLED.get(config.task, Retrieval if config.task == "retrieval" else Pretrain)
     return described(
         config=config,
         tokenizer=tokenizer,
@@ -210,7 +212,7 @@ def _labelled_rows(config: ConfigDict) -> Iterator[LabelledRow]:
     """Of the training source, as far as the run sees it and can read it."""
     for source, record in _mixture(config).records():
         try:
-            yield source.row(record)
+            yield cast(LabelledSource, source).row(record)
         except UnusableImage:
             continue
 
@@ -231,7 +233,7 @@ def _labelled_examples(config: ConfigDict, tokenizer: Tokenizer) -> LabelledExam
     targets = (
         WeightedAnswers(tokenizer, slots=options.answers_per_question, length=options.answer_length)
         if config.task == "vqa"
-        else Classes(LABELLED[config.task].labels)
+        else Classes(CLASSIFYING[config.task].labels)
     )
     return LabelledExamples(mixture=_mixture(config), targets=targets, images=images_of(config), **_made_as(config))
 

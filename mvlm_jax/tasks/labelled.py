@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,19 @@ from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
 
 BLIND_PIXEL = 128  # the grey that normalises to about 0
+
+
+@runtime_checkable
+class Submitting(Protocol):
+    """A task whose predictions an evaluation server takes."""
+
+    def predictions(self, params: Params) -> tuple[list[Any], list[tuple[LabelledRow, str]]]: ...
+
+    def results(self, said: Any, left_out: Any, /) -> dict[str, dict[str, Any]]: ...
+
+    def submission(self, said: Any, left_out: Any, /) -> str:
+        """The file for the server, from what `predictions` gave."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,8 @@ def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
 
 def step_pairs(task: Pretrain, *, step: int) -> Pairs:
     """The batch of a step with what is hidden of it."""
-    with contextlib.closing(task.train_batches(step)) as batches:
+    made: Any = task.train_batches(step)  # an iterator that ends its threads or processes in `close`
+    with contextlib.closing(made) as batches:
         batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
     return task.rows(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
 

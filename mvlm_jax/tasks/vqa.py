@@ -64,7 +64,7 @@ class Vqa(LabelledTask):
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
         answers, weights = rows["answers"], rows["answer_weights"]
-        logits = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], answers[:, :, :-1])
+        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], answers[:, :, :-1])
         targets = answers[:, :, 1:]
         likelihood = token_log_likelihoods(logits, targets, pad_id=self.model.pad_id)
         told = (logits.argmax(axis=-1) == targets) & (targets != self.model.pad_id)

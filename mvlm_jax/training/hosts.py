@@ -50,7 +50,7 @@ def connect(
         if cluster:
             _initialize(described=f"the {cluster} that the environment describes")
         return
-    if missing:
+    if coordinator_address is None or num_processes is None or process_id is None:
         raise UserError(f"{' and '.join(missing)} missing: {', '.join(given)} go together")
     if num_processes < 1:
         raise UserError(f"--num_processes={num_processes} must be at least 1")
@@ -151,8 +151,8 @@ def in_step(values: Iterable[T], *, name: str, identity: Callable[[T], str]) -> 
 def _gathered(content: bytes) -> np.ndarray:
     """What each process gave, in a row of its own, filled up with zeros."""
     row = np.zeros(MESSAGE_BYTES, np.uint8)
-    content = np.frombuffer(content[:MESSAGE_BYTES], np.uint8)
-    row[: len(content)] = content
+    sent = content[:MESSAGE_BYTES]
+    row[: len(sent)] = np.frombuffer(sent, np.uint8)
     return multihost_utils.process_allgather(row)
 
 

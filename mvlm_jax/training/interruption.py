@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any
 
 import jax
 from absl import logging
@@ -17,7 +18,7 @@ class Interruption:
 
     def __init__(self):
         self._requested = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}  # handlers by the number of the signal
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():

@@ -84,7 +84,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
             if first == steps:
                 return Outcome(False, results)
             with _closing(iter(task.train_batches(first))) as batches:
-                batch = shard_batch(next(batches), program.batch_sharding)
+                batch: dict[str, Any] | None = shard_batch(next(batches), program.batch_sharding)
                 before = None
                 for step in range(first + 1, steps + 1):
                     state, metrics = program.step(state, batch)

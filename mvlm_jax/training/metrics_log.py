@@ -36,7 +36,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._file:
+        if self._file and self._events:
             with writing(self._directory):
                 self._events.close()
                 self._file.close()
@@ -45,7 +45,7 @@ class MetricsLog:
         return step in self._evaluated
 
     def write(self, step: int, metrics: dict[str, float | int], *, timing: dict[str, float] | None = None) -> None:
-        if not self._file:
+        if not (self._file and self._events):
             return
         line = {"step": step, **plain(metrics)} | ({"timing": plain(timing)} if timing else {})
         with writing(self._directory):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import logging
@@ -57,7 +58,7 @@ class Peers:
         atexit.register(self._end_process, getattr(error, "status", 1))
 
     def _tell(self, value: str) -> None:
-        distributed.global_state.client.key_value_set(f"{self._prefix}/{jax.process_index()}", value, True)
+        _store().key_value_set(f"{self._prefix}/{jax.process_index()}", value, True)
 
     def _watch(self) -> None:
         lost = LostPeers(me=jax.process_index(), count=jax.process_count(), lost_after_seconds=self._lost_after_seconds)
@@ -66,7 +67,7 @@ class Peers:
             beat += 1
             try:
                 self._tell(str(beat))
-                entries = distributed.global_state.client.key_value_dir_get(self._prefix)
+                entries = _store().key_value_dir_get(self._prefix)
             except jax.errors.JaxRuntimeError:
                 entries = []  # process 0 holds the store: its beats stand still with those of all others
             verdict = lost.verdict({int(key.rpartition("/")[2]): value for key, value in entries})
@@ -83,13 +84,18 @@ class Peers:
         os._exit(status)
 
 
+def _store() -> Any:
+    """What the processes share; there once `jax.distributed` is initialized, as it is with several of them."""
+    return distributed.global_state.client
+
+
 class LostPeers:
     """Tells from the beats that a process has seen so far which of its peers is lost."""
 
     def __init__(self, *, me: int, count: int, lost_after_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._lost_after_seconds = lost_after_seconds
         self._clock = clock
-        self._last = {peer: (None, clock()) for peer in range(count) if peer != me}
+        self._last: dict[int, tuple[str | None, float]] = {peer: (None, clock()) for peer in range(count) if peer != me}
 
     def verdict(self, beats: dict[int, str]) -> str | None:
         """What has become of the first peer that is lost, by the latest beat of each process; None: all are well."""

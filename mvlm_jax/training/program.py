@@ -20,7 +20,7 @@ class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
     init: Callable[[], TrainState]
-    step: Callable  # (state, batch) -> (state, metrics); jitted, so `step.lower(...)` compiles it ahead of time
+    step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `step.lower(...)` compiles it ahead of time
 
 
 def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:

@@ -1,5 +1,6 @@
 """What a run carries from one step to the next, and the step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "...
         # Each device gets its own part only, also where other processes hold the other parts.
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
-    return state.replace(params=jax.tree_util.tree_map_with_path(replaced, state.params))
+    return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(replaced, state.params))
 
 
 def make_train_step(
@@ -103,8 +104,8 @@ def make_train_step(
     seed: int,
     shardings: TrainState,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """The jitted (state, batch) -> (state, metrics); the state given to it is consumed."""
+) -> jax.stages.Wrapped:
+    """The jitted (state, batch) -> (state, metrics); the state given to it is consumed, metrics are scalars by name."""
 
     def step(state, batch):
         streams = Streams(seed=seed, step=state.step)

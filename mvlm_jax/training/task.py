@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Key, Num, PyTree
 
 from mvlm_jax.training.streams import Streams
 
-Params = PyTree[Any]
+Params: TypeAlias = PyTree[Any]
 Batch = Mapping[str, Any]
-Rows = PyTree[Any]  # arrays with one row an example
+Rows: TypeAlias = PyTree[Any]  # arrays with one row an example
 SumAndCount = tuple[Num[Array, ""], Num[Array, ""]]
 Sums = dict[str, SumAndCount]
 
@@ -34,9 +34,20 @@ class Objective(Protocol):
     Nothing random happens in it: that is drawn for the whole batch before, as rows (`Task.rows`).
     """
 
-    weights: Mapping[str, float]  # of the losses among the sums; the other sums are metrics only
-    dtype: DTypeLike  # of the computation
-    group: int  # consecutive rows that `row_losses` needs together
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of the losses among the sums; the other sums are metrics only."""
+        ...
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of the computation."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Consecutive rows that `row_losses` needs together."""
+        ...
 
     def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
         """Sums over these rows, their counts a matter of `rows` alone, and the embeddings that `batch_losses` reads."""
@@ -59,12 +70,31 @@ class Task(Protocol):
     `image_encoder/layers/attention/query/kernel`; see `rules.match_rules`.
     """
 
-    sharding_rules: Sequence[tuple[str, PartitionSpec]]
-    optimizer_rules: Sequence[tuple[str, str]]  # the group whose learning rate a parameter follows: encoder or rest
-    decay_rules: Sequence[tuple[str, bool]]  # whether weight decay applies
-    flops_per_step: float  # of the model, forward and backward, over the global batch
-    batch_shapes: Mapping[str, jax.ShapeDtypeStruct]  # of the global batch
-    objective: Objective
+    @property
+    def sharding_rules(self) -> Sequence[tuple[str, PartitionSpec]]: ...
+
+    @property
+    def optimizer_rules(self) -> Sequence[tuple[str, str]]:
+        """The group whose learning rate a parameter follows: encoder or rest."""
+        ...
+
+    @property
+    def decay_rules(self) -> Sequence[tuple[str, bool]]:
+        """Whether weight decay applies."""
+        ...
+
+    @property
+    def flops_per_step(self) -> float:
+        """Of the model, forward and backward, over the global batch."""
+        ...
+
+    @property
+    def batch_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Of the global batch."""
+        ...
+
+    @property
+    def objective(self) -> Objective: ...
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; traced by `jax.jit`, so that they are born sharded."""

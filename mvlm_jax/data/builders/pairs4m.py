@@ -28,7 +28,8 @@ class Joined:
     def __getitem__(self, index: int) -> Example:
         number, inner = self._place(index)
         example = self._sources[number][inner]
-        return {**example, "image_id": f"{self._names[number]}/{example['image_id']}"}
+        image_id = f"{self._names[number]}/{example['image_id']}"
+        return {"image": example["image"], "captions": example["captions"], "image_id": image_id}
 
     def example_id(self, index: int) -> str:
         number, inner = self._place(index)

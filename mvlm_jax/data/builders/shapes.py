@@ -183,11 +183,11 @@ def collection(*, train: int = TRAIN, val: int = HELD_OUT, test: int = HELD_OUT,
     )
 
 
-def _relation(cell: tuple[int, int], other: tuple[int, int]) -> str | None:
-    """How `cell` lies to `other`; None on a diagonal, where two answers are as good."""
+def _relation(cell: tuple[int, int], other: tuple[int, int]) -> str:
+    """How `cell` lies to `other`; empty on a diagonal, where two answers are as good."""
     right, down = cell[0] - other[0], cell[1] - other[1]
     if abs(right) == abs(down):
-        return None
+        return ""
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"
     return "below" if down > 0 else "above"

@@ -17,7 +17,7 @@ import numpy as np
 from mvlm_jax.data.builders.shapes import COLORS, HELD_OUT, HOW_MANY, SHAPES, TRAIN, Drawing, Scene, Shape, png
 from mvlm_jax.data.codecs import LabelledCodec
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.labelled import LabelledExample, LabelledRow
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, example_of
 
 ANNOTATORS = 10
 TRIES = 20_000
@@ -174,8 +174,8 @@ def _has(scene: Scene, color: str) -> bool:
 
 
 def _alone(values: Iterator[str]) -> list[str]:
-    values = list(values)
-    return [value for value in values if values.count(value) == 1]
+    held = list(values)
+    return [value for value in held if held.count(value) == 1]
 
 
 def _of(scene: Scene, **look: str) -> Shape:
@@ -195,7 +195,7 @@ def _found(search: Callable[[], Any]) -> Any:
 
 
 def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +216,7 @@ class ShapesTask:
         return len(self.drawn)
 
     def __getitem__(self, index: int) -> LabelledExample:
-        row = self.row(index)
-        images = [png(scene) for scene in self.drawn[index].scenes]
-        return {**row._asdict(), "images": images, "answers": list(row.answers)}
+        return example_of(self.row(index), images=[png(scene) for scene in self.drawn[index].scenes])
 
     def row(self, index: int) -> LabelledRow:
         drawn = self.drawn[index]

@@ -35,7 +35,7 @@ class Place(NamedTuple):
     """An example: the split or evaluation set, and the index in it."""
 
     split: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is of no use here
 
 
 class Finding(NamedTuple):

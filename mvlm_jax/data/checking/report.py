@@ -13,7 +13,7 @@ from mvlm_jax import page
 from mvlm_jax.data.checking.doctor import LONGEST, Checkup, Finding, Place
 from mvlm_jax.data.checking.kinds import KINDS, Policy
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.images import UnusableImage, decode_image
+from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import in_words
 from mvlm_jax.errors import UserError
@@ -135,7 +135,7 @@ def _card(finding: Finding, sources: Mapping[str, Source]) -> str:
 
 def _thumbnail(source: Source, place: Place) -> str:
     try:
-        pixels = decode_image(source[place.index]["image"], max_pixels=Image.MAX_IMAGE_PIXELS, size_hint=THUMBNAIL)
+        pixels = decode_image(source[place.index]["image"], max_pixels=PILLOW_PIXELS, size_hint=THUMBNAIL)
     except UnusableImage:
         return ""
     picture = Image.fromarray(pixels)

@@ -66,10 +66,12 @@ class EmbeddedSource:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         value = self._images(group)[row - int(self._starts[group])].as_py()
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if image is None and not path:
-            raise AbsentImage(f"{self.example_id(index)} has neither bytes nor a path")
+        if image is None:
+            if not path:
+                raise AbsentImage(f"{self.example_id(index)} has neither bytes nor a path")
+            image = read_image(listed_path(path, root=self._root))
         return {
-            "image": read_image(listed_path(path, root=self._root)) if image is None else image,
+            "image": image,
             "captions": self._captions[index].as_py(),
             "image_id": self.example_id(index),
         }

@@ -60,7 +60,7 @@ def read_class_names(file: Path) -> dict[str, str]:
     if wrong or not pairs:
         received = f", not {' '.join(wrong)!r}" if wrong else ""
         raise UserError(f"class names {str(file)!r} needs lines of a folder, a tab and a name{received}")
-    names = dict(pairs)
+    names = {pair[0]: pair[1] for pair in pairs}
     if len(names) < len(pairs):
         [(twice, _)] = Counter(folder for folder, _ in pairs).most_common(1)
         raise UserError(f"class names {str(file)!r} name the folder {twice!r} more than once")

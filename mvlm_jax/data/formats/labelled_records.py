@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mvlm_jax.data.formats.records import RecordSource, as_text
-from mvlm_jax.data.labelled import LabelledExample, LabelledRow
+from mvlm_jax.data.labelled import LabelledExample, LabelledRow, example_of
 
 
 class LabelledRecords(RecordSource):
@@ -14,14 +14,19 @@ class LabelledRecords(RecordSource):
     otherwise = ""
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
-        return {"images": list(values["images"]), "answers": list(map(as_text, values["answers"])), **_texts(values)}
+        return example_of(_row(values), images=list(values["images"]))
 
     def row(self, index: int) -> LabelledRow:
         with self.damage_told(index):
-            values = self.values(index)
-            # Its images have no files of their own.
-            return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **_texts(values))
+            return _row(self.values(index))
 
 
-def _texts(values: Mapping[str, Sequence[bytes]]) -> dict[str, str]:
-    return {name: as_text(values[name][0]) for name in ("text", "kind", "group", "example_id")}
+def _row(values: Mapping[str, Sequence[bytes]]) -> LabelledRow:
+    return LabelledRow(
+        images=(),  # they have no files of their own
+        text=as_text(values["text"][0]),
+        answers=tuple(map(as_text, values["answers"])),
+        kind=as_text(values["kind"][0]),
+        group=as_text(values["group"][0]),
+        example_id=as_text(values["example_id"][0]),
+    )

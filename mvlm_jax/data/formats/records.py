@@ -57,7 +57,7 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Any:
         """
         Raises:
           UndecodableImage: the record is damaged, or is no such example.
@@ -66,9 +66,10 @@ class RecordSource:
         with self.damage_told(index):
             return self.example(self.values(index))
 
-    def example(self, values: Mapping[str, Sequence[bytes]]) -> Example:
+    def example(self, values: Mapping[str, Sequence[bytes]]) -> Any:
+        """An `Example`; a reader of other features makes something else of them."""
         image, captions, identity = (values[name] for name in self.features)
-        return {"image": image[0], "captions": list(map(as_text, captions)), "image_id": as_text(identity[0])}
+        return Example(image=image[0], captions=list(map(as_text, captions)), image_id=as_text(identity[0]))
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
         """Of each feature of a record, integers as digits, and an id where it has none; raises what ArrayRecord and
@@ -138,7 +139,7 @@ class RecordSource:
         return {"parts": self._parts, "features": self.features}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        RecordSource.__init__(self, **state)
 
 
 def open_dataset(
@@ -174,7 +175,7 @@ def open_dataset(
     absent = [part.filename for part in instructions if not Path(part.filename).is_file()]
     if absent:
         raise UserError(f"dataset {directory} lacks {len(absent)} files of split {split}, the first {absent[0]!r}")
-    where = {}
+    where: dict[str, tuple[str, int]] = {}  # the file of ids, and the place in it where those of a file begin
     for name, info in builder.info.splits.items():
         ids = ids_file(directory, name)
         known = ids.is_file() and features[-1] == reader.features[-1]
@@ -182,8 +183,8 @@ def open_dataset(
         where |= {str(path): (str(ids) if known else "", start) for path, start in zip(info.filepaths, starts)}
     parts = []
     for part in instructions:
-        ids, start = where[part.filename]
-        parts.append(Records(part.filename, part.skip, part.take, part.examples_in_shard, ids, start + part.skip))
+        held, start = where[part.filename]
+        parts.append(Records(part.filename, part.skip, part.take, part.examples_in_shard, held, start + part.skip))
     return reader(parts, features)
 
 

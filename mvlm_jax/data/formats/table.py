@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -98,7 +98,7 @@ def _text_rows(file: Path, *, wanted: Sequence[str], columns: Sequence[str] | No
     lines = _Lines()
     tabs = file.suffix.lower() == ".tsv"
     # Quotes have no meaning in the published TSV files: a caption may begin with one.
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     csv.field_size_limit(LONGEST_FIELD)
     names, places = columns, _places(wanted, columns) if columns else []
     begin = 1  # the line that a record begins in

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.codecs import Codec, Values
-from mvlm_jax.data.images import UnusableImage, decode_image
+from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
 
@@ -25,7 +25,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 class ImageChecks:
     """What every image goes through before it is written."""
 
-    max_pixels: int = Image.MAX_IMAGE_PIXELS  # larger images are left out by their header
+    max_pixels: int = PILLOW_PIXELS  # larger images are left out by their header
     max_side: int = 0  # pixels; larger images are scaled down and encoded anew as JPEG; 0: none is
     quality: int = 90  # of that JPEG, 1 to 95
 
