@@ -7,18 +7,20 @@ import sys
 import time
 
 import pytest
-from tiny import ROOT, demo_flags, prepare_shapes
+from tiny import ROOT, demo_flags
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def flags(tmp_path):
-    prepare_shapes(tmp_path / "data")
-    fields = {"steps": 1000, "checkpoint__every": 1000, "data__workers": 2}
-    return demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", **fields)
+def flags(demo_dir, tmp_path):
+    fields = {"steps": 1000, "checkpoint__every": 1000, "data__workers": 2, "mesh__data": 1}
+    return demo_flags(data_dir=demo_dir, workdir=tmp_path / "run", **fields)
 
 
 def started(flags):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # On one device; nothing here depends on how many there are.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         [sys.executable, "-m", "mvlm_jax.train", *flags],
         env=environment,

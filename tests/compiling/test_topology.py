@@ -52,6 +52,7 @@ def test_no_accelerator_of_this_machine_is_used():
 
 
 @needs_libtpu
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "chips"),
     [(("v4:2x2x2",), 8), (("v5e:1x1",), 1), (("v5p:2x2x2",), 8), (("v6e:16x16",), 256), (("v5e:4x4", 2), 32)],
@@ -71,6 +72,7 @@ def test_topologies_have_a_device_for_each_chip(arguments, chips):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_the_step_of_a_tiny_model_is_compiled_for_a_tpu(tmp_path):
     file = tmp_path / "figures.json"
     small = ["batch_size=32", "matching.group=8", "model.layers=1", "model.cross_layers=1", "image.size=32"]
