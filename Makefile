@@ -6,28 +6,35 @@ PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: demo test parity format clean
+.PHONY: demo test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
 demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
 	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
 
+# What guards everyday work. A test here may be handed to any worker, so that both end together.
 test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Kills, runs of several processes, other meshes. What a file sets up takes minutes here: one worker has all of it.
+slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
 parity: $(PARITY_INSTALLED)
 	$(PARITY_VENV)/bin/python -m pytest -s tests/parity tests/interop
+
+test-all: test slow parity
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) runs
+	rm -rf $(VENV) $(PARITY_VENV) .cache runs
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
