@@ -50,7 +50,7 @@ def started(published, demo_dir, tmp_path_factory):
 # init_from
 
 
-def test_first_losses_differ_from_those_of_a_random_start(run, started):
+def test_first_losses_differ_from_those_of_a_random_start(demo_run, started):
     random, imported = losses(demo_run)[0], losses(started)[0]
     assert random["step"] == imported["step"] == 1
     for part in PARTS:
