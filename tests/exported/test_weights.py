@@ -53,8 +53,9 @@ def started(published, demo_dir, tmp_path_factory):
 def test_first_losses_differ_from_those_of_a_random_start(demo_run, started):
     random, imported = losses(demo_run)[0], losses(started)[0]
     assert random["step"] == imported["step"] == 1
+    # From the same start all would be alike but for rounding.
     for part in PARTS:
-        assert abs(imported[part] - random[part]) > 1e-3 * random[part], part
+        assert abs(imported[part] - random[part]) > 1e-5 * random[part], part
 
 
 def test_encoders_that_do_not_learn_are_still_the_published_ones_after_training(started, published, tmp_path):
