@@ -13,15 +13,18 @@ demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
 	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
 
-# What guards everyday work. A test here may be handed to any worker, so that both end together.
+# A worker has whole files, whose tests share what is costly to set up; in the order of their names the short ones come last.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What guards everyday work.
 test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
-# Kills, runs of several processes, other meshes. What a file sets up takes minutes here: one worker has all of it.
+# Kills, runs of several processes, other meshes.
 slow: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
 parity: $(PARITY_INSTALLED)

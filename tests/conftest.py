@@ -21,6 +21,11 @@ import pytest
 jaxtyping.install_import_hook("mvlm_jax", "beartype.beartype").__enter__()
 
 
+def pytest_collection_modifyitems(items):
+    """One worker makes the demo run at once, before the others need it and would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_doors.py")
+
+
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
     """A small set of drawn scenes, for all to read."""
