@@ -26,7 +26,7 @@ SMALLER = {
     "eval.bootstrap": 50,
     "log_every": 1,
 }
-# What every test that needs some run starts from, and what runs that were broken off are compared with.
+# The run of six steps that tests start from, and that runs which were broken off are compared with.
 DEMO_RUN = {"steps": 6, "checkpoint__every": 2}
 
 
