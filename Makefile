@@ -6,29 +6,39 @@ PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: demo test parity format clean
+.PHONY: demo test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
 demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
 	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
 
+# A worker has whole files, whose tests share what is costly to set up; in the order of their names the short ones come last.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What guards everyday work.
 test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# Kills, runs of several processes, other meshes.
+slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
 parity: $(PARITY_INSTALLED)
 	$(PARITY_VENV)/bin/python -m pytest -s tests/parity tests/interop
+
+test-all: test slow parity
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) runs
+	rm -rf $(VENV) $(PARITY_VENV) .cache runs
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'

@@ -1,33 +1,25 @@
 """The doors as a user meets them: the shipped demo recipe, made smaller, from prepared data to evaluated checkpoint."""
 
 import json
+import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
-from tiny import ROOT, demo_flags, prepare_shapes
+from tiny import DEMO_RUN, ROOT, demo_flags
 
 from mvlm_jax import doors, evaluate, train
 from mvlm_jax.data.pipeline import stable_hash
 from mvlm_jax.errors import UserError
-from mvlm_jax.objectives.pretraining import Pretraining
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.peers import Peers
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    prepare_shapes(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """A run of six steps that was never interrupted."""
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert train.door(demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)) == 0
-    return workdir
+@pytest.fixture
+def copied(demo_run, tmp_path):
+    """The demo run, to be written to."""
+    return shutil.copytree(demo_run, tmp_path / "copied")
 
 
 def metrics(workdir):
@@ -39,24 +31,24 @@ def read_eval(workdir, stem):
     return json.loads((workdir / "eval" / f"{stem}.json").read_text())
 
 
-def test_a_run_leaves_everything_behind(finished):
-    names = {path.name for path in finished.iterdir()}
+def test_a_run_leaves_everything_behind(demo_run):
+    names = {path.name for path in demo_run.iterdir()}
     assert {"config.json", "checkpoints", "metrics.jsonl", "eval", "tokenizer.json"} <= names
     assert any("tfevents" in name for name in names)
-    steps = [line for line in metrics(finished) if "loss" in line]
+    steps = [line for line in metrics(demo_run) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     for line in steps:
         assert line["loss"] == pytest.approx(sum(line[name] for name in ("mim", "mlm", "itc", "itm")), rel=1e-5)
 
 
-def test_evaluation_counts_every_example_and_reports_both_rankings(finished):
-    retrieval = read_eval(finished, "retrieval-val")
+def test_evaluation_counts_every_example_and_reports_both_rankings(demo_run):
+    retrieval = read_eval(demo_run, "retrieval-val")
     assert (retrieval["images"], retrieval["captions"], retrieval["step"]) == (12, 12, 6)
     for way in ("tr", "ir"):
         for k in (1, 5, 10):
             for suffix in ("", "_rerank"):
                 assert 0 <= retrieval[f"{way}_r{k}{suffix}"] <= 100
-    rebuilt = read_eval(finished, "reconstruction-val")
+    rebuilt = read_eval(demo_run, "reconstruction-val")
     for name in ("mlm_gain", "mim_gain", "mlm_gain_over_none", "mim_gain_over_none"):
         value, low, high = rebuilt[name]
         assert low <= value <= high
@@ -64,22 +56,23 @@ def test_evaluation_counts_every_example_and_reports_both_rankings(finished):
     assert rebuilt["mim_gain"][0] == pytest.approx(wrong - own, abs=1e-6)
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(finished, data_dir):
-    before = [read_eval(finished, stem) for stem in ("retrieval-val", "reconstruction-val")]
-    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2, eval__batch_size=5)
+def test_evaluation_does_not_depend_on_the_batch_size(copied, demo_dir):
+    before = [read_eval(copied, stem) for stem in ("retrieval-val", "reconstruction-val")]
+    flags = demo_flags(data_dir=demo_dir, workdir=copied, **DEMO_RUN, eval__batch_size=5)
     assert evaluate.door(flags) == 0
-    after = [read_eval(finished, stem) for stem in ("retrieval-val", "reconstruction-val")]
+    after = [read_eval(copied, stem) for stem in ("retrieval-val", "reconstruction-val")]
     for old, new in zip(before, after):
         assert set(old) == set(new)
         for name in set(old) - {"left_out"}:
             np.testing.assert_allclose(new[name], old[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow  # the toy's runs are broken off in the same way in training/test_loop.py
 def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
-    finished, data_dir, tmp_path, monkeypatch
+    demo_run, demo_dir, tmp_path, monkeypatch
 ):
     workdir = tmp_path / "interrupted"
-    flags = demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2)
+    flags = demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN)
     whole = Pretrain.train_batches
 
     def cut_short(self, start_step):
@@ -92,12 +85,12 @@ def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
     assert train.door(flags) == 130
     monkeypatch.undo()
     assert train.door(flags) == 0
-    assert metrics(workdir) == metrics(finished)
+    assert metrics(workdir) == metrics(demo_run)
 
 
-def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(finished, data_dir, tmp_path, monkeypatch):
+def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(demo_run, demo_dir, tmp_path, monkeypatch):
     workdir = tmp_path / "stopped"
-    flags = [*demo_flags(data_dir=data_dir, workdir=workdir, steps=6, checkpoint__every=2), "--stopped_status=75"]
+    flags = [*demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN), "--stopped_status=75"]
     whole = Pretrain.train_batches
 
     def signalled(self, start_step):
@@ -111,24 +104,23 @@ def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(finish
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3]
     monkeypatch.undo()
     assert train.door(flags) == 0
-    assert metrics(workdir) == metrics(finished)
+    assert metrics(workdir) == metrics(demo_run)
 
 
-def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(data_dir, tmp_path, monkeypatch, capsys):
-    flags = demo_flags(data_dir=data_dir, workdir=tmp_path / "run", steps=6, max_skipped_updates=2)
-    whole, hashes = Pretrain.train_batches, []
+def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(demo_dir, tmp_path, monkeypatch, capsys):
+    flags = demo_flags(data_dir=demo_dir, workdir=tmp_path / "run", **DEMO_RUN, max_skipped_updates=2)
+    whole, init, hashes = Pretrain.train_batches, Pretrain.init, []
 
     def seen(self, start_step):
         for batch in whole(self, start_step):
             hashes.append(set(batch["image_id"].tolist()))
             yield batch
 
-    def not_a_number(*arguments):
-        return {name: (total * float("nan"), count) for name, (total, count) in losses(*arguments).items()}
+    def not_a_number(self, key):
+        return jax.tree.map(lambda leaf: leaf * float("nan"), init(self, key))
 
-    losses = Pretraining.batch_losses
     monkeypatch.setattr(Pretrain, "train_batches", seen)
-    monkeypatch.setattr(Pretraining, "batch_losses", not_a_number)
+    monkeypatch.setattr(Pretrain, "init", not_a_number)
     assert train.door(flags) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("mvlm train: step 2: the loss is nan")
@@ -136,29 +128,29 @@ def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(data_dir,
     assert {stable_hash(name) for name in named} == hashes[1]
 
 
-def test_a_workdir_of_another_config_is_refused_and_stays_as_it_is(finished, data_dir, capsys):
-    before = {path: path.stat().st_mtime_ns for path in sorted(finished.rglob("*"))}
-    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2, optimizer__peak=0.5)
+def test_a_workdir_of_another_config_is_refused_and_stays_as_it_is(demo_run, demo_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in sorted(demo_run.rglob("*"))}
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN, optimizer__peak=0.5)
     assert train.door(flags) == 2
     error = capsys.readouterr().err.strip()
     assert "config.optimizer.peak is 0.002 there and 0.5 here" in error
-    assert {path: path.stat().st_mtime_ns for path in sorted(finished.rglob("*"))} == before
+    assert {path: path.stat().st_mtime_ns for path in sorted(demo_run.rglob("*"))} == before
 
 
-def test_a_step_that_was_not_kept_is_refused_with_those_that_were(finished, data_dir, capsys):
-    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2)
+def test_a_step_that_was_not_kept_is_refused_with_those_that_were(demo_run, demo_dir, capsys):
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN)
     assert evaluate.door([*flags, "--step=5"]) == 2
     assert "there are 2, 4, 6" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_fails_tells_its_peers(finished, data_dir, monkeypatch):
+def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatch):
     class Told(Peers):
         def __exit__(self, kind, *_):
             told.append(kind)
 
     told = []
     monkeypatch.setattr(evaluate, "Peers", Told)
-    flags = demo_flags(data_dir=data_dir, workdir=finished, steps=6, checkpoint__every=2)
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN)
     assert evaluate.door([*flags, "--step=5"]) == 2
     assert told == [UserError]
 

@@ -1,6 +1,10 @@
 """A run small enough to be made in a test: the shipped recipe over a small set of drawn scenes."""
 
+import fcntl
 import importlib.util
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mvlm_jax.data.builders import shapes
@@ -22,6 +26,8 @@ SMALLER = {
     "eval.bootstrap": 50,
     "log_every": 1,
 }
+# The run of six steps that tests start from, and that runs which were broken off are compared with.
+DEMO_RUN = {"steps": 6, "checkpoint__every": 2}
 
 
 def prepare_shapes(data_dir: Path) -> None:
@@ -39,3 +45,18 @@ def demo_flags(*, data_dir: Path, workdir: Path, recipe: str = "demo.py", **chan
     fields = SMALLER | {"data.data_dir": data_dir} | {name.replace("__", "."): v for name, v in changes.items()}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     return [f"--config={ROOT / 'configs' / recipe}", f"--workdir={workdir}", *flags]
+
+
+def once(name: str, make: Callable[[Path], None], tmp_path_factory) -> Path:
+    """The directory that `make` fills: by the first worker of a test run that needs it, the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    # That of a worker lies in the one of the whole test run.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory, made = shared / name, shared / f"{name}.made"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(directory, ignore_errors=True)  # of a worker that failed
+            make(directory)
+            made.touch()
+    return directory

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import prepare_shapes, recipe
+from tiny import recipe
 
 from mvlm_jax.compiling.ahead import compile_step, describe_step
 from mvlm_jax.compiling.costs import bytes_by_kind, collectives, gathered_features, matrix_flops
@@ -32,8 +32,11 @@ def config_on(**changes):
 
 @pytest.fixture(
     scope="module",
-    params=[{"mesh__fsdp": 1}, {"mesh__fsdp": 4}, {"accumulate": 2}],
-    ids=["data", "fsdp", "microbatches"],
+    params=[
+        pytest.param({"mesh__fsdp": 1}, id="data"),
+        pytest.param({"mesh__fsdp": 4}, id="fsdp", marks=pytest.mark.slow),
+        pytest.param({"accumulate": 2}, id="microbatches", marks=pytest.mark.slow),
+    ],
 )
 def compiled(request):
     config = config_on(**request.param)
@@ -80,6 +83,7 @@ def test_little_more_is_computed_than_the_losses_need(compiled):
     assert 0.95 * needed <= matrix_flops(step.program) <= 1.05 * needed + again
 
 
+@pytest.mark.slow
 def test_features_do_travel_where_groups_span_devices():
     """What the tests above would see if a device held a part of a group only."""
     config = config_on(matching__group=16, model__layers=1)
@@ -96,10 +100,9 @@ def test_memory_of_the_arguments_is_that_of_the_state(compiled):
     assert step.own_rows and step.temporaries > 0
 
 
-def test_a_described_task_is_the_task_without_its_data(tmp_path):
-    prepare_shapes(tmp_path)
+def test_a_described_task_is_the_task_without_its_data(demo_dir, tmp_path):
     config = recipe("demo")
-    config.data.data_dir, config.batch_size = str(tmp_path), 32
+    config.data.data_dir, config.batch_size = str(demo_dir), 32
     task, described = make_task(config, workdir=tmp_path / "run"), describe_task(config)
     rows = next(iter(task.train_batches(0)))
     assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {

@@ -16,6 +16,12 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="needs libtpu (pip install -e .[tpu])")
 
 
+def without_flags():
+    """The environment without the tests' flags and cache, which are for a CPU."""
+    left_out = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
 @pytest.mark.parametrize("name", ["v9:4x4", "v5e", "v5e:", "v5e:4", "v5e:4x", "4x4"])
 def test_an_unknown_topology_is_one_line_with_examples(name, capsys):
     assert compile.door([DEMO, f"--topology={name}"]) == 2
@@ -52,6 +58,7 @@ def test_no_accelerator_of_this_machine_is_used():
 
 
 @needs_libtpu
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "chips"),
     [(("v4:2x2x2",), 8), (("v5e:1x1",), 1), (("v5p:2x2x2",), 8), (("v6e:16x16",), 256), (("v5e:4x4", 2), 32)],
@@ -62,7 +69,7 @@ def test_topologies_have_a_device_for_each_chip(arguments, chips):
         "name, slices = json.loads(sys.argv[1]); print(len(describe(name, slices=slices).devices))"
     )
     name, slices = (*arguments, 1)[:2]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = without_flags()
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps([name, slices])],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
@@ -71,12 +78,13 @@ def test_topologies_have_a_device_for_each_chip(arguments, chips):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_the_step_of_a_tiny_model_is_compiled_for_a_tpu(tmp_path):
     file = tmp_path / "figures.json"
     small = ["batch_size=32", "matching.group=8", "model.layers=1", "model.cross_layers=1", "image.size=32"]
     command = [sys.executable, "-m", "mvlm_jax.compile", DEMO, "--topology=v5e:2x2", f"--json={file}"]
     command += [f"--config.{field}" for field in small]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = without_flags()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())

@@ -1,31 +1,15 @@
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import demo_flags, prepare_shapes
 
-from mvlm_jax import train, weights
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    prepare_shapes(directory)
-    return directory
+from mvlm_jax import weights
 
 
 @pytest.fixture(scope="session")
-def run(data_dir, tmp_path_factory):
-    """A finished run of three steps."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    assert train.door(demo_flags(data_dir=data_dir, workdir=workdir, steps=3)) == 0
-    return workdir
-
-
-@pytest.fixture(scope="session")
-def export(run, tmp_path_factory):
-    """That run as `mvlm weights export` writes it."""
+def export(demo_run, tmp_path_factory):
+    """The demo run as `mvlm weights export` writes it."""
     folder = tmp_path_factory.mktemp("exports") / "export"
-    assert weights.door(["export", f"--workdir={run}", f"--output={folder}"]) == 0
+    assert weights.door(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
     return folder
 
 

@@ -28,8 +28,8 @@ def model(export):
 
 
 @pytest.fixture(scope="module")
-def task(run, data_dir):
-    return make_task(config_lib.from_json((run / "config.json").read_text()), workdir=run)
+def task(demo_run, demo_dir):
+    return make_task(config_lib.from_json((demo_run / "config.json").read_text()), workdir=demo_run)
 
 
 @pytest.fixture(scope="module")

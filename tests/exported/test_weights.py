@@ -41,20 +41,21 @@ def train_only(flags):
 
 
 @pytest.fixture(scope="module")
-def started(published, data_dir, tmp_path_factory):
+def started(published, demo_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("started") / "run"
-    assert train_only(start_flags(published, data_dir=data_dir, workdir=workdir, checkpoint__every=1)) == 0
+    assert train_only(start_flags(published, data_dir=demo_dir, workdir=workdir, checkpoint__every=1)) == 0
     return workdir
 
 
 # init_from
 
 
-def test_first_losses_differ_from_those_of_a_random_start(run, started):
-    random, imported = losses(run)[0], losses(started)[0]
+def test_first_losses_differ_from_those_of_a_random_start(demo_run, started):
+    random, imported = losses(demo_run)[0], losses(started)[0]
     assert random["step"] == imported["step"] == 1
+    # From the same start all would be alike but for rounding.
     for part in PARTS:
-        assert abs(imported[part] - random[part]) > 1e-3 * random[part], part
+        assert abs(imported[part] - random[part]) > 1e-5 * random[part], part
 
 
 def test_encoders_that_do_not_learn_are_still_the_published_ones_after_training(started, published, tmp_path):
@@ -88,12 +89,12 @@ def test_the_report_is_kept_in_the_workdir(started, published):
     assert {"image_cross_encoder", "matching_head", "temperature"} <= set(kept["at_initial_values"])
 
 
-def test_the_tokenizer_of_the_folder_comes_along(run, started):
-    tokenizers = [json.loads((place / "tokenizer.json").read_text())["model"]["vocab"] for place in (run, started)]
+def test_the_tokenizer_of_the_folder_comes_along(demo_run, started):
+    tokenizers = [json.loads((place / "tokenizer.json").read_text())["model"]["vocab"] for place in (demo_run, started)]
     assert tokenizers[0] == tokenizers[1]
 
 
-def test_a_resumed_run_does_not_import_again(started, published, data_dir, tmp_path, monkeypatch, caplog):
+def test_a_resumed_run_does_not_import_again(started, published, demo_dir, tmp_path, monkeypatch, caplog):
     sources = tmp_path / "sources"
     sources.mkdir()
     for name in ("image_encoder", "text_encoder"):
@@ -101,7 +102,7 @@ def test_a_resumed_run_does_not_import_again(started, published, data_dir, tmp_p
         for file in (published / name).iterdir():
             (sources / name / file.name).write_bytes(file.read_bytes())
     workdir = tmp_path / "run"
-    flags = start_flags(sources, data_dir=data_dir, workdir=workdir, checkpoint__every=1)
+    flags = start_flags(sources, data_dir=demo_dir, workdir=workdir, checkpoint__every=1)
     whole = Pretrain.train_batches
 
     def cut_short(self, start_step):
@@ -139,7 +140,7 @@ def test_a_resumed_run_does_not_import_again(started, published, data_dir, tmp_p
         ({"text__tokenizer": "SMALL"}, "give the tokenizer that the weights were trained with"),
     ],
 )
-def test_weights_that_do_not_fit_leave_no_workdir_behind(changes, said, published, data_dir, tmp_path, capsys):
+def test_weights_that_do_not_fit_leave_no_workdir_behind(changes, said, published, demo_dir, tmp_path, capsys):
     places = {
         "IMAGE": published / "image_encoder",
         "TOKENIZER": published / "text_encoder" / "tokenizer.json",
@@ -147,7 +148,7 @@ def test_weights_that_do_not_fit_leave_no_workdir_behind(changes, said, publishe
         "SMALL": smaller(published / "text_encoder" / "tokenizer.json", tmp_path / "small.json"),
     }
     changes = {name: places.get(value, value) for name, value in changes.items()}
-    assert train.door(start_flags(published, data_dir=data_dir, workdir=tmp_path / "run", **changes)) == 2
+    assert train.door(start_flags(published, data_dir=demo_dir, workdir=tmp_path / "run", **changes)) == 2
     [error] = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("mvlm train: ")]
     assert said in error
     assert not (tmp_path / "run").exists()
@@ -184,20 +185,20 @@ def test_an_export_holds_everything(export):
     }  # fmt: skip
 
 
-def test_parameters_come_back_bit_for_bit(run, export):
-    expected, loaded = parameters(run), flat(mvlm_jax.load(export).params)
+def test_parameters_come_back_bit_for_bit(demo_run, export):
+    expected, loaded = parameters(demo_run), flat(mvlm_jax.load(export).params)
     assert set(loaded) == set(expected)
     for path, value in expected.items():
         assert loaded[path].dtype == value.dtype
         np.testing.assert_array_equal(loaded[path], value, err_msg=path)
 
 
-def test_the_model_card_is_filled_from_the_run(run, export):
+def test_the_model_card_is_filled_from_the_run(demo_run, export):
     card = (export / "README.md").read_text()
-    recall = json.loads((run / "eval" / "retrieval-val.json").read_text())["tr_r1"]
+    recall = json.loads((demo_run / "eval" / "retrieval-val.json").read_text())["tr_r1"]
     assert f"| retrieval-val | tr_r1 | {recall:.4g} |" in card
     assert re.search(r"\| reconstruction-val \| mlm_gain \| \S+ \[\S+, \S+\] \|", card)
-    assert "| steps | 3 of 3, 8 pairs each |" in card and "| started from | random weights |" in card
+    assert "| steps | 6 of 6, 8 pairs each |" in card and "| started from | random weights |" in card
     assert "| data | tfds:shapes:train |" in card
     assert json.loads(card.partition("```json")[2].partition("```")[0]) == json.loads(
         (export / "config.json").read_text()
@@ -214,8 +215,8 @@ def test_the_model_card_is_filled_from_the_run(run, export):
         (["--workdir=RUN", "--output=RUN/config.json/new"], "cannot be written"),
     ],
 )
-def test_an_export_that_cannot_be_made_leaves_nothing(flags, said, run, export, tmp_path, capsys):
-    places = {"RUN": str(run), "EXPORT": str(export), "NEW": str(tmp_path / "new")}
+def test_an_export_that_cannot_be_made_leaves_nothing(flags, said, demo_run, export, tmp_path, capsys):
+    places = {"RUN": str(demo_run), "EXPORT": str(export), "NEW": str(tmp_path / "new")}
     before = sorted(export.parent.rglob("*"))
     flags = [re.sub("RUN|EXPORT|NEW", lambda found: places[found[0]], flag) for flag in flags]
     assert weights.door(["export", *flags]) == 2
@@ -232,9 +233,9 @@ def import_flags(published, *, data_dir, **changes):
     return ["import", *(flag for flag in flags if not flag.startswith("--workdir"))]
 
 
-def test_import_prints_the_report_and_writes_the_same_encoders(published, data_dir, tmp_path, capsys):
+def test_import_prints_the_report_and_writes_the_same_encoders(published, demo_dir, tmp_path, capsys):
     output = tmp_path / "imported"
-    assert weights.door([*import_flags(published, data_dir=data_dir), f"--output={output}"]) == 0
+    assert weights.door([*import_flags(published, data_dir=demo_dir), f"--output={output}"]) == 0
     printed = capsys.readouterr().out
     assert re.search(
         r"^image_encoder: 22 tensors, .* parameters from .*image_encoder \(ViT of transformers\)$", printed, re.M
@@ -250,23 +251,23 @@ def test_import_prints_the_report_and_writes_the_same_encoders(published, data_d
     assert json.loads((output / "weights.json").read_text())["loaded"][0]["encoder"] == "image_encoder"
 
 
-def test_import_says_what_was_resized(published, data_dir, capsys):
-    flags = import_flags(published, data_dir=data_dir, image__size=64, text__positions=40)
+def test_import_says_what_was_resized(published, demo_dir, capsys):
+    flags = import_flags(published, data_dir=demo_dir, image__size=64, text__positions=40)
     assert weights.door(flags) == 0
     printed = capsys.readouterr().out
     assert "resized: position_embedding: bicubic from 4x4 to 8x8 patches" in printed
     assert "resized: position_embedding: cut from 64 to 40 positions" in printed
 
 
-def test_import_of_what_does_not_fit_writes_nothing(published, data_dir, tmp_path, capsys):
-    flags = import_flags(published, data_dir=data_dir, model__width=32)
+def test_import_of_what_does_not_fit_writes_nothing(published, demo_dir, tmp_path, capsys):
+    flags = import_flags(published, data_dir=demo_dir, model__width=32)
     assert weights.door([*flags, f"--output={tmp_path / 'new'}"]) == 2
     assert "is 16 wide; config.model.width=32" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_import_of_nothing_is_refused(data_dir, capsys):
-    flags = demo_flags(data_dir=data_dir, workdir="unused", steps=3)
+def test_import_of_nothing_is_refused(demo_dir, capsys):
+    flags = demo_flags(data_dir=demo_dir, workdir="unused", steps=3)
     assert weights.door(["import", *(flag for flag in flags if not flag.startswith("--workdir"))]) == 2
     assert "nothing to import; give --config.init_from.image=PATH" in capsys.readouterr().err
 

@@ -71,8 +71,8 @@ def log_likelihoods(model, params, image, text, answers):
 
 
 def test_answers_are_told_by_the_token_classifier(model, params, inputs):
-    run = functools.partial(model.apply, method="next_tokens")
-    context = model.apply({"params": params}, *inputs, method="read")
+    run = jax.jit(functools.partial(model.apply, method="next_tokens"))
+    context = jax.jit(functools.partial(model.apply, method="read"))({"params": params}, *inputs)
     answers = jnp.asarray(answer_rows(8)[None, :4, :-1].repeat(5, axis=0))
     told = params["token_classifier"]
     raised = params | {"token_classifier": told | {"bias": told["bias"].at[7].add(1.0)}}

@@ -73,11 +73,11 @@ def test_roberta_numbers_positions_from_two_and_bert_from_zero():
         assert shapes(make_model(text_kind=kind))["text_encoder"]["position_embedding"]["embedding"].shape[0] == rows
     encoder = TextEncoder("roberta", 40, 16, width=8, heads=2, layers=1, mlp_ratio=2, compute=Compute())
     text, mask = jnp.array([[0, 5, 6, 2]]), jnp.ones((1, 4), bool)
-    variables = encoder.init(jax.random.key(0), text, mask)
-    before = encoder.apply(variables, text, mask)
+    variables, run = jax.jit(encoder.init)(jax.random.key(0), text, mask), jax.jit(encoder.apply)
+    before = run(variables, text, mask)
     table = variables["params"]["position_embedding"]["embedding"]
     variables["params"]["position_embedding"]["embedding"] = table.at[:2].set(99.0)
-    np.testing.assert_array_equal(encoder.apply(variables, text, mask), before)
+    np.testing.assert_array_equal(run(variables, text, mask), before)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -87,7 +87,7 @@ def test_remat_changes_no_gradient(remat):
     def gradient(policy):
         fields = {"width": 8, "heads": 2, "layers": 2, "mlp_ratio": 2, "compute": Compute(remat=policy)}
         encoder = TextEncoder("bert", 40, 16, **fields)
-        variables = encoder.init(jax.random.key(0), text, text != 0)
+        variables = jax.jit(encoder.init)(jax.random.key(0), text, text != 0)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, text, text != 0) ** 3).sum()))(variables)
 
     expected = jax.tree.leaves(gradient("none"))
@@ -102,9 +102,10 @@ def test_rows_of_a_block_are_those_of_the_whole_block(rows):
     block = CrossBlock(heads=2, mlp_ratio=2, epsilon=1e-6, compute=Compute())
     x, context = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 3, 8))
     mask, context_mask = jnp.array([[True] * 5, [True] * 4 + [False]]), jnp.array([[True] * 3, [True, True, False]])
-    variables = block.init(jax.random.key(2), x, mask, context, context_mask)
-    whole = block.apply(variables, x, mask, context, context_mask)
-    some = block.apply(variables, x, mask, context, context_mask, rows)
+    inputs = (x, mask, context, context_mask)
+    variables = jax.jit(block.init)(jax.random.key(2), *inputs)
+    whole = jax.jit(block.apply)(variables, *inputs)
+    some = jax.jit(lambda *arguments: block.apply(*arguments, rows))(variables, *inputs)
     np.testing.assert_allclose(some, select_rows(whole, rows), rtol=1e-5, atol=1e-6)
 
 

@@ -134,7 +134,14 @@ def plain_form(model, params, pairs, *, condition_on):
     return sum(WEIGHTS[name] * loss for name, loss in losses.items()), losses
 
 
-@pytest.mark.parametrize("condition_on, token_head", [("unmasked", "dense"), ("masked", "tied"), ("none", "dense")])
+@pytest.mark.parametrize(
+    "condition_on, token_head",
+    [
+        ("unmasked", "dense"),
+        pytest.param("masked", "tied", marks=pytest.mark.slow),
+        pytest.param("none", "dense", marks=pytest.mark.slow),
+    ],
+)
 def test_saving_work_changes_neither_losses_nor_gradients(batch, pairs, condition_on, token_head):
     model = make_model(cross_layers=2, decoder_layers=1, token_head=token_head)
     params = make_params(model, batch)

@@ -1,5 +1,7 @@
 """Microbatches change what a step costs, never what it computes; whole runs are compared in training/test_meshes.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,36 +73,64 @@ def make_task(config, tokenizer):
     return Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
 
 
-# Of 32 pairs, each of four devices has two microbatches of a whole group, or four of half a one, which all then share.
-@pytest.mark.parametrize(
-    ("switched_on", "devices", "accumulate"),
-    [*(((name,), 1, 4) for name in LOSSES), (LOSSES, 1, 4), (LOSSES, 8, 2), (LOSSES, 8, 4)],
-)
-def test_the_gradient_is_that_of_the_whole_batch(tokenizer, switched_on, devices, accumulate):
-    weights = {f"loss__{name}": 0.5 + place if name in switched_on else 0.0 for place, name in enumerate(LOSSES)}
-    config = small_config(**weights)
-    one = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    mesh = one if devices == 1 else make_mesh(data=2, fsdp=2, tensor=2)
-    task = make_task(config, tokenizer)
-    params = jax.jit(task.init)(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    # Away from the initial values, where embeddings are all alike and some gradients all but vanish.
-    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape) * (x.ndim > 0), params)
-    batch = rows(config, tokenizer, 0)
+def weighted(switched_on):
+    return small_config(
+        **{f"loss__{name}": 0.5 + place if name in switched_on else 0.0 for place, name in enumerate(LOSSES)}
+    )
 
-    def result(count, mesh):
+
+@pytest.fixture(scope="module")
+def params(tokenizer):
+    """Away from the initial values, where embeddings are all alike and some gradients all but vanish."""
+    params = jax.jit(make_task(weighted(LOSSES), tokenizer).init)(jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape) * (x.ndim > 0), params)
+
+
+@pytest.fixture(scope="module")
+def result(tokenizer, params):
+    """Losses, sums and gradient of one batch, in so many microbatches on a mesh."""
+
+    def result(switched_on, *, accumulate, mesh):
+        config = weighted(switched_on)
+        task = make_task(config, tokenizer)
         shardings = param_shardings(params, mesh=mesh, rules=task.sharding_rules)
 
         def step(params, batch):
             drawn = task.rows(batch, Streams(seed=0, step=jnp.int32(3)))
-            return value_and_grad(task.objective, params, drawn, accumulate=count, mesh=mesh, shardings=shardings)
+            return value_and_grad(task.objective, params, drawn, accumulate=accumulate, mesh=mesh, shardings=shardings)
 
-        return jax.device_get(
-            jax.jit(step)(jax.device_put(params, shardings), shard_batch(batch, batch_sharding(mesh)))
-        )
+        batch = shard_batch(rows(config, tokenizer, 0), batch_sharding(mesh))
+        return jax.device_get(jax.jit(step)(jax.device_put(params, shardings), batch))
 
-    (loss, sums), gradient = result(1, one)
-    (accumulated_loss, accumulated_sums), accumulated = result(accumulate, mesh)
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def whole_batch(result, one_device):
+    """The same of the whole batch at once on one device; computed once for the same losses."""
+    return functools.cache(functools.partial(result, accumulate=1, mesh=one_device))
+
+
+# Of 32 pairs, each of four devices has two microbatches of a whole group, or four of half a one, which all then share.
+@pytest.mark.parametrize(
+    ("switched_on", "devices", "accumulate"),
+    [
+        (LOSSES, 1, 4),
+        (LOSSES, 8, 4),
+        pytest.param(LOSSES, 8, 2, marks=pytest.mark.slow),
+        *(pytest.param((name,), 1, 4, marks=pytest.mark.slow) for name in LOSSES),
+    ],
+)
+def test_the_gradient_is_that_of_the_whole_batch(result, whole_batch, one_device, switched_on, devices, accumulate):
+    (loss, sums), gradient = whole_batch(switched_on)
+    mesh = one_device if devices == 1 else make_mesh(data=2, fsdp=2, tensor=2)
+    (accumulated_loss, accumulated_sums), accumulated = result(switched_on, accumulate=accumulate, mesh=mesh)
     assert {name for name in LOSSES if name in sums} == set(switched_on)
     np.testing.assert_allclose(accumulated_loss, loss, rtol=1e-5)
     assert accumulated_sums.keys() == sums.keys()
@@ -160,15 +190,17 @@ def moved(lowered_step):
     return [kind for kind in ("all-to-all", "collective-permute") if f" {kind}(" in text or f" {kind}-start(" in text]
 
 
+@pytest.mark.slow
 def test_microbatches_move_nothing_between_devices(tokenizer):
     # Each of the eight devices holds four microbatches of one group.
     fields = {"batch_size": 128, "mesh__fsdp": 2}
     assert not moved(lowered(tokenizer, accumulate=4, **fields))
 
 
+@pytest.mark.slow
 def test_microbatches_and_remat_save_memory(tokenizer):
     def temporaries(**fields):
-        larger = {"batch_size": 64, "model__width": 64, "model__layers": 4}
+        larger = {"batch_size": 64, "model__width": 64, "model__layers": 2}
         step = lowered(tokenizer, devices=jax.devices()[:1], **larger, **fields)
         return step.compile().memory_analysis().temp_size_in_bytes
 

@@ -48,15 +48,8 @@ def data_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def pretrained(data_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "pretrained"
-    assert train.door(demo_flags(data_dir=data_dir, workdir=workdir, steps=3)) == 0
-    return workdir
-
-
-def flags(task, *, data_dir, workdir, pretrained, **changes):
-    changes = {"steps": 3, "image__size": 48, "init_from__checkpoint": pretrained, "eval__batch_size": 64} | changes
+def flags(task, *, data_dir, workdir, start, **changes):
+    changes = {"steps": 3, "image__size": 48, "init_from__checkpoint": start, "eval__batch_size": 64} | changes
     if task == "vqa":
         changes |= {"vqa__decoder_layers": 1}
     uri = f"tfds:{SHAPES_OF[task]}:val[:50]"
@@ -64,9 +57,9 @@ def flags(task, *, data_dir, workdir, pretrained, **changes):
 
 
 @pytest.fixture(scope="module", params=TASKS)
-def finetuned(request, data_dir, pretrained, tmp_path_factory):
+def finetuned(request, data_dir, demo_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / request.param
-    given = flags(request.param, data_dir=data_dir, workdir=workdir, pretrained=pretrained)
+    given = flags(request.param, data_dir=data_dir, workdir=workdir, start=demo_run)
     assert train.door(given) == 0
     return request.param, workdir, given
 
@@ -86,7 +79,7 @@ def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     assert after == pytest.approx(before, rel=1e-6)
 
 
-def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, pretrained):
+def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, demo_run):
     name, workdir, _ = finetuned
     report = json.loads((workdir / "weights.json").read_text())
     new = [] if name == "vqa" else ["classification_head"]
@@ -231,11 +224,11 @@ def test_labels_are_as_many_as_the_head_has():
     assert Nlvr2.labels.index("True") == 1
 
 
-def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, pretrained, tmp_path, capsys):
+def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, demo_run, tmp_path, capsys):
     workdir = tmp_path / "retrieval"
     given = demo_flags(
         data_dir=data_dir, workdir=workdir, recipe="finetune_retrieval.py:shapes", steps=2, image__size=48,
-        init_from__checkpoint=pretrained, optimizer__warmup_steps=1,
+        init_from__checkpoint=demo_run, optimizer__warmup_steps=1,
     )  # fmt: skip
     assert train.door(given) == 0
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -251,15 +244,13 @@ def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, pretrained,
     assert evaluate.door([*given, "--k=2,x"]) == 2
 
 
-def test_an_exported_folder_serves_as_well_as_the_run(pretrained, tmp_path):
+def test_an_exported_folder_serves_as_well_as_the_run(demo_run, tmp_path):
     folder = tmp_path / "export"
-    assert weights.door(["export", f"--workdir={pretrained}", f"--output={folder}"]) == 0
-    config = read_config(pretrained)
+    assert weights.door(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
+    config = read_config(demo_run)
     config.task, config.image.size = "entailment", 48
     shapes = parameter_shapes(config)
-    from_run, from_folder = (
-        import_checkpoint(str(path), shapes=shapes, config=config) for path in (pretrained, folder)
-    )
+    from_run, from_folder = (import_checkpoint(str(path), shapes=shapes, config=config) for path in (demo_run, folder))
     assert from_run.params.keys() == from_folder.params.keys()
     jax.tree.map(np.testing.assert_array_equal, from_run.params, from_folder.params)
     table = from_run.params["image_encoder/position_embedding"]
@@ -348,16 +339,16 @@ def test_words_that_were_told_by_another_head_are_refused(tmp_path):
         ({"model.cross_layers": 2}, "has no parameter .*cross_encoder/block_1"),
     ],
 )
-def test_checkpoints_that_do_not_fit_are_refused(pretrained, changes, message):
-    config = read_config(pretrained)
+def test_checkpoints_that_do_not_fit_are_refused(demo_run, changes, message):
+    config = read_config(demo_run)
     config.task = "nlvr2"
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        import_checkpoint(str(pretrained), shapes=parameter_shapes(config), config=config)
+        import_checkpoint(str(demo_run), shapes=parameter_shapes(config), config=config)
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys):
-    given = flags("entailment", data_dir=data_dir, workdir=tmp_path / "run", pretrained=tmp_path)
+    given = flags("entailment", data_dir=data_dir, workdir=tmp_path / "run", start=tmp_path)
     assert train.door(given) == 2
     assert "mvlm train: " in capsys.readouterr().err
     config = recipe("demo")

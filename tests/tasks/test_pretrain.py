@@ -41,7 +41,7 @@ def history(config, batch):
     tokenizer, rows = batch
     task = Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
     assert isinstance(task, Task)
-    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     program = make_program(task=task, config=config, mesh=mesh)
     state, lines = program.init(), []
     for _ in range(config.steps):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ROOT, SMALLER, prepare_shapes, recipe
+from tiny import ROOT, SMALLER, recipe
 
 from mvlm_jax import prepare as prepare_door
 from mvlm_jax.tasks.from_config import make_task
@@ -18,16 +18,9 @@ STEP = 3
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data")
-    prepare_shapes(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def task(data_dir):
+def task(demo_dir):
     config = recipe("demo")
-    config.update_from_flattened_dict(SMALLER | {"data.data_dir": str(data_dir)})
+    config.update_from_flattened_dict(SMALLER | {"data.data_dir": str(demo_dir)})
     return make_task(config, workdir="")
 
 
@@ -68,8 +61,8 @@ def test_page_marks_the_hidden_words_of_the_first_pairs(task):
     assert page.count("data:image/png;base64,") == 10 and "http" not in page
 
 
-def test_door_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, data_dir, tmp_path, capsys):
-    fields = SMALLER | {"data.data_dir": data_dir, "mesh.data": 1024, "data.workers": 7}
+def test_door_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, demo_dir, tmp_path, capsys):
+    fields = SMALLER | {"data.data_dir": demo_dir, "mesh.data": 1024, "data.workers": 7}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     arguments = ["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", f"--step={STEP}", "--examples=3", *flags]
     assert prepare_door.door([*arguments, f"--report_dir={tmp_path}"]) == 0

@@ -50,17 +50,20 @@ def resumed(first, shapes_dir):
     return workdir, records
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_run_of_one_device(first, on_one_device):
     directory, records, _ = first
     assert [record[0]["status"] for record in records] == [0, 0]
     np.testing.assert_allclose(logged_losses(directory / "whole"), on_one_device[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_half_of_each_batch(first, on_one_device):
     halves = [record[0]["ids"] for record in first[1]]
     assert [halves[0][str(step)] + halves[1][str(step)] for step in range(STEPS)] == on_one_device[1]
 
 
+@pytest.mark.slow
 def test_one_process_writes(first):
     workdir = first[0] / "whole"
     assert len(list(workdir.glob("*tfevents*"))) == 1
@@ -68,6 +71,7 @@ def test_one_process_writes(first):
     assert steps == [*range(1, STEPS + 1), STEPS]  # the last one twice: its losses, its evaluation
 
 
+@pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_of_one(first, shapes_dir):
     workdir = first[0] / "whole"
     files = [workdir / "eval" / f"{stem}.json" for stem in ("retrieval-val", "reconstruction-val")]
@@ -83,6 +87,7 @@ def test_evaluation_by_two_processes_is_that_of_one(first, shapes_dir):
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_hosts_and_another_mesh(resumed, on_one_device):
     workdir, records = resumed
     assert [record[0]["status"] for record in records] == [0, 0]
@@ -90,6 +95,7 @@ def test_a_run_goes_on_on_other_hosts_and_another_mesh(resumed, on_one_device):
     np.testing.assert_allclose(logged_losses(workdir), on_one_device[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_parts_over_two_processes_is_exported_whole(resumed, first, tmp_path):
     embeddings = []
     for name in ("whole", "stopped"):
@@ -99,6 +105,7 @@ def test_a_model_trained_in_parts_over_two_processes_is_exported_whole(resumed, 
     assert np.abs(embeddings[0][0] - embeddings[0][1]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_what_one_process_lacks_ends_all_in_one_line(first):
     directory, records, errors = first
     assert [record[2]["status"] for record in records] == [2, 2]
@@ -106,6 +113,7 @@ def test_what_one_process_lacks_ends_all_in_one_line(first):
     assert "mvlm train: text.tokenizer='words.txt' cannot be read" in errors[1]
 
 
+@pytest.mark.slow
 def test_processes_of_different_commands_are_refused(first):
     directory, records, errors = first
     assert [record[3]["status"] for record in records] == [2, 2]

@@ -14,6 +14,8 @@ from mvlm_jax.tasks.classification import ClassificationTask
 from mvlm_jax.tasks.vqa import Vqa
 from mvlm_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 RECIPES = {"entailment": "finetune_snli_ve.py:shapes", "vqa": "finetune_vqa.py:shapes"}
 DATASETS = {"entailment": "shapes_ve", "vqa": "shapes_vqa"}
 DATA, FSDP_TENSOR = (8, 1, 1), (1, 4, 2)

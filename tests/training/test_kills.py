@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from toy import metrics_lines
 
 from mvlm_jax.training.checkpoints import Checkpoints
@@ -26,7 +27,13 @@ PAUSE = ("--pause", "0.05")  # before each step, so that on no machine the run i
 def started(workdir, *special):
     return subprocess.Popen(
         [sys.executable, Path(__file__).with_name("toy.py"), workdir, json.dumps(FIELDS), *special],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            # Its own: who is killed may leave half an entry in it.
+            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        },
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -37,6 +44,7 @@ def log_size(workdir):
     return path.stat().st_size if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_is_the_run_that_never_was(tmp_path):
     moments, resumed, statuses = random.Random(0), [], []
     for _ in range(KILLS):

@@ -16,7 +16,8 @@ from mvlm_jax.training.program import make_program
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
+ALL_AXES = (2, 2, 2)
+OTHERS = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (2, 4, 1))]
 BIG = r".*(attention|mlp)/.*kernel|text_encoder/(token|position)_embedding/.*|token_classifier/kernel"
 
 
@@ -25,7 +26,7 @@ def mesh_of(sizes):
     return make_mesh(data=data, fsdp=fsdp, tensor=tensor)
 
 
-@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("sizes", [ALL_AXES, *OTHERS])
 def test_every_mesh_trains_the_run_of_one_device(sizes, shapes_dir, on_one_device):
     losses, ids = trajectory(shapes_dir, mesh_of(sizes))
     expected, order = on_one_device
@@ -34,6 +35,7 @@ def test_every_mesh_trains_the_run_of_one_device(sizes, shapes_dir, on_one_devic
     assert len(np.unique(expected[:, 0])) == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{"accumulate": 4}, {"model.remat": "dots"}, {"model.remat": "full"}],
@@ -47,7 +49,7 @@ def test_saving_memory_trains_the_same_run(fields, shapes_dir, on_one_device):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [*MESHES, (1, 8, 1), (4, 1, 2)])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
 def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, shapes_dir):
     config = config_of(shapes_dir, **{"model.width": 64, "model.layers": 4})
     state = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(sizes)).state
@@ -63,7 +65,7 @@ def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, s
 
 def test_no_device_ever_holds_more_than_its_part(shapes_dir):
     config = config_of(shapes_dir)
-    program = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of((2, 2, 2)))
+    program = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(ALL_AXES))
     state = program.init()
     for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))):
         kernel = flat(tree)["image_encoder/layers/block/mlp/up/kernel"]

@@ -104,6 +104,7 @@ def end(processes):
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim, said", [(1, "process 1 is lost: nothing was heard of it"), (0, "another task died")])
 def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, said):
     processes = started(tmp_path / "run", fields={"steps": 100_000})
@@ -117,6 +118,7 @@ def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, said
         end(processes)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(tmp_path):
     processes = started(tmp_path / "run", fields={"steps": 100_000}, lost_after=60.0)
     try:
@@ -130,6 +132,7 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(t
     assert f'{{"step": {saved},' in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 0])
 def test_a_process_that_fails_ends_the_other_one_which_says_why(tmp_path, failing):
     processes = started(tmp_path / "run", fields={"steps": 100_000}, fails=failing, lost_after=60.0)
@@ -147,6 +150,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_checkpoint_to_start_from_that_one_process_lacks_ends_both_in_one_line(trained, tmp_path):
     starts = [str(trained / "checkpoints"), str(tmp_path / "none")]
     processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
@@ -156,6 +160,7 @@ def test_a_checkpoint_to_start_from_that_one_process_lacks_ends_both_in_one_line
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_would_start_from_different_steps_are_refused(trained, tmp_path):
     shutil.copytree(trained / "checkpoints" / "3", tmp_path / "older" / "3")
     starts = [str(trained / "checkpoints"), str(tmp_path / "older")]
@@ -167,6 +172,7 @@ def test_processes_that_would_start_from_different_steps_are_refused(trained, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_parameters_over_the_devices_of_two_processes_train_the_run_of_one(trained, tmp_path):
     fields = {"steps": 6, "checkpoint.every": 3, "mesh.data": 1, "mesh.tensor": 4}
     assert ended(started(tmp_path / "run", fields=fields, pause=0.0), timeout=TIMEOUT) == [0, 0]
