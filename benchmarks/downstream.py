@@ -60,7 +60,7 @@ def run(task: str, column: str, *, directory: Path, data_dir: Path, pretrained: 
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=sys.stderr)
     print(f"{task}-{column}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return json.loads((workdir / "eval" / f"{recipe.name}-{SPLIT}.json").read_text())["accuracy"]
+    return json.loads((workdir / "eval" / f"{recipe.name}-shapes_{task}-{SPLIT}.json").read_text())["accuracy"]
 
 
 def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:

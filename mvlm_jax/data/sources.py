@@ -15,6 +15,7 @@ from mvlm_jax.data.examples import Example
 from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.formats.webdataset import expand_braces
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version
 
@@ -115,7 +116,7 @@ def local_directory(path: str, *, name: str) -> Path:
     """
     if "://" in path:
         raise UserError(f"{name}={path!r} is not a local path; mount the bucket and give the path of the mount")
-    return Path(os.path.expanduser(path))
+    return user_path(path)
 
 
 def prepared_dir(name: str, *, data_dir: str) -> Path:

@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 SPECIAL = {  # start, padding, end, unknown, mask
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
@@ -94,8 +95,9 @@ class Tokenizer:
           UserError: the file is missing, is neither of the two, or does not fit `kind`.
         """
         _special(kind)
+        path = user_path(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
                             ) from error  # fmt: skip

@@ -91,7 +91,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        """Metrics for each file stem, such as `retrieval-val`."""
+        """Metrics for each `<task>-<split>`, such as `retrieval-val`; no metric is called as `workdir.ORIGIN` is."""
         ...
 
     def save_assets(self, workdir: Path) -> None:

@@ -73,7 +73,7 @@ def finetuned(request, data_dir, pretrained, tmp_path_factory):
 
 def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     name, workdir, given = finetuned
-    [file] = (workdir / "eval").glob(f"{name}-val*.json")
+    [file] = (workdir / "eval").glob(f"{name}-*-val*.json")
     before = json.loads(file.read_text())
     assert before["step"] == 3
     assert before["questions" if name == "vqa" else "examples"] == 50
@@ -134,7 +134,7 @@ def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir,
     else:
         assert evaluate.door([*command, f"--submission={file}"]) == 0
     assert len(passes) == 1
-    [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-test*.json")]
+    [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-*-test*.json")]
     assert found["questions" if name == "vqa" else "examples"] == 50
     broken = {i for i in range(50) if source[7]["images"][-1] in source[i]["images"]}
     assert found["left_out"] == {"corrupt": len(broken)}
@@ -239,7 +239,7 @@ def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, pretrained,
     assert train.door(given) == 0
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert not any("mlm" in line or "mim" in line for line in lines)
-    assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-val.json"]
+    assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-shapes-val.json"]
     capsys.readouterr()
     assert evaluate.door([*given, "--k=2,12,5"]) == 0
     found = json.loads(capsys.readouterr().out)["retrieval-val"]

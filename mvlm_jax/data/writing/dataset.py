@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import Tally
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
+from mvlm_jax.lock import only_one
 
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
@@ -73,7 +73,7 @@ def write_dataset(
     """
     checks = checks or ImageChecks()
     (data_dir / name).mkdir(parents=True, exist_ok=True)
-    with _only_one(data_dir / name):
+    with only_one(data_dir / name, command="mvlm prepare"):
         final, partial = data_dir / name / VERSION, data_dir / name / f"incomplete.{VERSION}"
         origin = {
             "source": collection.source,
@@ -321,13 +321,3 @@ def _write_ids(path: Path, ids: list[str]) -> None:
     batch = pa.record_batch({"id": pa.array(ids, pa.large_string())})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-
-
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another prepare is writing to {directory}; wait for it to end") from error
-        yield

@@ -1,0 +1,134 @@
+"""Commands as processes: signals while they start, and output that nobody reads."""
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import ROOT, demo_flags, prepare_shapes
+
+from mvlm_jax import signals
+from mvlm_jax.__main__ import _report, main
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch):
+    """What `main` changes in its process is changed back."""
+    before = {number: signal.getsignal(number) for number in signals.SAID}
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "warnoptions", list(sys.warnoptions))
+    yield
+    signals.restore()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signals_are_taken_before_anything_slow_is_imported():
+    slow = "{'jax', 'orbax', 'absl', 'ml_collections', 'numpy'} & set(sys.modules)"
+    code = f"import sys, mvlm_jax.__main__; assert not {slow}, {slow}"
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
+
+
+@pytest.mark.parametrize("number, status, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_at_the_start_ends_the_process_and_its_children_with_one_line(number, status, said):
+    code = (
+        "import os, signal, subprocess, sys; from mvlm_jax import signals; signals.leave_at_once('mvlm train')\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; print(os.getpid()); time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "try:\n"
+        f"    signal.raise_signal(signal.{number})\n"
+        "except BaseException:\n"
+        "    pass\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (status, f"mvlm train: {said}\n")
+    child, until = int(run.stdout), time.monotonic() + 10
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def closed_pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([command, "--help"] for command in ("train", "evaluate", "prepare", "weights", "compile"))]
+)
+def test_a_reader_that_has_gone_ends_a_command_in_silence(argv, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", closed_pipe())
+    assert main(argv) == 141
+    sys.stdout.close()  # what is left in the buffer goes nowhere, without an error
+    assert capfd.readouterr().err == ""
+
+
+def test_output_that_cannot_be_written_is_one_line(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    assert main(["--help"]) == 1
+    sys.stdout.close()
+    assert capfd.readouterr().err == "mvlm: the output cannot be written: No space left on device\n"
+
+
+def test_an_error_that_is_not_of_the_output_is_raised(monkeypatch):
+    def fail(argv):
+        raise BrokenPipeError("of a worker process")
+
+    monkeypatch.setattr("mvlm_jax.doors.main", fail)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(BrokenPipeError, match="of a worker process"):
+        main(["train"])
+
+
+def test_what_a_broken_off_reading_calls_late_is_not_reported(capsys):
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError) as raised:
+        loop.call_soon_threadsafe(print)
+    _report(RuntimeError, raised.value, raised.tb.tb_next)  # called by TensorStore, from no Python code
+    assert capsys.readouterr().err == ""
+    _report(RuntimeError, raised.value, raised.tb)
+    assert "Event loop is closed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number, status, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path, workers, number, status, said):
+    prepare_shapes(tmp_path / "data")
+    flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000, data__workers=workers)
+    for delay in (0.3, 1.0, 2.0):
+        run = subprocess.Popen(
+            [sys.executable, "-m", "mvlm_jax.train", *flags],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        time.sleep(delay)
+        os.killpg(run.pid, getattr(signal, number))
+        _, errors = run.communicate(timeout=120)
+        assert (run.returncode, errors) == (status, f"mvlm train: {said}\n")
+        assert not [pid for pid in os.listdir("/proc") if pid.isdecimal() and group(pid) == run.pid]
+
+
+def group(pid):
+    try:
+        state, _, group = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[:3]
+        return 0 if state == "Z" else int(group)
+    except FileNotFoundError:
+        return 0
