@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,12 +107,11 @@ def test_what_a_broken_off_reading_calls_late_is_not_reported(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number, status, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path, workers, number, status, said):
+def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path, number, status, said):
     prepare_shapes(tmp_path / "data")
-    flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000, data__workers=workers)
-    for delay in (0.3, 1.0, 2.0):
+    flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000)
+    for delay in (0.2, 0.6, 1.0):
         run = subprocess.Popen(
             [sys.executable, "-m", "mvlm_jax.train", *flags],
             env=ENVIRONMENT,
@@ -123,7 +123,35 @@ def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path,
         os.killpg(run.pid, getattr(signal, number))
         _, errors = run.communicate(timeout=120)
         assert (run.returncode, errors) == (status, f"mvlm train: {said}\n")
-        assert not [pid for pid in os.listdir("/proc") if pid.isdecimal() and group(pid) == run.pid]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_worker_processes_start_ends_them_all_with_one_line(tmp_path):
+    prepare_shapes(tmp_path / "data")
+    flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000, data__workers=2)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "mvlm_jax.train", *flags],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(processes(run.pid)) < 3:  # the run, the resource tracker, a worker
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=120)
+    said = [line for line in errors.splitlines() if not re.match(r"[IW]\d{4} ", line)]
+    assert (run.returncode, said) == (130, ["mvlm train: interrupted"])
+    until = time.monotonic() + 10
+    while processes(run.pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert processes(run.pid) == []
+
+
+def processes(wanted):
+    """Those of a group."""
+    return [pid for pid in os.listdir("/proc") if pid.isdecimal() and group(pid) == wanted]
 
 
 def group(pid):
