@@ -25,8 +25,10 @@ def leave_at_once(command: str) -> None:
         os._exit(_statuses[number])
 
     for number in SAID:
-        _statuses[number] = 128 + number
-        signal.signal(number, leave)
+        # What started this process may want it to ignore the signal, as a shell does of a job in the background.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            _statuses[number] = 128 + number
+            signal.signal(number, leave)
 
 
 def set_status(number: int, status: int) -> None:
@@ -37,19 +39,22 @@ def set_status(number: int, status: int) -> None:
 
 def restore() -> None:
     """Ends `leave_at_once`: Ctrl-C is a KeyboardInterrupt, so that what it breaks off can be cleaned up."""
-    if _statuses:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _statuses.clear()
+    for number in _statuses:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _statuses.clear()
 
 
 @contextlib.contextmanager
-def kept_from_children() -> Iterator[None]:
-    """Threads that are started meanwhile, and processes that they or this thread start, get neither signal.
+def kept_from_children(*numbers: int) -> Iterator[None]:
+    """Threads that are started meanwhile, and processes that they or this thread start, do not get these signals.
 
     A terminal or a scheduler signals the whole group, and a process that still imports cannot ignore it.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SAID)
+    from multiprocessing import resource_tracker
+
+    # The first thing that needs it would start it, and that unblocks the signals.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -55,6 +55,17 @@ def test_a_signal_at_the_start_ends_the_process_and_its_children_with_one_line(n
     assert not alive(child)
 
 
+def test_signals_stay_kept_from_children_where_the_resource_tracker_has_not_run_yet():
+    code = (
+        "import multiprocessing, signal; from mvlm_jax import signals\n"
+        "with signals.kept_from_children(signal.SIGINT, signal.SIGTERM):\n"
+        "    multiprocessing.get_context('spawn').Lock()\n"  # starts the tracker where nothing has
+        "    assert {signal.SIGINT, signal.SIGTERM} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
+
+
 def alive(pid):
     try:
         return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"

@@ -47,7 +47,7 @@ def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch:
     )
     batches = None
     try:
-        with shared_memory.reported(), signals.kept_from_children():
+        with shared_memory.reported(), signals.kept_from_children(signal.SIGINT, signal.SIGTERM):
             batches = iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
             batch = next(batches, None)
         while batch is not None:

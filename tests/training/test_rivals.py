@@ -50,7 +50,7 @@ def holder(workdir, rivals):
 
 @pytest.mark.slow
 def test_of_two_runs_in_one_workdir_one_always_lives_and_its_trajectory_is_exact(tmp_path):
-    moments, workdir, refused, finished = random.Random(0), tmp_path / "shared", 0, False
+    moments, workdir, refused, finished = random.Random(KILLS), tmp_path / "shared", 0, False
     for _ in range(KILLS):
         rivals = [started(workdir, "--pause", "0.05") for _ in range(2)]
         living = holder(workdir, rivals)

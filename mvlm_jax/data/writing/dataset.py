@@ -19,6 +19,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from mvlm_jax import signals
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.cores import cores
@@ -226,12 +227,10 @@ def _ctrl_c_kept_from_children() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     # Another thread takes a signal that this one has blocked, and its handler runs in this one.
     handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if in_main_thread else None
-    # They inherit the mask, so that none is interrupted while it still imports, before it could ignore the signal.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with signals.kept_from_children(signal.SIGINT):
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if in_main_thread:
             signal.signal(signal.SIGINT, handler)
     if came:
