@@ -132,7 +132,7 @@ def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
     files = {path.stem: json.loads(path.read_text()) for path in sorted((directory / EVALUATIONS).glob("*.json"))}
     return {
         stem: Evaluation(
-            name=f"{values['task']}-{values['split']}" if "source" in values else stem,
+            name=f"{values['task']}-{values['split']}" if {"task", "split"} <= set(values) else stem,
             source=values.get("source", ""),
             metrics={name: value for name, value in values.items() if name not in ORIGIN},
         )
