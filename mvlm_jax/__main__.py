@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import TracebackType
+from typing import Any
 
 from mvlm_jax import signals
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     signals.leave_at_once(" ".join(["mvlm", *argv[:1]]))
-    sys.excepthook = _report
+    sys.unraisablehook = _report
     # Of the process that removes the shared memory of workers which were killed.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     # Takes seconds, hence after the signals.
@@ -51,15 +51,15 @@ def _output_failure() -> OSError | None:
     return None
 
 
-def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """The traceback of what nothing has caught, but for what TensorStore calls when reading a checkpoint has failed.
+def _report(unraisable: Any) -> None:
+    """As the interpreter reports it, but for what TensorStore calls when reading a checkpoint has failed.
 
     The first part that cannot be read ends the reading and its event loop; each part that is read later then fails to
     tell the loop that it is done.
     """
-    called = traceback.tb_frame.f_code.co_name if traceback else ""
-    if called != "call_soon_threadsafe" or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, traceback)
+    called = unraisable.exc_traceback.tb_frame.f_code.co_name if unraisable.exc_traceback else ""
+    if called != "call_soon_threadsafe" or str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":
