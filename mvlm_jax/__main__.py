@@ -1,10 +1,11 @@
 """The console command `mvlm`, also `python -m mvlm_jax`: what a process of its own needs beside the command."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from mvlm_jax import signals
 
@@ -42,13 +43,24 @@ def _output_failure() -> OSError | None:
     """What writing to stdout or stderr fails with; from then on their output goes nowhere, without an error."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
-            stream.write("")
+            if _reader_has_gone(stream):
+                raise BrokenPipeError
             stream.flush()
         except OSError as error:
             # Else the interpreter fails at what is left in the buffer when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return error
     return None
+
+
+def _reader_has_gone(stream: TextIO) -> bool:
+    """Also where nothing is left in a buffer, whose writing would tell."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):
+        return False  # no file of the system
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _report(unraisable: Any) -> None:

@@ -74,17 +74,18 @@ def alive(pid):
         return False
 
 
-def closed_pipe():
+def closed_pipe(*, buffered):
     reading, writing = os.pipe()
     os.close(reading)
-    return os.fdopen(writing, "w")
+    return io.TextIOWrapper(os.fdopen(writing, "wb", -1 if buffered else 0), write_through=not buffered)
 
 
+@pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "argv", [["--help"], *([command, "--help"] for command in ("train", "evaluate", "prepare", "weights", "compile"))]
 )
-def test_a_reader_that_has_gone_ends_a_command_in_silence(argv, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "stdout", closed_pipe())
+def test_a_reader_that_has_gone_ends_a_command_in_silence(argv, buffered, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", closed_pipe(buffered=buffered))
     assert main(argv) == 141
     sys.stdout.close()  # what is left in the buffer goes nowhere, without an error
     assert capfd.readouterr().err == ""
