@@ -1,11 +1,12 @@
 """The console command `mvlm`, also `python -m mvlm_jax`: what a process of its own needs beside the command."""
 
+import io
 import os
 import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from mvlm_jax import signals
 
@@ -45,6 +46,7 @@ def _output_failure() -> OSError | None:
         try:
             if _reader_has_gone(stream):
                 raise BrokenPipeError
+            stream.write("")
             stream.flush()
         except OSError as error:
             # Else the interpreter fails at what is left in the buffer when it exits.
@@ -53,7 +55,7 @@ def _output_failure() -> OSError | None:
     return None
 
 
-def _reader_has_gone(stream: TextIO) -> bool:
+def _reader_has_gone(stream: io.TextIOBase) -> bool:
     """Also where nothing is left in a buffer, whose writing would tell."""
     try:
         poll = select.poll()
