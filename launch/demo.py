@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from mvlm_jax import prepare, train
+from mvlm_jax.files import user_path
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -27,9 +28,9 @@ def main() -> int:
     )
     if status:
         return status
-    workdir = Path(arguments.workdir).resolve()
-    retrieval = json.loads((workdir / "eval" / "retrieval-val.json").read_text())
-    rebuilt = json.loads((workdir / "eval" / "reconstruction-val.json").read_text())
+    workdir = user_path(arguments.workdir).resolve()
+    retrieval = json.loads((workdir / "eval" / "retrieval-shapes-val.json").read_text())
+    rebuilt = json.loads((workdir / "eval" / "reconstruction-shapes-val.json").read_text())
     summary = {name: retrieval[name] for name in ("tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank")}
     summary |= {name: rebuilt[name] for name in ("mlm_gain", "mim_gain")}
     print(json.dumps({**summary, "seconds": round(time.time() - arguments.started), "workdir": str(workdir)}))

@@ -8,9 +8,14 @@ and 13 GB of memory. --fit looks for the largest batch a chip holds, and for the
 with about ten such compilations.
 """
 
-import sys
+if __name__ == "__main__":  # before imports that take seconds
+    import sys
+
+    from mvlm_jax.__main__ import main as start
+
+    sys.exit(start(["compile", *sys.argv[1:]]))
+
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -32,14 +37,14 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "Slices of this topology, joined by the data centre's network, for which no time is estimated.",
         flag_values=values,
     )
-    flags.DEFINE_string("json", None, "File to write the figures to.", flag_values=values)
+    doors.define_path(values, "json", "File to write the figures to.")
     flags.DEFINE_boolean("fit", False, "Find the largest batch and the cheapest remat policy.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     config = doors.checked_config(values)
     if values.json:
-        doors.check_writable(Path(values.json), flag="json")
+        doors.check_writable(values.json, flag="json")
     topology = describe(values.topology, slices=values.slices)
     if values.fit:
         asked = config
@@ -53,12 +58,8 @@ def main(values: flags.FlagValues) -> None:
     if not figures["fits"]:
         print(f"to make it fit: {what_to_change(config, parts=batch_parts(mesh_of(config, topology.devices)))}")
     if values.json:
-        write_json(Path(values.json), figures)
+        write_json(values.json, figures)
 
 
 def door(argv: Sequence[str]) -> int:
     return doors.run(name="compile", doc=__doc__, define_flags=define_flags, main=main, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(door(sys.argv[1:]))

@@ -13,9 +13,10 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mvlm_jax import __version__
+from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.files import user_path
 from mvlm_jax.training import hosts
 
 DOORS = ("train", "evaluate", "prepare", "weights", "compile")
@@ -28,10 +29,12 @@ def run(
     define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
     main: Callable[[flags.FlagValues], int | None],
     argv: Sequence[str],
+    cleans_up: bool = True,
 ) -> int:
     """Parses `argv` (without the program's name), calls `main`, returns the exit status: what `main` returns, or 0.
 
-    After Ctrl-C it is 130.
+    After Ctrl-C it is 130. Where `main` has nothing to clean up after an interruption, Ctrl-C and SIGTERM may go on
+    ending the process at once, as they do while it starts.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
@@ -39,6 +42,7 @@ def run(
     values = flags.FlagValues()
     argv = [f"mvlm {name}", *argv]
     try:
+        argv = [_with_home(word) for word in argv]
         define_flags(values, argv)
         if {"--help", "-h", "-help"} & set(argv):
             print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
@@ -48,6 +52,8 @@ def run(
             raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
+        if cleans_up:
+            signals.restore()
         return main(values) or 0
     except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
@@ -77,9 +83,17 @@ def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bo
         flags.mark_flag_as_required("config", flag_values=values)
 
 
-def define_workdir(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "Directory of the run; made where it is missing.", flag_values=values)
-    flags.mark_flag_as_required("workdir", flag_values=values)
+def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
+    """A flag whose value is a `Path`, `~` at its start being the home directory; None where it is not given."""
+    flags.DEFINE(_PathParser(), name, None, text, flag_values=values)
+    if required:
+        flags.mark_flag_as_required(name, flag_values=values)
+
+
+def define_workdir(values: flags.FlagValues, *, made: bool = False) -> None:
+    """`made`: whether the command makes the directory where there is none."""
+    text = "made where it is missing" if made else "as mvlm train left it"
+    define_path(values, "workdir", f"Directory of the run; {text}.", required=True)
 
 
 def check_writable(file: Path, *, flag: str) -> None:
@@ -138,7 +152,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console command `mvlm`."""
+    """Runs the command that `argv` (without the program's name) begins with; its exit status. See also `__main__`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     usage = f"usage: mvlm {{{','.join(DOORS)}}} --flag=value …  (mvlm <door> --help shows an example)"
     if argv[:1] in (["--help"], ["-h"]):
@@ -152,6 +166,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mvlm: {received}{usage}", file=sys.stderr)
         return 2
     return importlib.import_module(f"mvlm_jax.{argv[0]}").door(argv[1:])
+
+
+def _with_home(word: str) -> str:
+    """The library that reads `--config` takes ~ for a name."""
+    return f"--config={user_path(word.removeprefix('--config='))}" if word.startswith("--config=~") else word
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str | Path) -> Path:
+        if not str(argument):
+            raise ValueError("it is empty; give a path")
+        try:
+            return user_path(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:

@@ -1,11 +1,18 @@
-"""Evaluates a checkpoint of a run on the whole of `config.data.eval` and writes DIR/eval/<task>-<split>.json.
+"""Evaluates a checkpoint of a run on the whole of `config.data.eval` and writes
+DIR/eval/<task>-<dataset>-<split>.json.
 
 Example:
   mvlm evaluate --config=configs/demo.py --workdir=runs/demo --config.data.eval=tfds:shapes:test
 """
 
+if __name__ == "__main__":  # before imports that take seconds
+    import sys
+
+    from mvlm_jax.__main__ import main as start
+
+    sys.exit(start(["evaluate", *sys.argv[1:]]))
+
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,24 +50,18 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "Numbers of candidates to re-rank, separated by commas; recalls are given for each.",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    doors.define_path(
+        values,
         "classify",
-        None,
         "Folder with a folder of images for each class: zero-shot classification instead of the config's evaluation.",
-        flag_values=values,
     )
-    flags.DEFINE_string(
-        "templates", None, "Prompts for --classify, one a line, with {} in the place of the class.", flag_values=values
-    )
-    flags.DEFINE_string(
+    doors.define_path(values, "templates", "Prompts for --classify, one a line, with {} in the place of the class.")
+    doors.define_path(
+        values,
         "class_names",
-        None,
         "Names of the classes of --classify, each a line of a folder, a tab and a name; the folders' own by default.",
-        flag_values=values,
     )
-    flags.DEFINE_string(
-        "submission", None, "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).", flag_values=values
-    )
+    doors.define_path(values, "submission", "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).")
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
 
 
@@ -70,15 +71,19 @@ def main(values: flags.FlagValues) -> None:
     if values.k:
         _sweep(values.config, values.k)
     config = doors.checked_config(values)
-    directory = Path(values.workdir)
+    directory = values.workdir
     with hosts.together():
         trained = workdir_lib.read_config(directory)
         changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
         if changed:
             raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
+        # Before a tokenizer is trained for a run that has none.
+        with Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
+            if not checkpoints.steps():
+                raise UserError(f"{directory} has no finished checkpoint; train it first")
     task = make_task(config, workdir=directory)
     if values.submission:
-        _check_submission(task, Path(values.submission), config)
+        _check_submission(task, values.submission, config)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with Peers(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
@@ -87,7 +92,7 @@ def main(values: flags.FlagValues) -> None:
         elif latest := checkpoints.restore_latest_params(program.state.params):
             step, params = latest
         else:
-            raise UserError(f"{directory} has no finished checkpoint; train it first")
+            raise UserError(f"the checkpoints in {directory} have gone")
         submission = None
         if values.classify:
             results = _classify(task, params, values, config)
@@ -97,14 +102,15 @@ def main(values: flags.FlagValues) -> None:
             results, submission = task.results(*predicted), task.submission(*predicted)
         else:
             results = task.evaluate(params)
+    source = str(values.classify.resolve()) if values.classify else config.data.eval
     writes = jax.process_index() == 0
     with hosts.together():
         if writes:
-            workdir_lib.write_evaluations(directory, results, step=step)
+            workdir_lib.write_evaluations(directory, results, step=step, source=source)
             if submission is not None:
-                _write(Path(values.submission), submission)
+                _write(values.submission, submission)
     if writes:
-        print(json.dumps({stem: {"step": step, **metrics} for stem, metrics in results.items()}))
+        print(json.dumps(workdir_lib.with_origin(results, step=step, source=source)))
 
 
 def _check_flags(values: flags.FlagValues) -> None:
@@ -118,20 +124,22 @@ def _check_flags(values: flags.FlagValues) -> None:
     if values.classify and (values.k or values.submission):
         other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
         raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")
+    if values.classify and not values.classify.is_dir():
+        raise UserError(f"--classify={values.classify} is not a folder; give one that holds a folder for each class")
 
 
 def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
     if config.task not in RETRIEVING:
         raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
     assert isinstance(task, Pretrain)
-    directory = Path(values.classify)
+    directory = values.classify
     found = classify_folder(
         task.model,
         params,
         task.tokenizer,
         directory,
-        names=read_class_names(Path(values.class_names)) if values.class_names else None,
-        templates=read_templates(Path(values.templates)) if values.templates else TEMPLATES,
+        names=read_class_names(values.class_names) if values.class_names else None,
+        templates=read_templates(values.templates) if values.templates else TEMPLATES,
         image_size=config.image.size,
         max_length=config.text.max_length,
         max_image_pixels=config.data.max_image_pixels,
@@ -165,7 +173,3 @@ def _write(path: Path, text: str) -> None:
 
 def door(argv: Sequence[str]) -> int:
     return doors.run(name="evaluate", doc=__doc__, define_flags=define_flags, main=main, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(door(sys.argv[1:]))

@@ -19,6 +19,7 @@ from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_r
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import index_batches, padded, place
+from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.parameters import read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
@@ -28,7 +29,7 @@ from mvlm_jax.models.maskvlm import MaskVLM
 
 def load(folder: str | Path, *, batch_size: int) -> "Inference":
     """As `mvlm_jax.load`."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
         config = config_lib.from_json((folder / CONFIG).read_text())
     except OSError as error:

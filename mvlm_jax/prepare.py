@@ -19,10 +19,15 @@ With --preview a page shows what a step of a run sees: its images as augmented, 
     mvlm prepare --preview --config=configs/demo.py --config.data.data_dir=data --step=100
 """
 
+if __name__ == "__main__":  # before imports that take seconds
+    import sys
+
+    from mvlm_jax.__main__ import main as start
+
+    sys.exit(start(["prepare", *sys.argv[1:]]))
+
 import functools
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +45,14 @@ from mvlm_jax.data.codecs import PairCodec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.images import UnusableImage
-from mvlm_jax.data.sources import OPENERS, Source, local_directory, open_source, resolved_data_dir, source_files
+from mvlm_jax.data.paths import local_path
+from mvlm_jax.data.sources import OPENERS, Source, open_source, resolved_data_dir, source_files
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.files import user_path
+from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.tasks.preview import preview_page
@@ -146,7 +154,7 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
         )
     if len(sources) != 1:
         raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
-    return BUILDERS[dataset](local_directory(sources[0], name="--source").absolute())
+    return BUILDERS[dataset](local_path(sources[0], name="--source").absolute())
 
 
 def check(
@@ -192,11 +200,11 @@ def check(
         raise RunError(f"--policy={policy} stops at {report.listed(stops)}; see {report_dir / report.HTML}")
 
 
-def preview(*, config: ConfigDict, workdir: str, step: int, examples: int, report_dir: Path) -> Path:
+def preview(*, config: ConfigDict, workdir: Path | None, step: int, examples: int, report_dir: Path) -> Path:
     """Writes a page of the first `examples` pairs of a step's batch, and returns its path.
 
     Args:
-      workdir: of the run whose tokenizer is taken; empty: the one that a new run would have.
+      workdir: of the run whose tokenizer is taken; None: the one that a new run would have.
 
     Raises:
       UserError: a source or tokenizer that does not fit the config, or a `report_dir` that cannot be written.
@@ -273,7 +281,7 @@ def _main(values: flags.FlagValues) -> None:
         config = doors.checked_config(values)
         path = preview(
             config=config,
-            workdir=values.workdir,
+            workdir=_workdir(values),
             step=values.step,
             examples=values.examples,
             report_dir=_report_dir(values, resolved_data_dir(config.data.data_dir)),
@@ -329,12 +337,18 @@ def _mode(values: flags.FlagValues) -> str:
 
 
 def _report_dir(values: flags.FlagValues, default: Path) -> Path:
-    return local_directory(values.report_dir, name="--report_dir") if values.report_dir else default
+    return local_path(values.report_dir, name="--report_dir") if values.report_dir else default
+
+
+def _workdir(values: flags.FlagValues) -> Path | None:
+    if values.workdir and not (values.workdir / TOKENIZER_FILE).is_file():
+        raise UserError(f"--workdir={values.workdir} is not the workdir of a run: there is no {TOKENIZER_FILE} in it")
+    return values.workdir
 
 
 def _licence(path: str) -> str:
     try:
-        return decoded(Path(os.path.expanduser(path)).read_bytes(), errors="strict") if path else ""
+        return decoded(user_path(path).read_bytes(), errors="strict") if path else ""
     except (OSError, UnicodeError) as error:
         raise UserError(f"--licence={path!r} cannot be read as text: {error}") from error
 
@@ -380,9 +394,7 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     )
     flags.DEFINE_integer("step", 0, "With --preview: the first one is 0.", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("examples", 24, "With --preview: so many pairs.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "workdir", "", "With --preview: run whose tokenizer is taken; empty: as a new run's.", flag_values=values
-    )
+    doors.define_path(values, "workdir", "With --preview: run whose tokenizer is taken; a new one's by default.")
     flags.DEFINE_string(
         "report_dir",
         "",
@@ -394,7 +406,3 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def door(argv: Sequence[str]) -> int:
     return doors.run(name="prepare", doc=__doc__, define_flags=_define_flags, main=_main, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(door(sys.argv[1:]))

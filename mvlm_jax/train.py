@@ -4,19 +4,28 @@ Example:
   mvlm train --config=configs/demo.py --workdir=runs/demo --config.steps=200
 """
 
-import sys
+if __name__ == "__main__":  # before imports that take seconds
+    import sys
+
+    from mvlm_jax.__main__ import main as start
+
+    sys.exit(start(["train", *sys.argv[1:]]))
+
+import signal
 from collections.abc import Sequence
 
 from absl import flags
 
-from mvlm_jax import doors
+from mvlm_jax import doors, signals
 from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.training import hosts
+from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.loop import train
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
-    doors.define_workdir(values)
+    doors.define_workdir(values, made=True)
     doors.define_hosts(values)
     flags.DEFINE_integer(
         "stopped_status",
@@ -29,15 +38,17 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
+    if values["stopped_status"].present:
+        signals.set_status(signal.SIGTERM, values.stopped_status)
     doors.connect(values)
     config = doors.checked_config(values)
+    with hosts.together():
+        # Before a tokenizer is trained, which may take long.
+        workdir_lib.check_workdir(values.workdir, config=config)
     outcome = train(make_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
     return values.stopped_status if outcome.stopped else 0
 
 
 def door(argv: Sequence[str]) -> int:
-    return doors.run(name="train", doc=__doc__, define_flags=define_flags, main=main, argv=argv)
-
-
-if __name__ == "__main__":
-    sys.exit(door(sys.argv[1:]))
+    # Whatever a run has written is whole at any moment.
+    return doors.run(name="train", doc=__doc__, define_flags=define_flags, main=main, argv=argv, cleans_up=False)

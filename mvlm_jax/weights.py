@@ -9,10 +9,16 @@ import prints what a run with this config would load, resize and leave out; with
 as folders that config.init_from and transformers read. export writes the whole model, for mvlm_jax.load.
 """
 
+if __name__ == "__main__":  # before imports that take seconds
+    import sys
+
+    from mvlm_jax.__main__ import main as start
+
+    sys.exit(start(["weights", *sys.argv[1:]]))
+
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -28,7 +34,7 @@ from mvlm_jax.training.workdir import WEIGHTS
 
 def _import_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_config(values, argv)
-    flags.DEFINE_string("output", None, "Folder to write the encoders to; must not exist.", flag_values=values)
+    doors.define_path(values, "output", "Folder to write the encoders to; must not exist.")
 
 
 def _import(values: flags.FlagValues) -> None:
@@ -49,14 +55,13 @@ def _import(values: flags.FlagValues) -> None:
         with new_folder(values.output) as folder:
             written = write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
             (folder / WEIGHTS).write_text(json.dumps(imported.to_dict(), indent=2) + "\n")
-        print("written: " + ", ".join(str(Path(values.output) / name) for name in written))
+        print("written: " + ", ".join(str(values.output / name) for name in written))
 
 
 def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     doors.define_workdir(values)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist.", flag_values=values)
+    doors.define_path(values, "output", "Folder to write; must not exist.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to export; the latest by default.", flag_values=values)
-    flags.mark_flag_as_required("output", flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> None:
@@ -65,8 +70,7 @@ def _export(values: flags.FlagValues) -> None:
 
 
 def _inspect_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    flags.DEFINE_string("source", None, "File or folder of weights.", flag_values=values)
-    flags.mark_flag_as_required("source", flag_values=values)
+    doors.define_path(values, "source", "File or folder of weights.", required=True)
 
 
 def _inspect(values: flags.FlagValues) -> None:
@@ -90,7 +94,3 @@ def door(argv: Sequence[str]) -> int:
         return 2
     define_flags, main = ACTIONS[argv[0]]
     return doors.run(name=f"weights {argv[0]}", doc=__doc__, define_flags=define_flags, main=main, argv=argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(door(sys.argv[1:]))

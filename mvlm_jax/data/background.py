@@ -9,6 +9,8 @@ import grain
 import numpy as np
 from jaxtyping import Shaped
 
+from mvlm_jax import signals
+from mvlm_jax.data import shared_memory
 from mvlm_jax.data.cores import cores
 from mvlm_jax.data.parent import end_with_parent
 
@@ -33,11 +35,43 @@ def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int)
     threads = min(prefetch, cores())
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    return _made_by_processes(steps, start_step=start_step, workers=workers, prefetch=prefetch)
+
+
+def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
     ready = max(1, math.ceil(prefetch / workers))
-    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
-    in_turn = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
-    return iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
+    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
+    in_turn = grain.MapDataset.source(_Fitting(steps))[start_step:].to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+    batches = None
+    try:
+        with shared_memory.reported(), signals.kept_from_children(signal.SIGINT, signal.SIGTERM):
+            batches = iter(in_turn.mp_prefetch(options, _outlive_signals_but_not_the_parent))
+            batch = next(batches, None)
+        while batch is not None:
+            yield batch
+            with shared_memory.reported():
+                batch = next(batches, None)
+    finally:
+        if batches is not None:
+            batches.close()
+
+
+class _Fitting:
+    """Steps whose batches have room in the shared memory, or are an error."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = self._steps[step]
+        shared_memory.check_room(batch)
+        return batch
 
 
 def _outlive_signals_but_not_the_parent(*_) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive or a host, as in C:\data and \\host\data
@@ -18,14 +19,14 @@ PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(.*)")
 
 
 def local_path(path: str, *, name: str) -> Path:
-    """The path that a flag, a field, an option or a variable of this name gives; `~` is the home directory.
+    """The path that a flag, a field, an option or a variable of this name gives, as `user_path` reads it.
 
     Raises:
       UserError: it is no local one.
     """
     if REMOTE.match(path):
         raise UserError(f"{name}={path!r} is not a local path; mount the bucket and give the path of the mount")
-    local = Path(os.path.expanduser(path))
+    local = user_path(path)
     if WINDOWS.match(path) and not local.exists():
         raise UserError(f"{name}={path!r} is not a local path; {FROM_WINDOWS}")
     return local

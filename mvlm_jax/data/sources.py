@@ -117,20 +117,11 @@ def resolved_data_dir(data_dir: str) -> Path:
     """The directory of prepared datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: as `local_directory`.
+      UserError: as `local_path`.
     """
     if data_dir:
-        return local_directory(data_dir, name="data_dir")
-    return local_directory(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", name="TFDS_DATA_DIR")
-
-
-def local_directory(path: str, *, name: str) -> Path:
-    """The directory that a flag, a field or a variable of this name says, which may start with ~.
-
-    Raises:
-      UserError: it is no local one.
-    """
-    return local_path(path, name=name)
+        return local_path(data_dir, name="data_dir")
+    return local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", name="TFDS_DATA_DIR")
 
 
 def prepared_dir(name: str, *, data_dir: str) -> Path:

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mvlm_jax.data import wordpiece
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 SPECIAL = {  # start, padding, end, unknown, mask
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
@@ -98,8 +99,9 @@ class Tokenizer:
             it.
         """
         _special(kind)
+        path = user_path(path)
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte-order mark
+            text = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
                             ) from error  # fmt: skip

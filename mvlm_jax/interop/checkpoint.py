@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
 from mvlm_jax.interop.parameters import Flat, flat, part_of, parts_without, restore_parameters
 from mvlm_jax.interop.positions import resize_positions
@@ -40,7 +41,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     Raises:
       UserError: nothing to read there, or parameters that do not fit.
     """
-    directory = Path(path).expanduser()
+    directory = user_path(path)
     source, origin, step = _read(directory)
     _check_same(origin, config, path=path)
     wanted = {name: tuple(leaf.shape) for name, leaf in flat(shapes).items()}

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 from mvlm_jax.interop.model_card import model_card
 from mvlm_jax.interop.parameters import restore_parameters
 from mvlm_jax.interop.tensors import read_json
@@ -29,7 +30,7 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> 
     Raises:
       UserError: no such run or checkpoint, or `output` exists.
     """
-    directory = Path(workdir)
+    directory = user_path(workdir)
     config = workdir_lib.read_config(directory)
     with new_folder(output) as folder:
         params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=config, step=step)
@@ -90,7 +91,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises:
       UserError: `path` exists or cannot be written.
     """
-    target = Path(path).expanduser().absolute()
+    target = user_path(path).absolute()
     if target.exists():
         raise UserError(f"--output={path} exists already; give a folder that does not")
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.tally import in_words
+from mvlm_jax.training.workdir import Evaluation
 
 _CARD = """---
 library_name: mvlm_jax
@@ -57,12 +58,12 @@ def model_card(
     *,
     step: int,
     parameters: int,
-    evaluations: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[str, Evaluation],
     weights: Mapping[str, Any] | None,
 ) -> str:
     """
     Args:
-      evaluations: metrics for each evaluation of this step.
+      evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
     """
     return _CARD.format(
@@ -81,7 +82,7 @@ def model_card(
         vocab_size=config.text.vocab_size,
         max_length=config.text.max_length,
         start=_start(weights),
-        metrics=_metrics(evaluations, source=config.data.eval),
+        metrics=_metrics(evaluations),
         config=config_lib.to_json(config).strip(),
     )
 
@@ -92,15 +93,16 @@ def _start(weights: Mapping[str, Any] | None) -> str:
     return "; ".join(f"{loaded['encoder']}: {loaded['source']} ({loaded['naming']})" for loaded in weights["loaded"])
 
 
-def _metrics(evaluations: Mapping[str, Mapping[str, Any]], *, source: str) -> str:
+def _metrics(evaluations: Mapping[str, Evaluation]) -> str:
     if not evaluations:
         return "This step was not evaluated."
+    sources = [f"- {stem}: {evaluation.source or 'source not recorded'}" for stem, evaluation in evaluations.items()]
     rows = [
         f"| {stem} | {name} | {_shown(value)} |"
-        for stem, metrics in evaluations.items()
-        for name, value in metrics.items()
+        for stem, evaluation in evaluations.items()
+        for name, value in evaluation.metrics.items()
     ]
-    return "\n".join([f"On {source}.", "", "| evaluation | metric | value [95% interval] |", "|---|---|---|", *rows])
+    return "\n".join([*sources, "", "| evaluation | metric | value [95% interval] |", "|---|---|---|", *rows])
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 # In the order of preference; what a folder of published weights may hold.
 FOLDER_FILES = (
@@ -62,7 +63,7 @@ def open_tensors(path: str | Path) -> Tensors:
       UserError: nothing there, more than one candidate, a missing shard, a damaged file, or a pickle of more than
         weights.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir():
         file, config = _weight_file(path), _config_of(path)
     elif path.is_file():

@@ -10,6 +10,7 @@ import tokenizers
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 # Embedding tables are padded to a multiple of at most this many rows for the sake of the hardware.
@@ -19,7 +20,7 @@ _LONG = ("model.merges", "added_tokens")  # rules that fill no message
 
 def tokenizer_file(folder: str | Path) -> Path | None:
     """The tokenizer of a folder of weights; None where it has none, or where the weights are a single file."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.from_config import model_inputs, task_model
@@ -61,7 +62,7 @@ class ConfiguredTask:
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(Path(checkpoint).expanduser() / TOKENIZER_FILE, kind=self.config.text.kind)
+        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text.kind)
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "

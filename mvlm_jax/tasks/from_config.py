@@ -26,6 +26,7 @@ from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
 from mvlm_jax.data.sources import as_file_name, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.from_config import compute_of, images_of
@@ -44,8 +45,11 @@ CLASSIFYING: dict[str, type[ClassificationTask]] = {"nlvr2": Nlvr2, "entailment"
 LABELLED: dict[str, Callable[..., Task]] = {"vqa": Vqa, **CLASSIFYING}
 
 
-def make_task(config: ConfigDict, *, workdir: str | Path) -> Task:
+def make_task(config: ConfigDict, *, workdir: str | Path | None) -> Task:
     """
+    Args:
+      workdir: of the run whose tokenizer and answers are taken, where it has them; None: of no run.
+
     Raises:
       UserError: a source, a tokenizer or a list of answers that is not there, or does not fit the config; an attention
         kernel that this platform does not have.
@@ -104,15 +108,25 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
     starts from, else one trained on the texts of the training source.
 
     Raises:
-      UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows.
+      UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows; or the run has
+        checkpoints, but its tokenizer has gone.
     """
     text, own = config.text, Path(workdir) / TOKENIZER_FILE if workdir else None
     if own and own.is_file():
         tokenizer = Tokenizer.load(own, kind=text.kind)
+    elif own and any(own.parent.glob("checkpoints/[0-9]*")):
+        # Parameters mean nothing with another vocabulary.
+        raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
     elif text.tokenizer:
         tokenizer = Tokenizer.load(text.tokenizer, kind=text.kind)
     elif config.init_from.checkpoint:
-        tokenizer = Tokenizer.load(Path(config.init_from.checkpoint).expanduser() / TOKENIZER_FILE, kind=text.kind)
+        origin = user_path(config.init_from.checkpoint)
+        if not (origin / TOKENIZER_FILE).is_file():
+            raise UserError(
+                f"config.init_from.checkpoint={origin} is neither the workdir of a run nor a folder that mvlm weights "
+                f"export wrote: there is no {TOKENIZER_FILE} in it"
+            )
+        tokenizer = Tokenizer.load(origin / TOKENIZER_FILE, kind=text.kind)
     elif config.init_from.text:
         file = tokenizer_file(config.init_from.text)
         if file is None:
@@ -217,10 +231,10 @@ def _labelled_rows(config: ConfigDict) -> Iterator[LabelledRow]:
             continue
 
 
-def _answers(config: ConfigDict, *, workdir: str | Path) -> dict[str, tuple[str, ...]]:
+def _answers(config: ConfigDict, *, workdir: str | Path | None) -> dict[str, tuple[str, ...]]:
     """The run's own list where it has one, else that of the training questions."""
-    own = Path(workdir) / ANSWERS_FILE
-    if own.is_file():
+    own = Path(workdir) / ANSWERS_FILE if workdir else None
+    if own and own.is_file():
         return {"answers": tuple(json.loads(own.read_text()))}
     found = answer_list(_labelled_rows(config), size=config.vqa.answer_list)
     if not found:

@@ -24,6 +24,26 @@ from mvlm_jax.training.state import TrainState
 ITEMS = ("params", "optimizer", "fingerprints")
 
 
+def check_path(directory: Path, *, write: bool = True) -> None:
+    """
+    Raises:
+      UserError: the libraries below would not find again what they write there, or not read what others wrote.
+    """
+    path = str(directory.absolute())
+    # TensorStore takes a backslash for a slash. Orbax looks for the parts of a step that it has just written with a
+    # pattern made of the path itself.
+    unusable = next((character for character in ("\\*?[" if write else "\\") if character in path), None)
+    if unusable is not None:
+        raise UserError(
+            f"checkpoints in {path} could not be read back, for the {unusable} in the path; "
+            "give a directory without \\ * ? [ in its own name and those above it, or a symbolic link to it"
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the directory {path!r} is not named in UTF-8; checkpoints need a path that is") from error
+
+
 class Damaged(Exception):
     """A step that cannot be read, or is not what was written."""
 
@@ -41,6 +61,7 @@ class Checkpoints:
         """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none.
 
         Raises:
+          UserError: as `check_path`.
           RunError: the directory cannot be made or read.
         """
         keep = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
@@ -49,6 +70,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a killed run left half-written
         )
         self._directory = Path(directory).absolute()
+        check_path(self._directory)
         with self._writing():
             self._open(options)
             # Tells of a removal also where a write in the background has made the directory anew.
@@ -64,6 +86,7 @@ class Checkpoints:
         """
         self = cls.__new__(cls)
         self._directory = Path(directory).absolute()
+        check_path(self._directory, write=False)
         options = ocp.CheckpointManagerOptions(
             read_only=True,
             save_interval_steps=0,

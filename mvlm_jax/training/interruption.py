@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from jax.experimental import multihost_utils
 class Interruption:
     """While entered, takes these signals as a wish to stop after the step in progress.
 
-    With several processes, a signal to any of them stops all of them after the same step. A second Ctrl-C is a
-    KeyboardInterrupt. Outside the main thread, where no signal arrives, nothing happens.
+    Ctrl-C is one only from the first step on: before it there is nothing to save. With several processes, a signal to
+    any of them stops all of them after the same step. A second Ctrl-C is a KeyboardInterrupt. Outside the main thread,
+    where no signal arrives, nothing happens.
     """
 
     def __init__(self):
@@ -21,21 +23,28 @@ class Interruption:
         self._previous: dict[int, Any] = {}  # handlers by the number of the signal
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGINT: self._interrupted}
-            if not _agreed_by_processes():
-                # Else the handler is JAX's own, which tells the other processes.
-                handlers[signal.SIGTERM] = self._terminated
-            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        if _agreed_by_processes():
+            # That of SIGTERM is JAX's own, which tells the other processes: they would wait for one that just left.
+            self._handle(signal.SIGINT, self._interrupted)
+        else:
+            self._handle(signal.SIGTERM, self._terminated)
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def step_begun(self) -> None:
+        """From now on Ctrl-C waits for the end of a step."""
+        self._handle(signal.SIGINT, self._interrupted)
+
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; every process asks at every step."""
         return multihost_utils.reached_preemption_sync_point(step) if _agreed_by_processes() else self._requested
+
+    def _handle(self, number: int, handler: Callable[..., None]) -> None:
+        if number not in self._previous and threading.current_thread() is threading.main_thread():
+            self._previous[number] = signal.signal(number, handler)
 
     def _interrupted(self, *_) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,8 @@
 """Training, from the first step or from where a run was interrupted."""
 
+import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mvlm_jax.files import user_path
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
@@ -27,7 +29,7 @@ from mvlm_jax.training.throughput import Throughput, progress_line
 
 class Outcome(NamedTuple):
     stopped: bool  # by a signal, with something left to do
-    results: dict[str, dict[str, Any]]  # the metrics of the last evaluation, by file stem
+    results: dict[str, dict[str, Any]]  # the metrics of the last evaluation, by `<task>-<split>`
 
 
 def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
@@ -36,9 +38,15 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
     SIGTERM, or Ctrl-C once, stops it after the step in progress, with a checkpoint.
 
     Raises:
-      UserError: the config does not fit the devices, or the workdir does not fit the config.
+      UserError: the config does not fit the devices, the workdir does not fit the config, or another run uses it.
       RunError: the run cannot go on: nothing can be written, or no update is finite any more.
     """
+    with ExitStack() as held:
+        return _train(task, config=config, workdir=user_path(workdir), held=held)
+
+
+def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) -> Outcome:
+    """`held` gets the lock of the workdir."""
     steps = config.steps
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
@@ -49,7 +57,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
         start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
     with hosts.together():
-        directory = workdir_lib.open_workdir(workdir, config=config, write=writes)
+        directory = workdir_lib.open_workdir(workdir, config=config, held=held if writes else None)
         if writes:
             with workdir_lib.writing(directory):
                 task.save_assets(directory)
@@ -62,6 +70,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
         device_kind=mesh.devices.flat[0].device_kind,
         device_count=mesh.size,
     )
+    evaluate = functools.partial(_evaluate, task, source=config.data.eval, directory=directory, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
     with (
         Peers(),
@@ -73,13 +82,15 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
             keep_every=config.checkpoint.keep_every,
         ) as checkpoints,
     ):
-        first, state = checkpoints.restore_latest(program.state) or (0, program.init())
-        if start is not None:
+        restored = checkpoints.restore_latest(program.state)
+        first, state = restored or (0, program.init())
+        # A run that ended since may have left a checkpoint after all.
+        if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
-            results = workdir_lib.read_evaluations(directory, step=first)
+            results = _evaluated(directory, step=first, source=config.data.eval)
             if _is_due(first, every=config.eval.every, steps=steps) and not log.has_evaluation(first):
-                results = _evaluate(task, state.params, step=first, directory=directory, log=log, writes=writes)
+                results = evaluate(state.params, step=first, log=log)
 
             if first == steps:
                 return Outcome(False, results)
@@ -88,6 +99,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
                 before = None
                 for step in range(first + 1, steps + 1):
                     state, metrics = program.step(state, batch)
+                    interruption.step_begun()
                     # The device works on this step meanwhile.
                     batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
                     # Without a bound the host would run ahead and pile up batches on the device.
@@ -110,7 +122,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
                         logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
                         break
                     if _is_due(step, every=config.eval.every, steps=steps):
-                        results = _evaluate(task, state.params, step=step, directory=directory, log=log, writes=writes)
+                        results = evaluate(state.params, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
 
@@ -161,11 +173,17 @@ def _log(step: int, metrics: dict[str, Any], *, steps: int, throughput: Throughp
     logging.info("%s", progress_line(step=step, steps=steps, metrics=metrics, timing=timing))
 
 
+def _evaluated(directory: Path, *, step: int, source: str) -> dict[str, dict[str, Any]]:
+    """What an earlier start of the run found at that step."""
+    found = workdir_lib.read_evaluations(directory, step=step).values()
+    return {evaluation.name: evaluation.metrics for evaluation in found if evaluation.source in (source, "")}
+
+
 def _evaluate(
-    task: Task, params: Params, *, step: int, directory: Path, log: MetricsLog, writes: bool
+    task: Task, params: Params, *, step: int, source: str, directory: Path, log: MetricsLog, writes: bool
 ) -> dict[str, dict[str, Any]]:
     results = task.evaluate(params)
     if writes:
-        workdir_lib.write_evaluations(directory, results, step=step)
+        workdir_lib.write_evaluations(directory, results, step=step, source=source)
     log.write_evaluation(step, results)
     return results

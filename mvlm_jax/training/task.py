@@ -121,7 +121,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        """Metrics for each file stem, such as `retrieval-val`: numbers, [value, low, high], texts, or maps of these."""
+        """Metrics for each `<task>-<split>`: numbers, [value, low, high], texts, or maps of these.
+
+        No metric is called as `workdir.ORIGIN` is.
+        """
         ...
 
     def save_assets(self, workdir: Path) -> None:

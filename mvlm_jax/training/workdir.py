@@ -1,45 +1,66 @@
 """The directory of a run."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.files import user_path
+from mvlm_jax.lock import only_one
+from mvlm_jax.training.checkpoints import check_path
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
 WEIGHTS = "weights.json"  # what the run started from
+ORIGIN = ("step", "source", "dataset", "task", "split")  # in the file of an evaluation, before the metrics
 
 
-def open_workdir(path: str | Path, *, config: ConfigDict, write: bool = True) -> Path:
-    """Makes the directory with its `config.json`, or checks that the one there is of the same run.
-
-    `write=False` is for the processes of a run that do not write.
+def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
+    """The absolute path of a directory in which a run of this config may begin or go on; touches nothing.
 
     Raises:
-      UserError: not a directory one can write to, or that of another config, which stays untouched.
+      UserError: not a directory one can write to or read checkpoints from, or that of another config.
     """
-    if "://" in str(path):
-        raise UserError(f"workdir {path} is not a local path; mount the bucket and give the path of the mount")
-    directory = Path(path).absolute()
-    _check_writable(directory)
+    directory = user_path(path).absolute()
+    check_path(directory)
     try:
-        if (directory / CONFIG).exists():
-            _check_same_run(directory / CONFIG, config)
-        elif write:
+        _check_writable(directory)
+        _check_same_run(directory, config)
+    except OSError as error:
+        raise UserError(f"workdir {directory} cannot be used: {error.strerror}") from error
+    return directory
+
+
+def open_workdir(path: str | Path, *, config: ConfigDict, held: ExitStack | None) -> Path:
+    """Makes the directory with its `config.json`, or checks that the one there is of the same run.
+
+    Args:
+      held: gets the lock that keeps another run out of the directory; None: for a process that does not write.
+
+    Raises:
+      UserError: as `check_workdir`, where nothing is touched, or one in use by another run.
+    """
+    directory = check_workdir(path, config=config)
+    try:
+        if held is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            write_text(directory / CONFIG, config_lib.to_json(config))
+            held.enter_context(only_one(directory, command="mvlm train"))
+            _check_same_run(directory, config)  # one that has ended since may have made it
+            if not (directory / CONFIG).exists():
+                write_text(directory / CONFIG, config_lib.to_json(config))
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be used: {error.strerror}") from error
     return directory
@@ -76,25 +97,75 @@ def read_config(directory: Path) -> ConfigDict:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
 
 
-def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]], *, step: int) -> None:
-    """`eval/<stem>.json` for each stem.
+class Evaluation(NamedTuple):
+    """What an evaluation has left in a workdir."""
+
+    name: str  # `<task>-<split>`, as in the log
+    source: str  # URI; empty in files of an earlier version
+    metrics: dict[str, Any]
+
+
+def with_origin(results: Mapping[str, Mapping[str, Any]], *, step: int, source: str) -> dict[str, dict[str, Any]]:
+    """The metrics of each `<task>-<split>`, as JSON can hold them, with what they were taken of before them."""
+    origin = {"step": step, "source": source, "dataset": dataset_of(source)}
+    return {
+        name: origin | {"task": name.partition("-")[0], "split": name.partition("-")[2]} | plain(metrics)
+        for name, metrics in results.items()
+    }
+
+
+def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]], *, step: int, source: str) -> None:
+    """`eval/<task>-<dataset>-<split>.json` for the metrics of each `<task>-<split>`.
+
+    A file is replaced only by a later evaluation on the same source.
 
     Raises:
       RunError: there is no room for them.
     """
     with writing(directory):
-        for stem, metrics in results.items():
-            write_json(directory / EVALUATIONS / f"{stem}.json", {"step": step, **metrics})
+        for name, values in with_origin(results, step=step, source=source).items():
+            write_json(directory / EVALUATIONS / f"{evaluation_stem(name, source)}.json", values)
 
 
-def read_evaluations(directory: Path, *, step: int) -> dict[str, dict[str, Any]]:
-    """The metrics of each stem whose file is of that step; what else lies there as JSON is left alone."""
+def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
+    """Those whose file is of that step, by its stem; what else lies there as JSON is left alone."""
     files = {path.stem: json.loads(path.read_text()) for path in sorted((directory / EVALUATIONS).glob("*.json"))}
     return {
-        stem: {name: value for name, value in metrics.items() if name != "step"}
-        for stem, metrics in files.items()
-        if isinstance(metrics, dict) and metrics.get("step") == step
+        stem: Evaluation(
+            name=f"{values['task']}-{values['split']}" if {"task", "split"} <= set(values) else stem,
+            source=values.get("source", ""),
+            metrics={name: value for name, value in values.items() if name not in ORIGIN},
+        )
+        for stem, values in files.items()
+        if isinstance(values, dict) and values.get("step") == step
     }
+
+
+def evaluation_stem(name: str, source: str) -> str:
+    """The file name, without its suffix, of the results `<task>-<split>` on a source: another one for each source.
+
+    What is not simply `tfds:<dataset>:<split>` is told apart by a hash of the URI.
+    """
+    task, _, split = name.partition("-")
+    dataset = dataset_of(source)
+    if source == f"tfds:{dataset}:{split}" and re.fullmatch(r"[a-z0-9_]+:[a-z0-9_]+", f"{dataset}:{split}"):
+        return f"{task}-{dataset}-{split}"
+    digest = hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    labels = dict.fromkeys((dataset, _label(split)))  # a file that is called as its split is named once
+    return "-".join([task, *filter(None, labels), digest])
+
+
+def dataset_of(source: str) -> str:
+    """A short name of the data behind a URI or a folder; not one that no other data has."""
+    parts = re.fullmatch(r"(\w+:)?([^?]*).*", source, re.DOTALL)
+    assert parts  # the pattern matches any text
+    scheme, path = parts.groups()
+    path = re.sub(r":[^:/\[]*(\[[^\]/]*\])?$", "", path)  # the split
+    return _label(path if scheme == "tfds:" else Path(path).stem)
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^\w.]+", "_", text, flags=re.ASCII).strip("._")[:40]
 
 
 def _check_writable(directory: Path) -> None:
@@ -105,11 +176,13 @@ def _check_writable(directory: Path) -> None:
         raise UserError(f"workdir {directory} cannot be used: {nearest} is not writable; give a writable directory")
 
 
-def _check_same_run(path: Path, config: ConfigDict) -> None:
-    changed = config_lib.differences(read_config(path.parent), config, changeable=config_lib.CHANGEABLE_ON_RESUME)
+def _check_same_run(directory: Path, config: ConfigDict) -> None:
+    if not (directory / CONFIG).exists():
+        return
+    changed = config_lib.differences(read_config(directory), config, changeable=config_lib.CHANGEABLE_ON_RESUME)
     if changed:
         raise UserError(
-            f"workdir {path.parent} is the workdir of another config: {changed}; "
+            f"workdir {directory} is the workdir of another config: {changed}; "
             "give the same values to continue it, or another workdir"
         )
 

@@ -455,7 +455,7 @@ def test_two_prepares_do_not_write_at_once(small_shapes, tmp_path, capsys):
     (tmp_path / "shapes").mkdir()
     with (tmp_path / "shapes" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another prepare" in refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
+        assert "another mvlm prepare" in refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
 
 
 def test_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(small_shapes, tmp_path, capsys, monkeypatch):

@@ -195,9 +195,9 @@ def test_parameters_come_back_bit_for_bit(demo_run, export):
 
 def test_the_model_card_is_filled_from_the_run(demo_run, export):
     card = (export / "README.md").read_text()
-    recall = json.loads((demo_run / "eval" / "retrieval-val.json").read_text())["tr_r1"]
-    assert f"| retrieval-val | tr_r1 | {recall:.4g} |" in card
-    assert re.search(r"\| reconstruction-val \| mlm_gain \| \S+ \[\S+, \S+\] \|", card)
+    recall = json.loads((demo_run / "eval" / "retrieval-shapes-val.json").read_text())["tr_r1"]
+    assert f"| retrieval-shapes-val | tr_r1 | {recall:.4g} |" in card
+    assert re.search(r"\| reconstruction-shapes-val \| mlm_gain \| \S+ \[\S+, \S+\] \|", card)
     assert "| steps | 6 of 6, 8 pairs each |" in card and "| started from | random weights |" in card
     assert "| data | tfds:shapes:train |" in card
     assert json.loads(card.partition("```json")[2].partition("```")[0]) == json.loads(

@@ -29,7 +29,7 @@ from mvlm_jax.tasks.from_config import describe_task, make_task
 from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.tasks.nlvr2 import Nlvr2
 from mvlm_jax.training.task import Task
-from mvlm_jax.training.workdir import read_config
+from mvlm_jax.training.workdir import ORIGIN, read_config
 
 TASKS = {
     "vqa": "finetune_vqa.py:shapes",
@@ -66,7 +66,7 @@ def finetuned(request, data_dir, demo_run, tmp_path_factory):
 
 def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     name, workdir, given = finetuned
-    [file] = (workdir / "eval").glob(f"{name}-val*.json")
+    [file] = (workdir / "eval").glob(f"{name}-*-val*.json")
     before = json.loads(file.read_text())
     assert before["step"] == 3
     assert before["questions" if name == "vqa" else "examples"] == 50
@@ -75,7 +75,8 @@ def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     # Another batch size, and the same answers.
     assert evaluate.door([*given, "--config.eval.batch_size=24"]) == 0
     after = json.loads(file.read_text())
-    assert after.pop("left_out") == before.pop("left_out")
+    for of in ("left_out", *ORIGIN):
+        assert after.pop(of) == before.pop(of)
     assert after == pytest.approx(before, rel=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir,
     else:
         assert evaluate.door([*command, f"--submission={file}"]) == 0
     assert len(passes) == 1
-    [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-test*.json")]
+    [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-*-test*.json")]
     assert found["questions" if name == "vqa" else "examples"] == 50
     broken = {i for i in range(50) if source[7]["images"][-1] in source[i]["images"]}
     assert found["left_out"] == {"corrupt": len(broken)}
@@ -233,7 +234,7 @@ def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, demo_run, t
     assert train.door(given) == 0
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert not any("mlm" in line or "mim" in line for line in lines)
-    assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-val.json"]
+    assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-shapes-val.json"]
     capsys.readouterr()
     assert evaluate.door([*given, "--k=2,12,5"]) == 0
     found = json.loads(capsys.readouterr().out)["retrieval-val"]

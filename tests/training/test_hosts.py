@@ -74,7 +74,7 @@ def test_one_process_writes(first):
 @pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_of_one(first, shapes_dir):
     workdir = first[0] / "whole"
-    files = [workdir / "eval" / f"{stem}.json" for stem in ("retrieval-val", "reconstruction-val")]
+    files = [workdir / "eval" / f"{stem}.json" for stem in ("retrieval-shapes-val", "reconstruction-shapes-val")]
     by_two = [json.loads(file.read_text()) for file in files]
     for file in files:
         file.unlink()

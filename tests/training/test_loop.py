@@ -51,6 +51,7 @@ def test_a_run_logs_every_step(uninterrupted):
 
 def test_a_run_leaves_config_assets_events_checkpoints_and_evaluations(uninterrupted):
     assert {path.name for path in uninterrupted.iterdir() if "tfevents" not in path.name} == {
+        ".lock",
         "asset.txt",
         "checkpoints",
         "config.json",
@@ -58,7 +59,7 @@ def test_a_run_leaves_config_assets_events_checkpoints_and_evaluations(uninterru
         "metrics.jsonl",
     }
     assert len(list(uninterrupted.glob("*tfevents*"))) == 1
-    evaluation = json.loads((uninterrupted / "eval" / "toy-val.json").read_text())
+    evaluation = json.loads((uninterrupted / "eval" / "toy-shapes-val.json").read_text())
     assert evaluation["step"] == 9
     logged = [line for line in metrics_lines(uninterrupted) if "eval/toy-val/norm" in line]
     assert [line["step"] for line in logged] == [3, 6, 9]

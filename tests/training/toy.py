@@ -123,6 +123,7 @@ def _kill_when_published(step):
 
 
 if __name__ == "__main__":
+    from mvlm_jax.errors import RunError, UserError
     from mvlm_jax.training.loop import train
 
     directory, fields, *special = sys.argv[1:]
@@ -132,8 +133,12 @@ if __name__ == "__main__":
     }
     if special[:1] == ["--kill-while-saving"]:
         _kill_when_published(int(special[1]))
-    train(
-        ToyTask(before_batch=before_batch.get(special[0] if special else None, lambda step: None)),
-        config=toy_config(**json.loads(fields)),
-        workdir=directory,
-    )
+    try:
+        train(
+            ToyTask(before_batch=before_batch.get(special[0] if special else None, lambda step: None)),
+            config=toy_config(**json.loads(fields)),
+            workdir=directory,
+        )
+    except (RunError, UserError) as error:
+        print(f"toy: {error}", file=sys.stderr)
+        sys.exit(error.status)

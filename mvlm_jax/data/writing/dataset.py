@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from mvlm_jax import signals
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.cores import cores
@@ -28,6 +28,7 @@ from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
+from mvlm_jax.lock import only_one
 
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ def write_dataset(
     """
     checks = checks or ImageChecks()
     (data_dir / name).mkdir(parents=True, exist_ok=True)
-    with _only_one(data_dir / name):
+    with only_one(data_dir / name, command="mvlm prepare"):
         final, partial = data_dir / name / VERSION, data_dir / name / f"incomplete.{VERSION}"
         origin = {
             "source": collection.source,
@@ -225,12 +226,10 @@ def _ctrl_c_kept_from_children() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     # Another thread takes a signal that this one has blocked, and its handler runs in this one.
     handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if in_main_thread else None
-    # They inherit the mask, so that none is interrupted while it still imports, before it could ignore the signal.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with signals.kept_from_children(signal.SIGINT):
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if in_main_thread:
             signal.signal(signal.SIGINT, handler)
     if came:
@@ -319,13 +318,3 @@ def _write_ids(path: Path, ids: list[str]) -> None:
     batch = pa.record_batch({"id": pa.array(ids, pa.large_string())})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-
-
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another prepare is writing to {directory}; wait for it to end") from error
-        yield

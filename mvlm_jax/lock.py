@@ -1,0 +1,61 @@
+"""A file that one process at a time holds, in a directory that only one of them may write to."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from mvlm_jax.errors import UserError
+
+# What file systems answer that have no locks.
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def only_one(directory: Path, *, command: str) -> Iterator[None]:
+    """Holds `directory/.lock` as long as the block runs. The kernel releases it however the process ends.
+
+    The file stays, since deleting it could let two processes lock two files of that name. On a network file system the
+    lock holds for all hosts where the server supports it; where no lock is to be had, a warning says so.
+
+    Raises:
+      UserError: another process holds it; says which one, and on which host.
+      OSError: the file cannot be opened.
+    """
+    # A network file system takes an exclusive lock only on a file that is open for writing.
+    with open(os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or error.errno == errno.EACCES:
+                raise UserError(
+                    f"{directory} is in use by another {command} ({_holder(directory / '.lock')}); "
+                    "end that one or wait for it, or give another directory"
+                ) from error
+            if error.errno not in _UNSUPPORTED:
+                raise
+            logging.warning(
+                "%s cannot be locked (%s): see to it that no other %s uses it, since the two would end each other",
+                directory, error.strerror, command,
+            )  # fmt: skip
+        else:
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def _holder(path: Path) -> str:
+    # The holder writes its name just after it has the lock.
+    for _ in range(10):
+        name = path.read_text(errors="replace").strip()
+        if name:
+            return name
+        time.sleep(0.05)
+    return "of unknown name"
