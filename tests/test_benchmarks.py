@@ -187,7 +187,7 @@ def test_a_downstream_run_that_fails_is_a_failure_and_the_others_are_made(tmp_pa
     def no_image_fails(task, column, *, directory, **options):
         if column == "no_image":
             raise module.subprocess.CalledProcessError(2, "mvlm")
-        for stem, accuracy in (("nlvr2-test", 75.0), ("nlvr2-val", 0.0)):
+        for stem, accuracy in (("nlvr2-shapes_nlvr2-test", 75.0), ("nlvr2-shapes_nlvr2-val", 0.0)):
             file = directory / f"{task}-{column}" / "eval" / f"{stem}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"accuracy": accuracy}))

@@ -21,7 +21,8 @@ def commands(pattern):
     """The words of each command; what follows a # is a remark."""
     for path in TEXTS:
         for text in pattern.findall(path.read_text()):
-            for part in text.replace("\\\n", " ").split("&&"):
+            for part in text.replace("\\\n", " ").replace("\\|", "|").split("&&"):
+                part = part.partition(" | ")[0]  # what reads the output is no command of ours
                 part = re.sub(r"\bpython3? -m mvlm_jax\.", "mvlm ", part)
                 words = [word for word in shlex.split(part, comments=True) if word != PLACEHOLDER]
                 if words[0] == "mvlm" and words[1:] and "<" not in part:

@@ -1,6 +1,7 @@
 from tiny import recipe
 
 from mvlm_jax.interop.model_card import model_card
+from mvlm_jax.training.workdir import Evaluation
 
 
 def test_every_metric_has_a_row_whatever_it_is():
@@ -13,9 +14,14 @@ def test_every_metric_has_a_row_whatever_it_is():
         "left_out": {"corrupt": 1, "absent": 2},
         "templates": ["a {}.", "the {}.", "{}"],
     }
-    evaluations = {"val": metrics, "none": {"left_out": {}}}
+    evaluations = {
+        "val": Evaluation("retrieval-val", source="tfds:coco:val", metrics=metrics),
+        "none": Evaluation("retrieval-none", source="", metrics={"left_out": {}}),
+    }
     card = model_card(recipe("demo"), step=3, parameters=10**6, evaluations=evaluations, weights=None)
     for row in (
+        "- val: tfds:coco:val",
+        "- none: source not recorded",
         "| val | top1 | 12.35 |",
         "| val | images | 8 |",
         "| val | mlm_gain | 1 [-0.5, not finite] |",

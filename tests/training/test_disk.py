@@ -20,10 +20,10 @@ RESOURCE = pytest.importorskip("resource")
 
 
 class HeavyTask(ToyTask):
-    """With a parameter of 2 MB: its checkpoint has files far larger than whatever else a run writes."""
+    """With a parameter of 16 MB: also in parts, its checkpoint has files far larger than whatever else a run writes."""
 
     def init(self, key):
-        return super().init(key) | {"ballast": jax.random.normal(key, (2**19,))}
+        return super().init(key) | {"ballast": jax.random.normal(key, (2**22,))}
 
 
 def train_through_a_door(workdir, **options):

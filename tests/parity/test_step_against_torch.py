@@ -2,6 +2,9 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
