@@ -4,6 +4,7 @@ A recipe in `configs/` starts from `default()` and changes the fields that diffe
 that is not declared here is refused, and so is a value of another type.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,9 @@ CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
     "vqa.candidates",
 )  # fmt: skip
+
+# Fields that runs and exports of earlier versions lack, with the values that are theirs.
+ADDED = {"model.attention": "auto", "model.layer_loop": "auto"}
 
 
 def default() -> ConfigDict:
@@ -273,14 +277,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Inverse of `to_json`.
+    """Inverse of `to_json`; what an earlier version wrote is read too.
 
     Raises:
       UserError: a field is missing, unknown or of another type than `default()` declares.
     """
     config = default()
     try:
-        config.update(_as_declared(json.loads(text), config))
+        values = json.loads(text)
+        for name, value in ADDED.items():
+            *parents, field = name.split(".")
+            functools.reduce(lambda section, parent: section[parent], parents, values).setdefault(field, value)
+        config.update(_as_declared(values, config))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"config.json does not fit this version: {' '.join(str(error).split())}") from error
     return config
