@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     signals.leave_at_once(" ".join(["mvlm", *argv[:1]]))
     sys.unraisablehook = _report
-    # Of the process that removes the shared memory of workers which were killed.
+    # Silences the resource tracker's warning about shared memory of workers that were killed.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     # Takes seconds, hence after the signals.
     from mvlm_jax import doors
@@ -61,7 +61,7 @@ def _reader_has_gone(stream: io.TextIOBase) -> bool:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
     except (OSError, ValueError):
-        return False  # no file of the system
+        return False  # not backed by a file descriptor
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

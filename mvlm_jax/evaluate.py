@@ -92,7 +92,7 @@ def main(values: flags.FlagValues) -> None:
         elif latest := checkpoints.restore_latest_params(program.state.params):
             step, params = latest
         else:
-            raise UserError(f"the checkpoints in {directory} have gone")
+            raise UserError(f"the checkpoints in {directory} were removed meanwhile; train again or restore them")
         submission = None
         if values.classify:
             results = _classify(task, params, values, config)
@@ -102,7 +102,7 @@ def main(values: flags.FlagValues) -> None:
             results, submission = task.results(*predicted), task.submission(*predicted)
         else:
             results = task.evaluate(params)
-    source = str(values.classify.resolve()) if values.classify else config.data.eval
+    source = _classified(values) if values.classify else config.data.eval
     writes = jax.process_index() == 0
     with hosts.together():
         if writes:
@@ -111,6 +111,13 @@ def main(values: flags.FlagValues) -> None:
                 _write(values.submission, submission)
     if writes:
         print(json.dumps(workdir_lib.with_origin(results, step=step, source=source)))
+
+
+def _classified(values: flags.FlagValues) -> str:
+    """The folder, and what else decides what is measured on it."""
+    files = {"templates": values.templates, "class_names": values.class_names}
+    options = "&".join(f"{name}={file.resolve()}" for name, file in files.items() if file)
+    return f"{values.classify.resolve()}{'?' if options else ''}{options}"
 
 
 def _check_flags(values: flags.FlagValues) -> None:

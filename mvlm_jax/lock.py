@@ -13,7 +13,7 @@ from absl import logging
 
 from mvlm_jax.errors import UserError
 
-# What file systems answer that have no locks.
+# What file systems without locks answer.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -22,7 +22,7 @@ def only_one(directory: Path, *, command: str) -> Iterator[None]:
     """Holds `directory/.lock` as long as the block runs. The kernel releases it however the process ends.
 
     The file stays, since deleting it could let two processes lock two files of that name. On a network file system the
-    lock holds for all hosts where the server supports it; where no lock is to be had, a warning says so.
+    lock holds for all hosts where the server supports it; where the file system has no locks, a warning says so.
 
     Raises:
       UserError: another process holds it; says which one, and on which host.
@@ -41,7 +41,7 @@ def only_one(directory: Path, *, command: str) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise
             logging.warning(
-                "%s cannot be locked (%s): see to it that no other %s uses it, since the two would end each other",
+                "%s cannot be locked (%s): make sure that no other %s uses it, or they overwrite each other's files",
                 directory, error.strerror, command,
             )  # fmt: skip
         else:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-_statuses: dict[int, int] = {}  # with which a signal ends this process at once
+_statuses: dict[int, int] = {}  # exit status for each signal that is handled here
 
 
 def leave_at_once(command: str) -> None:
@@ -52,7 +52,7 @@ def kept_from_children(*numbers: int) -> Iterator[None]:
     """
     from multiprocessing import resource_tracker
 
-    # The first thing that needs it would start it, and that unblocks the signals.
+    # Started later, it would unblock the signals.
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:

@@ -50,5 +50,5 @@ def main(values: flags.FlagValues) -> int:
 
 
 def door(argv: Sequence[str]) -> int:
-    # Whatever a run has written is whole at any moment.
+    # Nothing to clean up: every file of a run is replaced atomically.
     return doors.run(name="train", doc=__doc__, define_flags=define_flags, main=main, argv=argv, cleans_up=False)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from tiny import recipe
 
@@ -103,6 +105,15 @@ def test_a_config_file_of_another_version_is_refused():
     text = config_lib.to_json(config_lib.default()).replace('"seed"', '"sead"')
     with pytest.raises(UserError, match="sead"):
         config_lib.from_json(text)
+
+
+def test_a_config_of_a_version_that_lacked_fields_is_read():
+    values = json.loads(config_lib.to_json(config_lib.default()))
+    del values["model"]["attention"], values["model"]["layer_loop"]
+    assert config_lib.from_json(json.dumps(values)).to_dict() == config_lib.default().to_dict()
+    del values["model"]["width"]
+    with pytest.raises(UserError, match="width"):
+        config_lib.from_json(json.dumps(values))
 
 
 def test_where_a_run_may_go_on_with_other_values():

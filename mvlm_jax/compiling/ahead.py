@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from mvlm_jax.compiling.fitting import largest_fit
 from mvlm_jax.compiling.hlo import Program, read
 from mvlm_jax.errors import UserError
-from mvlm_jax.models.from_config import resolve_compute
+from mvlm_jax.models.compute import check_attention
+from mvlm_jax.models.from_config import compute_of, resolve_compute
 from mvlm_jax.tasks.from_config import describe_task
 from mvlm_jax.training.mesh import batch_parts, make_mesh
 from mvlm_jax.training.per_device import has_own_rows
@@ -62,10 +63,11 @@ def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
     """The step that `training.loop` runs, with every `auto` as it is on these devices, not on this machine.
 
     Raises:
-      UserError: the config does not fit the number of devices.
+      UserError: the config does not fit the number of devices, or asks for a kernel that they do not have.
     """
     config = config.copy_and_resolve_references()
     resolve_compute(config, backend=devices[0].platform)
+    check_attention(compute_of(config), platform=devices[0].platform)
     task = describe_task(config)
     mesh = mesh_of(config, devices)
     program = make_program(task=task, config=config, mesh=mesh)

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from mvlm_jax.errors import RunError
 
 PLACE = "/dev/shm"
-# Of what fails where it is absent, full, or not to be written to; semaphores lie there too.
+# Errors seen where it is absent, full or read-only; semaphores lie there too.
 _ERRORS = (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSYS)
 
 

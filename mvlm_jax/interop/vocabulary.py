@@ -15,7 +15,7 @@ from mvlm_jax.files import user_path
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 # Embedding tables are padded to a multiple of at most this many rows for the sake of the hardware.
 _PADDING_ROWS = 128
-_LONG = ("model.merges", "added_tokens")  # rules that fill no message
+_LONG = ("model.merges", "added_tokens")  # rules too long to show in a message
 
 
 def tokenizer_file(folder: str | Path) -> Path | None:
@@ -76,7 +76,7 @@ def text_rules(tokenizer: Tokenizer) -> dict[str, Any]:
     rules = dict(
         _flat({name: parts[name] for name in ("normalizer", "pre_tokenizer", "model")} | {"added_tokens": added})
     )
-    # Offsets are not read, and bytes are never unknown.
+    # Offsets are not used here, and byte-level BPE never yields an unknown token.
     unread = (
         "pre_tokenizer.trim_offsets",
         *(("model.unk_token", "model.fuse_unk") if tokenizer.kind == "roberta" else ()),

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 # cuDNN refuses odd numbers of tokens in training; a multiple of 8 also keeps rows aligned to 16 bytes.
 TOKENS_MULTIPLE = {"xla": 1, "cudnn": 8}
-# Below this many queries, scores are so few that writing them out costs less than a fused kernel's start.
+# Below this many queries the scores are small: materialising them is cheaper than launching a fused kernel.
 FEWEST_QUERIES = 32
 
 
@@ -22,12 +22,12 @@ def attend(
     """softmax(query key / sqrt(H)) value, the softmax in float32.
 
     Args:
-      mask: true where a key may be attended to; `cudnn` takes it for a length, so the true ones must come first.
-      kernel: `xla` or `cudnn`; the latter leaves odd or few queries to XLA.
+      mask: true where a key may be attended to; `cudnn` reduces it to a length, so the true ones must come first.
+      kernel: `xla` or `cudnn`; the latter leaves to XLA what it cannot take, and few queries.
     """
-    queries, keys = query.shape[1], key.shape[1]
-    fused = kernel == "cudnn" and queries >= FEWEST_QUERIES and queries % 2 == 0 and keys % 2 == 0
-    if not fused:
+    queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
+    takes = queries % 2 == 0 and keys % 2 == 0 and width % 8 == 0 and width <= 128
+    if kernel != "cudnn" or not takes or queries < FEWEST_QUERIES:
         wide = None if mask is None else mask[:, None, None, :]
         return jax.nn.dot_product_attention(query, key, value, mask=wide, is_causal=causal)
     # A length of 0 would divide by an empty sum; with no legal key the result has no meaning, but must be finite.

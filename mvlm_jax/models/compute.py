@@ -24,7 +24,7 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
 
     Args:
       dtype: `auto` is float32 on CPU, which has no fast bfloat16, and bfloat16 on every accelerator.
-      attention: `auto` is cudnn on NVIDIA GPUs in 16 bits, else xla.
+      attention: `auto` is cudnn on NVIDIA GPUs of compute capability 8.0 or more in 16 bits, else xla.
       layer_loop: `auto` is unroll on GPUs, else scan.
       backend: JAX's name of the platform; that of the default device where it is not given.
     """
@@ -55,5 +55,8 @@ def check_attention(compute: Compute, *, platform: str) -> None:
 
 
 def _has_cudnn() -> bool:
-    """False on AMD GPUs, which JAX calls gpu as well."""
-    return "cuda" in jax.devices()[0].client.platform_version
+    """False on AMD GPUs, which JAX calls gpu as well, and on NVIDIA GPUs before Ampere."""
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return False
+    return tuple(map(int, device.compute_capability.split("."))) >= (8, 0)

@@ -1,5 +1,6 @@
 """The model that a config describes."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from mvlm_jax.models.downstream import AnsweringModel, ClassifyingModel
 from mvlm_jax.models.maskvlm import MaskVLM
 
 CLASSES = {"nlvr2": 2, "entailment": 3}
-COMPUTE_FIELDS = ("attention", "layer_loop", "remat")  # of config.model
+COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(Compute) if field.name != "dtype")  # of config.model
 
 
 def compute_of(config: ConfigDict, *, backend: str | None = None) -> Compute:

@@ -108,12 +108,12 @@ def gelu(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
 
 
 def _gelu_backward(x: Float[Array, "*dims"], gradient: Float[Array, "*dims"]) -> tuple[Float[Array, "*dims"]]:
-    # Else XLA would find the same function in the forward pass, and keep its float32 values for this one.
+    # Without this barrier XLA would find the same function in the forward pass, and keep its float32 values.
     wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
     density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
     slope = _normal_cdf(wide) + wide * density
     of_x = (gradient.astype(jnp.float32) * slope).astype(x.dtype)
-    # Else XLA computes it twice, for the gradients of the layer's kernel and of its bias.
+    # Without this barrier XLA computes it twice, for the gradients of the layer's kernel and of its bias.
     return (jax.lax.optimization_barrier(of_x),)
 
 
@@ -233,7 +233,7 @@ def layer_stack(block: type[PreNormBlock] | type[PostNormBlock], *, layers: int,
     """
     compute: Compute = block_fields["compute"]
     unrolled = compute.layer_loop == "unroll"
-    # A loop keeps the compiler from merging both computations; where there is none it has to be told.
+    # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
     block = rematerialized(block, remat=compute.remat, prevent_cse=unrolled)
 
     class Layer(nn.Module):

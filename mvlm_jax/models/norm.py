@@ -46,7 +46,7 @@ def _forward(x, scale, bias, epsilon, dtype):
 def _backward(epsilon, dtype, kept, gradient):
     x, scale, mean, inverse = kept
     gradient = gradient.astype(jnp.float32)
-    # Else XLA would keep the float32 differences of the forward pass.
+    # Without this barrier XLA would keep the float32 differences of the forward pass.
     normed = (jax.lax.optimization_barrier(x).astype(jnp.float32) - mean) * inverse
     scaled = gradient * scale
     along = (scaled * normed).mean(axis=1, keepdims=True)

@@ -31,7 +31,7 @@ def masked_text_correct(
 
 
 def cross_entropy(logits: Float[Array, "*dims V"], targets: Int[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """-log softmax(logits)[target], in float32 nats."""
+    """-log softmax(logits)[target], in float32 nats; targets lie in [0, V)."""
     logits = logits.astype(jnp.float32)
     # A sum over the vocabulary, which is read anyway: the gradient of a look-up is scattered into an array of zeros.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]

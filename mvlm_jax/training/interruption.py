@@ -24,7 +24,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if _agreed_by_processes():
-            # That of SIGTERM is JAX's own, which tells the other processes: they would wait for one that just left.
+            # JAX handles SIGTERM and tells the other processes; replacing it would leave them waiting.
             self._handle(signal.SIGINT, self._interrupted)
         else:
             self._handle(signal.SIGTERM, self._terminated)

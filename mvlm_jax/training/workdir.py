@@ -107,7 +107,7 @@ class Evaluation(NamedTuple):
 
 def with_origin(results: Mapping[str, Mapping[str, Any]], *, step: int, source: str) -> dict[str, dict[str, Any]]:
     """The metrics of each `<task>-<split>`, as JSON can hold them, with what they were taken of before them."""
-    origin = {"step": step, "source": source, "dataset": dataset_of(source)}
+    origin = {"step": step, "source": _absolute(source), "dataset": dataset_of(source)}
     return {
         name: origin | {"task": name.partition("-")[0], "split": name.partition("-")[2]} | plain(metrics)
         for name, metrics in results.items()
@@ -150,7 +150,7 @@ def evaluation_stem(name: str, source: str) -> str:
     dataset = dataset_of(source)
     if source == f"tfds:{dataset}:{split}" and re.fullmatch(r"[a-z0-9_]+:[a-z0-9_]+", f"{dataset}:{split}"):
         return f"{task}-{dataset}-{split}"
-    digest = hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(_absolute(source).encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     labels = dict.fromkeys((dataset, _label(split)))  # a file that is called as its split is named once
     return "-".join([task, *filter(None, labels), digest])
 
@@ -162,6 +162,15 @@ def dataset_of(source: str) -> str:
     scheme, path = parts.groups()
     path = re.sub(r":[^:/\[]*(\[[^\]/]*\])?$", "", path)  # the split
     return _label(path if scheme == "tfds:" else Path(path).stem)
+
+
+def _absolute(source: str) -> str:
+    """The URI, or the path of a folder, as it is called from any directory."""
+    if source.startswith("tfds:"):
+        return source
+    scheme = re.match(r"(\w+:)?", source)
+    assert scheme  # the pattern matches any text
+    return scheme[0] + os.path.join(os.getcwd(), os.path.expanduser(source[scheme.end() :]))
 
 
 def _label(text: str) -> str:

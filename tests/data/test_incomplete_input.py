@@ -102,7 +102,7 @@ def test_a_tar_file_that_is_cut_behind_a_long_name_is_refused(tmp_path):
         begin = [member.offset for member in opened][2]
     for length in (512, 1024, 1100):
         (tmp_path / "a.tar").write_bytes(whole[: begin + length])
-        assert f"header, behind byte {begin}" in refusal(f"webdataset:{tmp_path}/a.tar")
+        assert f"header, after byte {begin}" in refusal(f"webdataset:{tmp_path}/a.tar")
 
 
 def test_compressed_files_say_so(tar, tmp_path):

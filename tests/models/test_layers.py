@@ -121,6 +121,26 @@ def test_attention_follows_its_definition_for_any_number_of_tokens(queries, keys
     np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_fused_kernel_gets_lengths_in_place_of_masks(monkeypatch):
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def recorded(*arguments, implementation=None, **options):
+        asked.append(implementation)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    queries, keys = jax.random.split(jax.random.key(0))
+    q, k = jax.random.normal(queries, (3, 32, 2, 8)), jax.random.normal(keys, (3, 40, 2, 8))
+    mask = jnp.arange(40) < jnp.array([[40], [7], [0]])  # the last text is padding alone
+    fused, xla = (attend(q, k, k, mask, kernel=kernel) for kernel in ("cudnn", "xla"))
+    assert asked == ["cudnn", None]
+    np.testing.assert_allclose(fused[:2], xla[:2], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(fused).all()
+    odd_width = jax.random.normal(queries, (3, 32, 2, 12))
+    attend(odd_width, odd_width, odd_width, None, kernel="cudnn")
+    assert asked[-1] is None
+
+
 def test_automatic_settings_follow_the_platform():
     auto = {"dtype": "auto", "attention": "auto", "layer_loop": "auto", "remat": "none"}
     assert compute_for(**auto, backend="cpu") == Compute(jnp.dtype("float32"), "xla", "scan", "none")

@@ -176,8 +176,18 @@ def test_other_sources_never_share_a_file():
     sources = [
         "tfds:a:test", "tfds:b:test", "tfds:a/b:test", "tfds:a_b:test", "json:/x/a.json?split=test",
         "json:/y/a.json?split=test", "tfds:a:test[:1]", "/x/test", "/y/test", "test", "tfds:A:test",
+        "/x/test?templates=/x/a.txt", "/x/test?templates=/x/b.txt",
     ]  # fmt: skip
     assert len({evaluation_stem("retrieval-test", source).lower() for source in sources}) == len(sources)
+
+
+def test_a_relative_source_is_another_one_in_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    stems = []
+    for directory in (tmp_path, tmp_path / "other"):
+        monkeypatch.chdir(directory)
+        stems += [evaluation_stem("retrieval-test", f"json:{path}") for path in ("a.json", f"{tmp_path}/a.json")]
+    assert stems[0] == stems[1] == stems[3] != stems[2]
 
 
 def test_a_file_of_another_kind_beside_the_evaluations_is_left_alone(tmp_path):

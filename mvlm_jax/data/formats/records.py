@@ -72,8 +72,11 @@ class RecordSource:
         return Example(image=image[0], captions=list(map(as_text, captions)), image_id=as_text(identity[0]))
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
-        """Of each feature of a record, integers as digits, and an id where it has none; raises what ArrayRecord and
-        protobuf do."""
+        """Of each feature of a record, integers as digits, and an id where it has none.
+
+        Raises:
+          whatever ArrayRecord and protobuf raise of a damaged record; see `damage_told`.
+        """
         found = parse(self._records[index], features=self.features)
         values = {name: _values(found[name]) for name in self.features}
         if not any(map(id_text, values[self.features[-1]][:1])):

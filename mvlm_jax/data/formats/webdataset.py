@@ -126,7 +126,7 @@ class TarIndex(NamedTuple):
 
 
 def read_index(file: str) -> TarIndex:
-    """The examples of a tar file, or of several written one behind the other (`cat a.tar b.tar`).
+    """The examples of a tar file, or of several that were concatenated (`cat a.tar b.tar`).
 
     Raises:
       UserError: the file is not there, is no tar file, is cut off or damaged; says at which byte.
@@ -195,7 +195,7 @@ def _read_archive(stream: BinaryIO, examples: _Examples, *, start: int, size: in
     """Adds the members of one archive, and returns at which byte there is no further header.
 
     Raises:
-      TarError: its first header is none, or a member ends behind the end of the file.
+      TarError: its first header is none, or a member ends after the end of the file.
     """
     stream.seek(start)
     examples.start_archive()
@@ -221,7 +221,7 @@ def _next(tar: tarfile.TarFile, end: int) -> tarfile.TarInfo | None:
     try:
         return tar.next()
     except tarfile.TarError as error:
-        raise tarfile.ReadError(f"{error}, behind byte {end}") from error
+        raise tarfile.ReadError(f"{error}, after byte {end}") from error
 
 
 def _after_zeros(stream: BinaryIO, end: int, *, size: int) -> int:
