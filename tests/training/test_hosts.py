@@ -13,6 +13,7 @@ from mvlm_jax.inference import load
 from mvlm_jax.training import hosts
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
+from mvlm_jax.training.workdir import ORIGIN
 
 DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
 
@@ -83,7 +84,8 @@ def test_evaluation_by_two_processes_is_that_of_one(first, shapes_dir):
         one = json.loads(file.read_text())
         assert set(one) == set(two)
         assert one["captions"] == two["captions"] == 12
-        for name in set(one) - {"left_out"}:
+        assert {name: one[name] for name in ORIGIN} == {name: two[name] for name in ORIGIN}
+        for name in set(one) - {"left_out", *ORIGIN}:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
