@@ -18,4 +18,6 @@ archive=$directory/mvlm.tar.gz
 tar --exclude=./.git --exclude='./.venv*' --exclude=./runs -czf "$archive" .
 gcloud compute tpus tpu-vm scp "$archive" "$name:mvlm.tar.gz" --zone="$zone" --worker=all
 on_all "mkdir -p ~/mvlm && tar -xzf ~/mvlm.tar.gz -C ~/mvlm && bash ~/mvlm/launch/worker_setup.sh $bucket"
-on_all "cd ~/mvlm && .venv/bin/mvlm train $(printf '%q ' --config.data.data_dir=/mnt/mvlm/data "$@")"
+# After --config, whose field it is.
+case " $* " in *" --config.data.data_dir="*) ;; *) set -- "$@" --config.data.data_dir=/mnt/mvlm/data ;; esac
+on_all "cd ~/mvlm && .venv/bin/mvlm train $(printf '%q ' "$@")"

@@ -51,7 +51,7 @@ from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import user_path, write_text
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
 from mvlm_jax.tasks.pretrain import Pretrain
@@ -219,7 +219,7 @@ def preview(*, config: ConfigDict, workdir: Path | None, step: int, examples: in
     html = preview_page(task, step=step, examples=examples)
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
-        (report_dir / PREVIEW).write_text(html, encoding="utf-8", errors="replace")
+        write_text(report_dir / PREVIEW, html, errors="replace")
     except OSError as error:
         raise UserError(f"the page cannot be written to {str(report_dir)!r}: {error.strerror}") from error
     return report_dir / PREVIEW

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from launchers import told
 from PIL import Image
 from tiny import ROOT, SMALLER, demo_flags, prepare_shapes
 
@@ -275,15 +276,27 @@ def test_there_are_documented_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_documented_command_is_one_that_its_benchmark_takes(command, monkeypatch):
+    parse_alone(command, monkeypatch)
+
+
+def test_the_command_of_the_launcher_for_speed_is_one_that_its_benchmark_takes(tmp_path, monkeypatch):
+    [line] = told("gpu_speed.sh", [str(tmp_path / "rows.jsonl")], directory=tmp_path).splitlines()
+    python, unbuffered, *command = shlex.split(line)
+    assert (python, unbuffered, command[0]) == ("python3", "-u", "benchmarks/step.py")
+    parse_alone(command, monkeypatch)
+
+
+def parse_alone(command, monkeypatch):
+    """Breaks the program off once its arguments are parsed."""
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_alone(*arguments):
+    def parsed(*arguments):
         parse(*arguments)
         raise Parsed
 
     program, *flags = command
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
     monkeypatch.setattr(sys, "argv", [program, *flags])
     with pytest.raises(Parsed):
         benchmark((ROOT / program).stem, monkeypatch).main()

@@ -1,19 +1,31 @@
-"""Every `mvlm` command in the documentation names a command, flags and config fields that there are."""
+"""Every `mvlm` command in the documentation and the launchers names a command, flags and fields that there are."""
 
+import ast
+import json
 import re
 import shlex
 
 import pytest
 from absl import flags
+from launchers import told
 from tiny import ROOT
 
 from mvlm_jax import config as config_lib
-from mvlm_jax import doors
+from mvlm_jax import doors, weights
 
-TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
          *(ROOT / "mvlm_jax" / f"{door}.py" for door in doors.DOORS)]  # fmt: skip
 BLOCK = re.compile(r"^ *((?:mvlm|python3? -m mvlm_jax\.)(?:[^`\\\n]|\\\n)*)", re.MULTILINE)
 INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax\.)[^`]*)`")
+LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax\.)(.*)")
+MAKE = re.compile(r"(?:^ {4}|`)make (?:[A-Z_]+=\S+ )*([a-z-]+)", re.MULTILINE)
+PYTEST = re.compile(r"-m pytest ([\w/.]+)")
+LAUNCHERS = {
+    "flickr8k_gpu.sh": ["FLICKR8K"],
+    "slurm.sh": [],
+    "tpu_queued.sh": ["name", "zone", "v4-32", "bucket"],
+    "tpu_vm.sh": ["name", "zone", "bucket"],
+}
 PLACEHOLDER = "…"  # in place of a path, or of all other flags
 
 
@@ -51,9 +63,13 @@ def test_there_are_commands_in_the_documentation():
 
 @pytest.mark.parametrize("words", list(commands(BLOCK)))
 def test_a_command_to_copy_is_parsed(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
     # A block whose recipe is left open is of a downstream task.
-    words = [word.replace(f"--config={PLACEHOLDER}", "--config=configs/finetune_vqa.py") for word in words]
+    parse([word.replace(f"--config={PLACEHOLDER}", "--config=configs/finetune_vqa.py") for word in words], monkeypatch)
+
+
+def parse(words, monkeypatch):
+    """As a command that is run from the root of the repository."""
+    monkeypatch.chdir(ROOT)
     values = defined_flags(words, monkeypatch)
     own = words[2:] if words[0] == "weights" else words[1:]
     assert values(["mvlm", *own]) == ["mvlm"]  # nothing is left over
@@ -71,4 +87,40 @@ def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypat
             name = word.removeprefix("--").partition("=")[0]
             assert name == "help" or name in values or name in fields, word
     else:
-        assert words[:1] == ["--version"] or words[1] in ("import", "export", "inspect")
+        assert words == ["--version"] or words[0] == "weights" and set(words[1:2]) <= set(weights.ACTIONS)
+
+
+@pytest.mark.parametrize("script, arguments", LAUNCHERS.items())
+def test_the_commands_of_a_launcher_are_parsed(script, arguments, tmp_path, monkeypatch):
+    found = LAUNCHED.findall(told(script, arguments, directory=tmp_path))
+    assert len(found) == (2 if script == "flickr8k_gpu.sh" else 1)
+    for command in found:
+        parse(shlex.split(command), monkeypatch)
+
+
+def test_every_launcher_with_a_command_is_tried():
+    assert {path.name for path in ROOT.glob("launch/*.sh") if LAUNCHED.search(path.read_text())} == set(LAUNCHERS)
+
+
+def test_the_command_in_the_manifest_for_kubernetes_is_parsed(monkeypatch):
+    [items] = re.findall(r"- mvlm\n((?: +- .*\n)+?)(?! +- )", (ROOT / "launch" / "gke_jobset.yaml").read_text())
+    parse([word for line in items.splitlines() for word in shlex.split(line, comments=True)[1:]], monkeypatch)
+
+
+def test_the_commands_of_the_notebook_are_parsed(monkeypatch):
+    cells = json.loads((ROOT / "launch" / "colab.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    [run] = re.findall(r"^RUN = (.*)", code, re.MULTILINE)
+    found = re.findall(r"^!python -m mvlm_jax\.(.*)", code.replace("{RUN}", ast.literal_eval(run)), re.MULTILINE)
+    assert [command.split()[0] for command in found] == ["prepare", "train", "evaluate", "weights"]
+    for command in found:
+        parse(shlex.split(command), monkeypatch)
+
+
+def test_what_make_and_pytest_are_given_in_the_documentation_is_there():
+    texts = [path.read_text() for path in TEXTS if path.suffix == ".md"]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for text in texts for name in MAKE.findall(text)}
+    assert {"demo", "test"} <= named <= targets
+    paths = [path for text in texts for path in PYTEST.findall(text)]
+    assert paths and all((ROOT / path).exists() for path in paths)

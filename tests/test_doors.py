@@ -144,6 +144,27 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(demo_run, demo
     assert "there are 2, 4, 6" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "lacking, said",
+    [("checkpoints", "has no finished checkpoint; train it first"), ("tokenizer.json", "but no tokenizer.json; put")],
+)
+def test_a_run_that_lacks_a_part_is_refused_before_a_tokenizer_is_trained(
+    lacking, said, copied, demo_dir, monkeypatch, capsys
+):
+    def train_tokenizer(*_, **__):
+        raise AssertionError("a tokenizer is trained")
+
+    monkeypatch.setattr("mvlm_jax.tasks.from_config.train_tokenizer", train_tokenizer)
+    kept = {"config.json"} if lacking == "checkpoints" else {path.name for path in copied.iterdir()} - {lacking}
+    for path in copied.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert evaluate.door(demo_flags(data_dir=demo_dir, workdir=copied, **DEMO_RUN)) == 2
+    [error] = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"mvlm evaluate: {copied} has ") and said in error
+    assert {path.name for path in copied.iterdir()} == kept
+
+
 def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatch):
     class Told(Peers):
         def __exit__(self, kind, *_):

@@ -1,4 +1,4 @@
-"""Paths as people write them: in flags, in URIs and in lists."""
+"""The files of a collection: patterns and options in URIs, paths in lists, and those of another system."""
 
 import glob
 import os
@@ -10,23 +10,20 @@ from pathlib import Path
 from absl import logging
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import REMOTE, user_path
 
-REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive or a host, as in C:\data and \\host\data
 FROM_WINDOWS = "it is written as on Windows; write / for each backslash, and the mount point of a drive (/mnt/c) for C:"
 PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(.*)")
 
 
 def local_path(path: str, *, name: str) -> Path:
-    """The path that a flag, a field, an option or a variable of this name gives, as `user_path` reads it.
+    """As `user_path`, with a hint where it is a path of Windows.
 
     Raises:
       UserError: it is no local one.
     """
-    if REMOTE.match(path):
-        raise UserError(f"{name}={path!r} is not a local path; mount the bucket and give the path of the mount")
-    local = user_path(path)
+    local = user_path(path, name=name)
     if WINDOWS.match(path) and not local.exists():
         raise UserError(f"{name}={path!r} is not a local path; {FROM_WINDOWS}")
     return local

@@ -14,8 +14,9 @@ from jaxtyping import Int, Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mvlm_jax.data import wordpiece
+from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import user_path, write_text
 
 SPECIAL = {  # start, padding, end, unknown, mask
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
@@ -79,10 +80,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizer.json` that `load` reads back unchanged."""
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, target)
+        write_text(Path(path), self.to_json())
 
     def to_json(self) -> str:
         """What `save` writes."""
@@ -101,8 +99,8 @@ class Tokenizer:
         _special(kind)
         path = user_path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
-        except (OSError, UnicodeDecodeError) as error:
+            text = decoded(path.read_bytes(), errors="strict")
+        except (OSError, UnicodeError) as error:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
                             ) from error  # fmt: skip
         if Path(path).suffix == ".txt":

@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import read_json
 
 CONFIG = "tokenizer_config.json"  # beside a tokenizer.json or vocab.txt, as transformers writes it
 NORMALIZER_FIELDS = {  # by their names in the config
@@ -116,11 +117,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error}); it tells how {path.name} is used") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{str(file)!r} holds {type(config).__name__}; a JSON object is needed")
+        config = read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; it tells how {path.name} is used") from error
     for name in NORMALIZER_FIELDS:
         value = config.get(name, True)
         if not isinstance(value, bool) and (name, value) != ("strip_accents", None):

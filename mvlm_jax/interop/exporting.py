@@ -14,10 +14,9 @@ from safetensors.numpy import save_file
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import read_json, user_path
 from mvlm_jax.interop.model_card import model_card
 from mvlm_jax.interop.parameters import restore_parameters
-from mvlm_jax.interop.tensors import read_json
 from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
 from mvlm_jax.training import workdir as workdir_lib
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import read_json, user_path
 
 # In the order of preference; what a folder of published weights may hold.
 FOLDER_FILES = (
@@ -105,20 +104,6 @@ def _weight_file(folder: Path) -> Path:
 def _config_of(folder: Path) -> Mapping[str, Any]:
     file = folder / "config.json"
     return read_json(file) if file.is_file() else {}
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """
-    Raises:
-      UserError: not a file that holds a JSON object.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds a {type(values).__name__}; a JSON object was expected")
-    return values
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

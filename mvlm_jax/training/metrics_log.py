@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mvlm_jax.files import write_text
 from mvlm_jax.training.events import EventsFile
-from mvlm_jax.training.workdir import METRICS, plain, write_text, writing
+from mvlm_jax.training.workdir import METRICS, plain, writing
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import user_path, write_text
 from mvlm_jax.lock import only_one
 from mvlm_jax.training.checkpoints import check_path
 
@@ -207,19 +207,6 @@ def writing(directory: Path) -> Iterator[None]:
             f"workdir {directory} cannot be written to any more: {reason}; "
             "once that is mended, the same command continues from the last checkpoint"
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one move: a reader, or a crash, sees the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -28,7 +28,7 @@ from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
 
-FLICKR8K = Path("../shared/data/flickr8k")
+FLICKR8K = Path(os.environ.get("MVLM_FLICKR8K", "runs/flickr8k"))  # the published files
 KILLED_IN_THE_MIDDLE = """
 import os, pathlib, signal, sys
 from mvlm_jax.data.builders import shapes
@@ -539,7 +539,7 @@ def test_help_shows_an_example(capsys):
     assert "prepare" in doors.DOORS
 
 
-@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not here")
+@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not in $MVLM_FLICKR8K")
 def test_published_flickr8k_is_read(tmp_path):
     captions = flickr8k.read_captions(FLICKR8K / flickr8k.CAPTIONS, skipped=(skipped := Tally()))
     names = (FLICKR8K / flickr8k.LISTS["dev"]).read_text().split()

@@ -4,10 +4,12 @@ import errno
 import os
 from types import SimpleNamespace
 
+import grain
 import numpy as np
 import pytest
 
 from mvlm_jax.data import shared_memory
+from mvlm_jax.data.background import in_background
 from mvlm_jax.errors import RunError
 
 REMEDIES = r"docker run --shm-size=8g does, or set config\.data\.workers=0"
@@ -54,3 +56,35 @@ def test_other_failures_stay_what_they_are(failure):
     with pytest.raises(type(failure)) as raised, shared_memory.reported():
         raise failure
     assert raised.value is failure
+
+
+def test_worker_processes_check_the_room_for_each_batch(monkeypatch):
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", lambda dataset, *_: dataset)  # in this process
+    monkeypatch.setattr(os, "statvfs", room(1024))
+    batches = in_background(Batches(), start_step=0, workers=1, prefetch=1)
+    with pytest.raises(RunError, match=rf"a batch takes 2\.0 MiB, 1\.0 MiB are free; .*{REMEDIES}"):
+        next(batches)
+
+
+def out_of_room_after(count):
+    for _ in range(count):
+        yield {}
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def out_of_room_at_once(dataset, *_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "prefetching, made",
+    [(out_of_room_at_once, 0), (lambda *_: out_of_room_after(0), 0), (lambda *_: out_of_room_after(2), 2)],
+    ids=["while they are set up", "at the first batch", "at a later batch"],
+)
+def test_worker_processes_that_run_out_of_room_end_with_what_to_do(monkeypatch, prefetching, made):
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", prefetching)
+    batches = in_background(Batches(), start_step=0, workers=1, prefetch=1)
+    for _ in range(made):
+        next(batches)
+    with pytest.raises(RunError, match=rf"No space left on device; .*{REMEDIES}"):
+        next(batches)

@@ -245,7 +245,7 @@ def test_a_file_that_was_cut_short_is_refused(kept, tmp_path):
         (lambda folder: folder.write_text("x"), "is none of .safetensors, .bin, .pt, .pth"),
         (lambda folder: two_files(folder), "holds 2 weight files (a.safetensors, b.safetensors) and no index"),
         (lambda folder: pointer(folder), "is a Git LFS pointer, not the weights"),
-        (lambda folder: broken_config(folder), "config.json cannot be read as JSON"),
+        (lambda folder: broken_config(folder), "config.json' cannot be read as JSON"),
     ],
 )
 def test_a_place_without_weights_is_refused(make, said, tmp_path):

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 from sources import GOLDEN, encoder_of, golden
 
 from mvlm_jax.data.text import train_tokenizer
-from mvlm_jax.interop.tensors import read_json
+from mvlm_jax.files import read_json
 from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
 
 CAPTIONS = ["a red square", "a blue disc above a red square"]

@@ -1,6 +1,6 @@
 """SIGKILL at random moments, writing of checkpoints included: the run always resumes, along the same trajectory.
 
-Five moments every day; MVLM_KILLS=20 for more.
+Five moments in `make slow`; MVLM_KILLS=20 for more.
 """
 
 import json

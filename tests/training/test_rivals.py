@@ -1,6 +1,6 @@
 """Two runs in one workdir, killed and started again and again: one of them always lives, along the same trajectory.
 
-Three kills every day; MVLM_RIVAL_KILLS=40 for more.
+Three kills in `make slow`; MVLM_RIVAL_KILLS=40 for more.
 """
 
 import json

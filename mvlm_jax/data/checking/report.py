@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.tally import in_words
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import write_text
 
 JSON, HTML = "check.json", "check.html"
 SHOWN = 12  # findings of a kind that the page shows
@@ -45,9 +45,7 @@ def write_report(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, written in ((JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n"), (HTML, html)):
-            partial = directory / f"{file}.partial"
-            partial.write_text(written, encoding="utf-8", errors="replace")
-            os.replace(partial, directory / file)
+            write_text(directory / file, written, errors="replace")  # a caption may hold half a character
     except OSError as error:
         raise UserError(f"the report cannot be written to {str(directory)!r}: {error.strerror}") from error
     return stops

@@ -28,6 +28,7 @@ from mvlm_jax.data.parent import end_with_parent
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import write_text
 from mvlm_jax.lock import only_one
 
 VERSION = "1.0.0"
@@ -103,9 +104,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    partial = directory / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(partial, directory / MANIFEST)
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def _check_same_origin(directory: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +309,9 @@ def _describe(
         # Records stay in the order of the source: evaluation reads them in order, training shuffles on its own.
         disable_shuffling=True,
     )
-    for remains in (directory / PLAN, *directory.glob("*.partial-*"), *(report_path(shard.path) for shard in shards)):
+    reports_of_shards = (report_path(shard.path) for shard in shards)
+    # Of processes that were killed while they wrote, too.
+    for remains in (directory / PLAN, *directory.glob("*.partial-*"), *directory.glob(".*.tmp"), *reports_of_shards):
         remains.unlink(missing_ok=True)
 
 
