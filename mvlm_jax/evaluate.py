@@ -26,6 +26,7 @@ from mvlm_jax import doors
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
+from mvlm_jax.files import write_text
 from mvlm_jax.tasks.from_config import make_task
 from mvlm_jax.tasks.labelled import Submitting
 from mvlm_jax.tasks.pretrain import Pretrain
@@ -173,7 +174,7 @@ def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        workdir_lib.write_text(path, text)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"--submission={str(path)!r} cannot be written: {error.strerror}") from error
 
