@@ -1,9 +1,9 @@
 """How fast one full training step (forward, backward, AdamW) is: ours against the PyTorch reference, and our settings.
 
-Each contender lives in a process of its own. First the variants of ours run one after the other in one process, while
-the others compile; then ours with its defaults takes turns with each of the others, so that whatever else the machine
-does meets both. A row is printed, and kept as a line of JSON, the moment it is measured. Exit status 1 says that
-something could not be measured.
+Each contender lives in a process of its own. First the variants of ours run one after the other in one process; on an
+accelerator the others compile meanwhile. Then ours with its defaults takes turns with each of the others, so that
+whatever else the machine does meets both. A row is printed, and kept as a line of JSON, the moment it is measured.
+Exit status 1 says that something could not be measured.
 
 Examples:
   python benchmarks/step.py --size=small --image_size=96 --batch_size=32 --dtype=float32 --rounds=5
@@ -159,7 +159,7 @@ class Table:
 
 def measure_variants(ours: Contender, table: Table, arguments: argparse.Namespace) -> None:
     peak = None
-    if accelerated():
+    if arguments.on_accelerator:
         with contextlib.suppress(NotMeasured):
             peak = ours.call("matrix_peak")["tflops"]
             print(f"a product of 8192 x 8192 bfloat16 matrices: {peak:.0f} TFLOP/s", flush=True)
@@ -195,6 +195,9 @@ def compare(ours: Contender | None, others: list[Contender], table: Table, argum
         pair = [ours, other] if started else [other]
         rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in pair}
         try:
+            if not arguments.on_accelerator:
+                # Compiling beside a measurement would take its processors.
+                other.ask("prepare", {})
             start = other.answer()
             for index in range(arguments.rounds):
                 for contender in pair if index % 2 == 0 else pair[::-1]:
@@ -259,7 +262,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.contender is None:
         if arguments.rounds < 1:
             parser.error(f"--rounds={arguments.rounds} must be at least 1")
-        values = ("base", 224, 64, "bfloat16", 20) if accelerated() else ("small", 96, 32, "float32", 2)
+        arguments.on_accelerator = accelerated()
+        values = ("base", 224, 64, "bfloat16", 20) if arguments.on_accelerator else ("small", 96, 32, "float32", 2)
         for name, value in zip(SETUP, values):
             if getattr(arguments, name) is None:
                 setattr(arguments, name, value)
@@ -280,9 +284,10 @@ def main(argv: list[str] | None = None) -> int:
         table = Table(arguments)
         ours = next((contender for contender in contenders if contender.name == "jax"), None)
         others = [contender for contender in contenders if contender is not ours]
-        # PyTorch's compiler takes minutes: it works while the variants run.
-        for other in others:
-            other.ask("prepare", {})
+        if arguments.on_accelerator:
+            # PyTorch's compiler takes minutes: it works while the variants run.
+            for other in others:
+                other.ask("prepare", {})
         if arguments.variants:
             measure_variants(ours, table, arguments)
         if others or not arguments.variants:
