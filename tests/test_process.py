@@ -11,7 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from tiny import ROOT, demo_flags, prepare_shapes
+from tiny import ROOT, demo_flags, prepare_shapes, started
 
 from mvlm_jax import signals
 from mvlm_jax.__main__ import _report, main
@@ -155,17 +155,6 @@ def test_ctrl_c_while_worker_processes_start_ends_them_all_with_one_line(tmp_pat
     while processes(run.pid) and time.monotonic() < until:
         time.sleep(0.01)
     assert processes(run.pid) == []
-
-
-def started(flags):
-    """A training run in a group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mvlm_jax.train", *flags],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def catches(pid, number):

@@ -3,31 +3,20 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from tiny import ROOT, demo_flags
+from tiny import demo_flags, started
 
 pytestmark = pytest.mark.slow
+# Nothing here depends on how many devices there are.
+ON_ONE_DEVICE = "--xla_backend_optimization_level=0"
 
 
 @pytest.fixture
 def flags(demo_dir, tmp_path):
     fields = {"steps": 1000, "checkpoint__every": 1000, "data__workers": 2, "mesh__data": 1}
     return demo_flags(data_dir=demo_dir, workdir=tmp_path / "run", **fields)
-
-
-def started(flags):
-    # On one device; nothing here depends on how many there are.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mvlm_jax.train", *flags],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def processes_of_group(group):
@@ -52,7 +41,7 @@ def wait_for_first_step(process, workdir):
 
 
 def test_a_signal_to_the_group_ends_with_status_0_and_leaves_no_process(flags, tmp_path):
-    run = started(flags)
+    run = started(flags, XLA_FLAGS=ON_ONE_DEVICE)
     wait_for_first_step(run, tmp_path / "run")
     os.killpg(run.pid, signal.SIGTERM)
     _, errors = run.communicate(timeout=120)
@@ -63,7 +52,7 @@ def test_a_signal_to_the_group_ends_with_status_0_and_leaves_no_process(flags, t
 
 
 def test_the_workers_of_a_killed_run_end_by_themselves(flags, tmp_path):
-    run = started(flags)
+    run = started(flags, XLA_FLAGS=ON_ONE_DEVICE)
     wait_for_first_step(run, tmp_path / "run")
     assert len(processes_of_group(run.pid)) > 2
     run.kill()

@@ -4,6 +4,8 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +62,14 @@ def once(name: str, make: Callable[[Path], None], tmp_path_factory) -> Path:
             make(directory)
             made.touch()
     return directory
+
+
+def started(flags, **environment) -> subprocess.Popen:
+    """A training run in a process group of its own, with these variables besides."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mvlm_jax.train", *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

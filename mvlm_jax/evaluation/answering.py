@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from mvlm_jax.models.downstream import AnsweringModel
+from mvlm_jax.objectives.reconstruction import cross_entropy
 
 TOKENS_AT_ONCE = 8192  # of candidates that a device scores together: bounds the memory that their logits take
 
@@ -17,9 +18,7 @@ def token_log_likelihoods(
     logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"], *, pad_id: int
 ) -> Float[Array, "*B T"]:
     """log p of each target, in nats; 0 where it is padding."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.where(targets == pad_id, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
+    return jnp.where(targets == pad_id, 0.0, -cross_entropy(logits, targets))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("candidates", "parts"))

@@ -41,7 +41,7 @@ def in_rows(x: Float[Array, "B S D"]) -> Float[Array, "rows D"]:
     return x.reshape(-1, x.shape[-1])
 
 
-class Projection(nn.Module):
+class AttentionDense(nn.Module):
     """A dense layer between tokens and attention heads, as one product of two matrices.
 
     `nn.DenseGeneral` adds the bias to an array of four axes, which keeps XLA from adding it in the product itself.
@@ -85,7 +85,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "B R D"]:
         width = x.shape[-1]
         by_head = self.heads, width // self.heads
-        into_heads = functools.partial(Projection, (width, *by_head), inputs=1, dtype=self.compute.dtype)
+        into_heads = functools.partial(AttentionDense, (width, *by_head), inputs=1, dtype=self.compute.dtype)
         attended = attend(
             into_heads(name="query")(x),
             into_heads(name="key")(context),
@@ -94,7 +94,7 @@ class Attention(nn.Module):
             causal=self.causal,
             kernel=self.compute.attention,
         )
-        return Projection((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(attended)
+        return AttentionDense((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(attended)
 
 
 @jax.custom_vjp
