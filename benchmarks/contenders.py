@@ -33,7 +33,7 @@ class Setup:
     def config(self) -> ConfigDict:
         config = config_lib.default()
         config.image.size = self.image_size
-        config.model = config_lib.model_size(self.size)
+        config.update(config_lib.model_size(self.size))
         config.batch_size = self.batch_size
         config.matching.group = min(config.matching.group, self.batch_size)
         config.dtype = self.dtype
@@ -42,7 +42,7 @@ class Setup:
 
 
 def special_tokens(config: ConfigDict) -> TokenIds:
-    return train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size).ids
+    return train_tokenizer(["a caption"], kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size).ids
 
 
 def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
@@ -51,7 +51,7 @@ def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
     batches = []
     for _ in range(BATCHES):
         rows, length = config.batch_size, config.text.max_length
-        text = rng.integers(len(ids), config.text.vocab_size, (rows, length), dtype=np.int32)
+        text = rng.integers(len(ids), config.text_encoder.vocab_size, (rows, length), dtype=np.int32)
         lengths = np.minimum(rng.poisson(13, rows) + 3, length)
         text[:, 0] = ids.start
         for row, end in zip(text, lengths):
@@ -188,15 +188,16 @@ class Torch:
         ids = special_tokens(config)
         torch.manual_seed(0)
         sizes = torch_maskvlm.Sizes(
-            image_size=config.image.size, patch=config.image.patch, vocab_size=config.text.vocab_size,
-            positions=config.text.positions, pad_id=ids.pad, text_kind=config.text.kind, width=config.model.width,
-            heads=config.model.heads, layers=config.model.layers, mlp_ratio=config.model.mlp_ratio,
-            cross_layers=config.model.cross_layers, decoder_layers=config.model.decoder_layers,
+            image_size=config.image.size, patch=config.image_encoder.patch, vocab_size=config.text_encoder.vocab_size,
+            positions=config.text_encoder.positions, pad_id=ids.pad, text_kind=config.text_encoder.kind,
+            width=config.cross.width,
+            heads=config.cross.heads, layers=config.image_encoder.layers, mlp_ratio=config.cross.mlp_ratio,
+            cross_layers=config.cross.layers, decoder_layers=config.cross.decoder_layers,
             projection=config.model.projection, token_head=config.model.token_head,
         )  # fmt: skip
         model = torch_maskvlm.MaskVLM(sizes).to(self._device)
         special = torch.tensor(tuple(ids), device=self._device)
-        grid = config.image.size // config.image.patch
+        grid = config.image.size // config.image_encoder.patch
         autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
         group = config.matching.group
 

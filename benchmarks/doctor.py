@@ -22,9 +22,9 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from mvlm_jax import prepare
+from mvlm_jax.cli import prepare
 from mvlm_jax.data.builders import flickr8k
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.text import train_tokenizer
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "flickr8k.py"
@@ -38,7 +38,7 @@ class Copy:
     """
 
     def __init__(self, source: Path, *, evaluation: int, dev: int):
-        captions = flickr8k.read_captions(source / flickr8k.CAPTIONS, skipped=Tally())
+        captions = flickr8k.read_captions(source / flickr8k.CAPTIONS, skipped=Skipped())
         names = (source / flickr8k.LISTS["dev"]).read_text().split()
         self.images = {name: (source / flickr8k.IMAGES / name).read_bytes() for name in names}
         self.captions = {name: list(captions[name]) for name in names}
@@ -189,11 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     collection, report = arguments.directory / "flickr8k", arguments.directory / "report"
     copy.write(collection)
     tokenizer = arguments.directory / "tokenizer.json"
-    said = flickr8k.read_captions(arguments.source / flickr8k.CAPTIONS, skipped=Tally())
+    said = flickr8k.read_captions(arguments.source / flickr8k.CAPTIONS, skipped=Skipped())
     train_tokenizer(itertools.chain.from_iterable(said.values()), kind="bert", vocab_size=4000).save(tokenizer)
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        status = prepare.door(
+        status = prepare.run(
             [
                 "--check",
                 "--dataset=flickr8k",

@@ -58,9 +58,9 @@ def run(
     else:
         start = f"--config.init_from.checkpoint={pretrained}"
     command = [
-        sys.executable, "-m", "mvlm_jax.train",
+        sys.executable, "-m", "mvlm_jax", "train",
         f"--config={CONFIGS / recipe.config}:shapes", f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}", f"--config.blind={COLUMNS[column]}", start,
+        f"--config.data.data_dir={data_dir}", f"--config.hide_modality={COLUMNS[column]}", start,
         f"--config.data.eval=tfds:shapes_{task}:{SPLIT}", *(f"--config.{change}" for change in changes),
     ]  # fmt: skip
     print(" ".join(command), file=sys.stderr)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}", flush=True)
     failed = False
     for task in options.tasks or TASKS:
-        prepare = [sys.executable, "-m", "mvlm_jax.prepare", f"--dataset=shapes_{task}"]
+        prepare = [sys.executable, "-m", "mvlm_jax", "prepare", f"--dataset=shapes_{task}"]
         subprocess.run([*prepare, f"--data_dir={directories['data_dir']}"], check=True, stdout=sys.stderr)
         examples = shapes_tasks.collection(f"shapes_{task}").splits[SPLIT].drawn
         row = []

@@ -50,7 +50,7 @@ def compile_case(case: Case, file: Path, *, changes: Sequence[str] = ()) -> None
       CalledProcessError: `mvlm compile` failed.
     """
     command = [
-        sys.executable, "-m", "mvlm_jax.compile", f"--config={RECIPE}:{case.size}", f"--topology={case.topology}",
+        sys.executable, "-m", "mvlm_jax", "compile", f"--config={RECIPE}:{case.size}", f"--topology={case.topology}",
         f"--config.batch_size={PAIRS * case.chips}", f"--config.model.remat={case.remat}", f"--json={file}",
         *(f"--config.{change}" for change in changes),
     ]  # fmt: skip

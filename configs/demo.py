@@ -19,11 +19,11 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
 
     config.image.size = 48
-    config.image.patch = 8
-    config.text.vocab_size = 400
+    config.image_encoder.patch = 8
+    config.text_encoder.vocab_size = 400
     config.text.max_length = 28
-    config.text.positions = 64
-    config.model = config_lib.model_size("tiny")
+    config.text_encoder.positions = 64
+    config.update(config_lib.model_size("tiny"))
 
     # Nothing is pre-trained here, so the encoders learn as fast as the rest.
     config.optimizer.peak = config.optimizer.encoder_peak = 2e-3

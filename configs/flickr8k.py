@@ -22,10 +22,10 @@ def get_config(size: str = "laptop") -> ConfigDict:
     config.data.eval = "tfds:flickr8k:dev"
 
     # 30,000 captions are too few for a published vocabulary; lower case makes the most of them.
-    config.text.kind = "bert"
-    config.text.vocab_size = 4000
+    config.text_encoder.kind = "bert"
+    config.text_encoder.vocab_size = 4000
     config.text.max_length = 24  # cuts 2% of the captions
-    config.text.positions = 64
+    config.text_encoder.positions = 64
 
     # No published weights: the encoders learn as fast as the rest.
     config.optimizer.final = config.optimizer.encoder_final = 1e-5
@@ -36,8 +36,10 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.batch_size = 128
         config.steps = 1200  # 26 epochs
         config.image.size = 96
-        config.model = config_lib.model_size("tiny")
-        config.model.width, config.model.heads, config.model.layers = 128, 4, 3
+        config.update(config_lib.model_size("tiny"))
+        for part in (config.image_encoder, config.text_encoder, config.cross):
+            part.width, part.heads = 128, 4
+        config.image_encoder.layers = config.text_encoder.layers = 3
         config.optimizer.peak = config.optimizer.encoder_peak = 1e-3
         config.optimizer.warmup_steps = 100
         # A few epochs are soon over: more variety would be less learned.
@@ -47,7 +49,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.batch_size = 512
         config.steps = 200 * TRAINING_IMAGES // config.batch_size
         config.image.size = 128
-        config.model = config_lib.model_size("small")
+        config.update(config_lib.model_size("small"))
         config.optimizer.peak = config.optimizer.encoder_peak = 5e-4
         config.optimizer.warmup_steps = 300
         config.data.workers = 12
@@ -56,11 +58,13 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.batch_size = 64
         config.steps = 1000
         config.image.size = 96
-        config.model = config_lib.model_size("tiny")
+        config.update(config_lib.model_size("tiny"))
         # The published text encoder decides; the image encoder has the same width and depth.
-        config.model.width, config.model.heads, config.model.layers = 384, 12, 6
-        config.text.vocab_size = 30522
-        config.text.positions = 512
+        for part in (config.image_encoder, config.text_encoder, config.cross):
+            part.width, part.heads = 384, 12
+        config.image_encoder.layers = config.text_encoder.layers = 6
+        config.text_encoder.vocab_size = 30522
+        config.text_encoder.positions = 512
         config.optimizer.peak = 5e-4
         config.optimizer.encoder_peak = 1e-4  # one of the two encoders is new
         config.optimizer.warmup_steps = 100

@@ -23,7 +23,7 @@ IMAGES = 4_000_000
 def get_config(size: str = "base") -> ConfigDict:
     config = config_lib.default()
     if size == "large":
-        config.model = config_lib.model_size("large")
+        config.update(config_lib.model_size("large"))
         config.model.remat = "dots"
         config.mesh.fsdp = 16
     elif size != "base":

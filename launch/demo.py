@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from mvlm_jax import prepare, train
+from mvlm_jax.cli import prepare, train
 from mvlm_jax.files import user_path
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--started", type=float, default=time.time(), help="seconds since 1970 to count from")
     arguments = parser.parse_args()
     config = [f"--config={CONFIG}", f"--config.data.data_dir={arguments.data_dir}"]
-    status = prepare.door(["--dataset=shapes", f"--data_dir={arguments.data_dir}"]) or train.door(
+    status = prepare.run(["--dataset=shapes", f"--data_dir={arguments.data_dir}"]) or train.run(
         [*config, f"--workdir={arguments.workdir}"]
     )
     if status:

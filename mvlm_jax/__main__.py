@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Silences the resource tracker's warning about shared memory of workers that were killed.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     # Takes seconds, hence after the signals.
-    from mvlm_jax import doors
+    from mvlm_jax.cli import commands
 
     try:
-        status = doors.main(argv)
+        status = commands.main(argv)
         if sys.stdout:
             sys.stdout.flush()
         return status

@@ -25,6 +25,7 @@ CHANGEABLE_IN_EVALUATION = (
     "vqa.candidates",
 )  # fmt: skip
 
+PARTS = ("image_encoder", "text_encoder", "cross")  # of the model, each with a size of its own
 # Fields that runs and exports of earlier versions lack, with the values that are theirs.
 ADDED = {"model.attention": "auto", "model.layer_loop": "auto"}
 
@@ -35,7 +36,7 @@ def default() -> ConfigDict:
 
     config.seed = 0  # everything random derives from (seed, stream, step)
     config.task = "pretrain"  # or retrieval, vqa, nlvr2, entailment
-    config.blind = "none"  # what vqa, nlvr2 and entailment hide from the model, for a baseline: none, image, text
+    config.hide_modality = "none"  # from the model, for a baseline of vqa, nlvr2 and entailment: none, image, text
     config.steps = 1000  # optimizer updates in the whole run
     config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
@@ -45,19 +46,38 @@ def default() -> ConfigDict:
 
     config.image = ConfigDict()
     config.image.size = 224  # pixels a side; a multiple of two patches, the side of a mask cell
-    config.image.patch = 16  # pixels a side
     config.image.mean = (0.5, 0.5, 0.5)  # of RGB in [0, 1]; what the published ViT weights were trained with
     config.image.std = (0.5, 0.5, 0.5)
-    config.image.epsilon = 1e-6  # that the encoder's norms add to the variance; 1e-12 in folders of transformers
 
     config.text = ConfigDict()
-    config.text.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
     config.text.tokenizer = ""  # tokenizer.json or vocab.txt; empty: one is trained on the training captions
-    config.text.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many entries
     config.text.max_length = 40  # tokens a caption, start and end included; longer captions are cut
-    config.text.positions = 512  # rows of the position table, as in the published encoders
 
-    config.model = model_size("base")
+    config.image_encoder = ConfigDict()
+    config.image_encoder.kind = "vit"
+    config.image_encoder.patch = 16  # pixels a side
+    config.image_encoder.epsilon = 1e-6  # that norms add to the variance; 1e-12 in folders of transformers
+
+    config.text_encoder = ConfigDict()
+    config.text_encoder.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
+    config.text_encoder.vocab_size = (
+        50265  # rows of the embedding table; a trained tokenizer has at most as many entries
+    )
+    config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
+
+    config.cross = ConfigDict()  # the two cross encoders and the image decoder
+
+    config.model = ConfigDict()
+    config.model.projection = 256  # width of the space in which images and texts are compared
+    config.model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
+    # How it is computed: no value changes beyond rounding.
+    config.model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
+    config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
+    config.model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
+
+    # Sizes are declared by `model_size`.
+    for part, sizes in model_size("base").items():
+        config[part].update(sizes)
 
     # Weights that a new run starts from, empty: random. Published ones are a file or a folder for each encoder.
     config.init_from = ConfigDict()
@@ -137,7 +157,7 @@ def default() -> ConfigDict:
 
 
 def model_size(name: str) -> ConfigDict:
-    """Widths and depths of a size; `base` is the paper's.
+    """Widths and depths of a size, for `config.update`; `base` is the paper's.
 
     Raises:
       UserError: no such size.
@@ -150,16 +170,17 @@ def model_size(name: str) -> ConfigDict:
     }
     if name not in sizes:
         raise UserError(f"model size {name!r} is not one of {', '.join(sizes)}")
-    # layers: of each of the two encoders; cross_layers: of each cross encoder; decoder_layers: of the image decoder
-    model = ConfigDict(sizes[name])
-    model.mlp_ratio = 4  # width of an MLP's hidden layer, in widths
-    model.projection = 256  # width of the space in which images and texts are compared
-    model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
-    # How it is computed: no value changes beyond rounding.
-    model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
-    model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
-    model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
-    return model
+    size = sizes[name]
+    # mlp_ratio: width of an MLP's hidden layer, in widths
+    shared = {"width": size["width"], "heads": size["heads"], "mlp_ratio": 4}
+    return ConfigDict(
+        {
+            "image_encoder": shared | {"layers": size["layers"]},
+            "text_encoder": shared | {"layers": size["layers"]},
+            # layers: of each of the two cross encoders; decoder_layers: of the image decoder
+            "cross": shared | {"layers": size["cross_layers"], "decoder_layers": size["decoder_layers"]},
+        }
+    )
 
 
 def validate(config: ConfigDict) -> None:
@@ -170,9 +191,9 @@ def validate(config: ConfigDict) -> None:
     """
     choices = {
         "task": ("pretrain", "retrieval", "vqa", "nlvr2", "entailment"),
-        "blind": ("none", "image", "text"),
+        "hide_modality": ("none", "image", "text"),
         "dtype": ("auto", "float32", "bfloat16"),
-        "text.kind": ("roberta", "bert"),
+        "text_encoder.kind": ("roberta", "bert"),
         "mask.condition_on": ("unmasked", "masked", "none"),
         "model.token_head": ("dense", "tied"),
         "model.attention": ("auto", "xla", "cudnn"),
@@ -184,9 +205,9 @@ def validate(config: ConfigDict) -> None:
         if fields[name] not in legal:
             raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
     at_least_one = ("steps", "batch_size", "accumulate", "log_every", "max_skipped_updates",
-                    "image.size", "image.patch", "text.vocab_size",
-                    "model.width", "model.heads", "model.layers", "model.mlp_ratio", "model.cross_layers",
-                    "model.decoder_layers", "model.projection", "mask.image_cell", "matching.group",
+                    "image.size", "image_encoder.patch", "text_encoder.vocab_size", "cross.decoder_layers",
+                    *(f"{part}.{field}" for part in PARTS for field in ("width", "heads", "layers", "mlp_ratio")),
+                    "model.projection", "mask.image_cell", "matching.group",
                     "data.prefetch", "vqa.decoder_layers", "vqa.answers_per_question",
                     "vqa.answer_list", "vqa.candidates", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",
                     "eval.host_bytes", "eval.bootstrap")  # fmt: skip
@@ -202,28 +223,29 @@ def validate(config: ConfigDict) -> None:
                  "eval.every", "eval.rerank"):  # fmt: skip
         if fields[name] < 0:
             raise UserError(f"config.{name}={fields[name]} must not be negative")
-    if not 3 <= config.text.max_length <= config.text.positions:
+    if not 3 <= config.text.max_length <= config.text_encoder.positions:
         raise UserError(
             f"config.text.max_length={config.text.max_length} must lie between 3 (start, one token, end) "
-            f"and config.text.positions={config.text.positions}"
+            f"and config.text_encoder.positions={config.text_encoder.positions}"
         )
-    if config.model.width % config.model.heads:
-        raise UserError(
-            f"config.model.width={config.model.width} must be a multiple of config.model.heads={config.model.heads}"
-        )
-    cell = config.image.patch * config.mask.image_cell
+    for part in PARTS:
+        width, heads = config[part].width, config[part].heads
+        if width % heads:
+            raise UserError(f"config.{part}.width={width} must be a multiple of config.{part}.heads={heads}")
+    cell = config.image_encoder.patch * config.mask.image_cell
     if config.image.size % cell:
         raise UserError(
             f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
-            f"{config.mask.image_cell} patches of {config.image.patch}"
+            f"{config.mask.image_cell} patches of {config.image_encoder.patch}"
         )
     if config.vqa.answer_length < 3:
         raise UserError(
             f"config.vqa.answer_length={config.vqa.answer_length} must be at least 3: start, one token, end"
         )
-    if config.blind != "none" and config.task in ("pretrain", "retrieval"):
+    if config.hide_modality != "none" and config.task in ("pretrain", "retrieval"):
         raise UserError(
-            f"config.blind={config.blind!r} is for vqa, nlvr2 and entailment, not config.task={config.task}"
+            f"config.hide_modality={config.hide_modality!r} is for vqa, nlvr2 and entailment, "
+            f"not config.task={config.task}"
         )
     if config.task == "retrieval" and (config.loss.mim or config.loss.mlm):
         raise UserError(
@@ -252,8 +274,8 @@ def validate(config: ConfigDict) -> None:
     for name in ("mean", "std"):
         if len(config.image[name]) != 3:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
-    if not 0 < config.image.epsilon < 1:
-        raise UserError(f"config.image.epsilon={config.image.epsilon} must lie between 0 and 1")
+    if not 0 < config.image_encoder.epsilon < 1:
+        raise UserError(f"config.image_encoder.epsilon={config.image_encoder.epsilon} must lie between 0 and 1")
     microbatches = config.accumulate * config.matching.group
     if config.batch_size % microbatches:
         raise UserError(

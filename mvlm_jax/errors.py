@@ -1,10 +1,10 @@
-"""The exceptions that a door reports in one line, and the exit status of each."""
+"""The exceptions that a command reports in one line, and the exit status of each."""
 
 
 class UserError(Exception):
     """A wrong flag, config field, path or file.
 
-    The message is one line that says what was received and what would be right; the doors print it and
+    The message is one line that says what was received and what would be right; the commands print it and
     exit with its status.
     """
 

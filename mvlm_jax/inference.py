@@ -23,8 +23,8 @@ from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.parameters import read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
-from mvlm_jax.models.from_config import maskvlm
 from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.tasks.model import maskvlm
 
 
 def load(folder: str | Path, *, batch_size: int) -> "Inference":
@@ -40,7 +40,7 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
         raise UserError(f"batch_size={batch_size} must be at least 1")
     # What was fastest where it was trained may not exist here.
     config.model.attention = config.model.layer_loop = "auto"
-    tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text.kind)
+    tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text_encoder.kind)
     params = read_parameters(folder / WEIGHTS, config=config)
     return Inference(config=config, tokenizer=tokenizer, params=jax.device_put(params), batch_size=batch_size)
 
@@ -108,7 +108,7 @@ class Inference:
         Raises:
           UserError: `patch_mask` is not of the model's grid.
         """
-        side = self.config.image.size // self.config.image.patch
+        side = self.config.image.size // self.config.image_encoder.patch
         patch_mask = np.asarray(patch_mask, bool)
         if patch_mask.shape != (side, side):
             raise UserError(f"patch_mask has the shape {patch_mask.shape}; the image has {side} rows of {side} patches")
@@ -145,7 +145,7 @@ class Inference:
     def _masked_tokens(self, text: str) -> Int32[np.ndarray, "1 L"]:
         # Lone surrogates cannot be passed on to the library.
         pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self._mask)
-        if self.config.text.kind == "roberta":
+        if self.config.text_encoder.kind == "roberta":
             # A token of byte-level BPE brings the space before it along, and so does the mask in its place.
             pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]
         ids: list[int] = []
@@ -165,7 +165,7 @@ class Inference:
 
     @cached_property
     def _mask(self) -> str:
-        return SPECIAL[self.config.text.kind][-1]
+        return SPECIAL[self.config.text_encoder.kind][-1]
 
 
 def _encoded_image(run, pixels, patch_mask=None):

@@ -39,9 +39,9 @@ def demo_run(demo_dir, tmp_path_factory):
     """A finished run of `DEMO_RUN` over them, for all to read; who evaluates it takes a copy."""
     from tiny import DEMO_RUN, demo_flags, once
 
-    from mvlm_jax import train
+    from mvlm_jax.cli import train
 
     def make(workdir):
-        assert train.door(demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN)) == 0
+        assert train.run(demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN)) == 0
 
     return once("demo_run", make, tmp_path_factory)

@@ -15,7 +15,7 @@ from launchers import told
 from PIL import Image
 from tiny import ROOT, SMALLER, demo_flags, prepare_shapes
 
-from mvlm_jax import train
+from mvlm_jax.cli import train
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.training.metrics_log import MetricsLog
@@ -98,7 +98,7 @@ def test_the_doctor_finds_every_planted_fault_and_no_other(tmp_path, monkeypatch
 def test_a_doctor_that_cannot_report_is_a_failure(tmp_path, monkeypatch, capsys):
     published(tmp_path / "source", images=112)
     module = benchmark("doctor", monkeypatch)
-    monkeypatch.setattr(module.prepare, "door", lambda argv: 2)
+    monkeypatch.setattr(module.prepare, "command", lambda argv: 2)
     given = [f"--source={tmp_path / 'source'}", f"--directory={tmp_path / 'copy'}", "--evaluation=10", "--dev=12"]
     assert module.main(given) == 1
     assert capsys.readouterr().err.endswith("mvlm prepare --check ended with status 2\n")
@@ -213,7 +213,7 @@ def test_a_downstream_run_that_fails_is_a_failure_and_the_others_are_made(tmp_pa
 @pytest.mark.slow
 def test_the_downstream_tasks_are_trained_and_compared(shapes, tmp_path, monkeypatch, capfd):
     pretrained = tmp_path / "pretrained"
-    assert train.door(demo_flags(data_dir=shapes, workdir=pretrained, steps=3)) == 0
+    assert train.run(demo_flags(data_dir=shapes, workdir=pretrained, steps=3)) == 0
     changes = SMALLER | {"steps": 3}
     module = benchmark("downstream", monkeypatch)
     # A few examples in place of the 40,000 that the command would draw first.
@@ -221,7 +221,9 @@ def test_the_downstream_tasks_are_trained_and_compared(shapes, tmp_path, monkeyp
     write_dataset(few, name="shapes_nlvr2", data_dir=shapes)
     run = subprocess.run
     monkeypatch.setattr(
-        module.subprocess, "run", lambda command, **options: "mvlm_jax.prepare" in command or run(command, **options)
+        module.subprocess,
+        "run",
+        lambda command, **options: ["mvlm_jax", "prepare"] == command[2:4] or run(command, **options),
     )
     monkeypatch.setattr(module.shapes_tasks, "collection", lambda name: few)
     # Each of the others differs from one of these in one flag.
@@ -249,9 +251,9 @@ def test_the_table_of_scaling_is_printed_from_figures_or_fails(tmp_path, monkeyp
             json.dump(figures | flops, out)
 
     monkeypatch.setattr(module.subprocess, "run", compiled)
-    assert module.main([f"--directory={tmp_path}", "--set=model.layers=1", "v5e:4x4", "v6e:4x4"]) == 1
+    assert module.main([f"--directory={tmp_path}", "--set=cross.layers=1", "v5e:4x4", "v6e:4x4"]) == 1
     assert "| base | v6e:4x4 | none | 1.00 | 16.00 | 2.000 | 2.000 |" in capsys.readouterr().out
-    assert all(command[-1] == "--config.model.layers=1" for command in commands)
+    assert all(command[-1] == "--config.cross.layers=1" for command in commands)
     assert module.main([f"--directory={tmp_path}", "v6e:4x4"]) == 0
 
 

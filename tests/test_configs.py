@@ -34,9 +34,9 @@ def test_every_recipe_is_valid_and_survives_json(name, arguments):
 
 def test_the_paper_recipe_has_the_papers_numbers():
     config = recipe("pretrain_4m")
-    assert (config.batch_size, config.image.size, config.image.patch) == (512, 224, 16)
-    assert (config.model.width, config.model.heads, config.model.layers) == (768, 12, 12)
-    assert (config.model.cross_layers, config.model.decoder_layers) == (3, 3)
+    assert (config.batch_size, config.image.size, config.image_encoder.patch) == (512, 224, 16)
+    assert (config.cross.width, config.cross.heads, config.image_encoder.layers) == (768, 12, 12)
+    assert (config.cross.layers, config.cross.decoder_layers) == (3, 3)
     assert (config.mask.image_ratio, config.mask.text_ratio, config.matching.group) == (0.6, 0.3, 32)
     optimizer = config.optimizer
     assert (optimizer.peak, optimizer.final, optimizer.encoder_peak) == (3e-4, 3e-5, 1e-5)
@@ -71,7 +71,7 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
     ("changes", "message"),
     [
         ({"task": "retrieval"}, "must be 0 in config.task=retrieval"),
-        ({"blind": "image"}, "is for vqa, nlvr2 and entailment"),
+        ({"hide_modality": "image"}, "is for vqa, nlvr2 and entailment"),
         ({"init_from.checkpoint": "a", "init_from.text": "b"}, "brings both encoders"),
         ({"vqa.answer_length": 2}, "must be at least 3"),
         ({"eval.sweep": (64,)}, "must be numbers from 1 to config.eval.rerank=32"),

@@ -11,13 +11,13 @@ from launchers import told
 from tiny import ROOT
 
 from mvlm_jax import config as config_lib
-from mvlm_jax import doors, weights
+from mvlm_jax.cli import commands, weights
 
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
-         *(ROOT / "mvlm_jax" / f"{door}.py" for door in doors.DOORS)]  # fmt: skip
-BLOCK = re.compile(r"^ *((?:mvlm|python3? -m mvlm_jax\.)(?:[^`\\\n]|\\\n)*)", re.MULTILINE)
-INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax\.)[^`]*)`")
-LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax\.)(.*)")
+         *(ROOT / "mvlm_jax" / "cli" / f"{command}.py" for command in commands.COMMANDS)]  # fmt: skip
+BLOCK = re.compile(r"^ *((?:mvlm|python3? -m mvlm_jax )(?:[^`\\\n]|\\\n)*)", re.MULTILINE)
+INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax )[^`]*)`")
+LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax )(.*)")
 MAKE = re.compile(r"(?:^ {4}|`)make (?:[A-Z_]+=\S+ )*([a-z-]+)", re.MULTILINE)
 PYTEST = re.compile(r"-m pytest ([\w/.]+)")
 LAUNCHERS = {
@@ -29,7 +29,7 @@ LAUNCHERS = {
 PLACEHOLDER = "…"  # in place of a path, or of all other flags
 
 
-def commands(pattern):
+def documented(pattern):
     """The words of each command; what follows a # is a remark."""
     for path in TEXTS:
         for text in pattern.findall(path.read_text()):
@@ -51,17 +51,17 @@ def defined_flags(words, monkeypatch):
         defined.append(values)
         return 0
 
-    monkeypatch.setattr(doors, "run", run)
-    assert doors.main(words) == 0
+    monkeypatch.setattr(commands, "run", run)
+    assert commands.main(words) == 0
     [values] = defined
     return values
 
 
 def test_there_are_commands_in_the_documentation():
-    assert len(list(commands(BLOCK))) > 40 and len(list(commands(INLINE))) > 10
+    assert len(list(documented(BLOCK))) > 40 and len(list(documented(INLINE))) > 10
 
 
-@pytest.mark.parametrize("words", list(commands(BLOCK)))
+@pytest.mark.parametrize("words", list(documented(BLOCK)))
 def test_a_command_to_copy_is_parsed(words, monkeypatch):
     # A block whose recipe is left open is of a downstream task.
     parse([word.replace(f"--config={PLACEHOLDER}", "--config=configs/finetune_vqa.py") for word in words], monkeypatch)
@@ -77,10 +77,10 @@ def parse(words, monkeypatch):
         config_lib.validate(values.config)
 
 
-@pytest.mark.parametrize("words", list(commands(INLINE)))
+@pytest.mark.parametrize("words", list(documented(INLINE)))
 def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if words[0] in doors.DOORS and words[0] != "weights":
+    if words[0] in commands.COMMANDS and words[0] != "weights":
         values = defined_flags([words[0]], monkeypatch)
         fields = {f"config.{name}" for name, _ in config_lib.flatten(config_lib.default())}
         for word in words[1:]:
@@ -111,7 +111,7 @@ def test_the_commands_of_the_notebook_are_parsed(monkeypatch):
     cells = json.loads((ROOT / "launch" / "colab.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     [run] = re.findall(r"^RUN = (.*)", code, re.MULTILINE)
-    found = re.findall(r"^!python -m mvlm_jax\.(.*)", code.replace("{RUN}", ast.literal_eval(run)), re.MULTILINE)
+    found = re.findall(r"^!python -m mvlm_jax (.*)", code.replace("{RUN}", ast.literal_eval(run)), re.MULTILINE)
     assert [command.split()[0] for command in found] == ["prepare", "train", "evaluate", "weights"]
     for command in found:
         parse(shlex.split(command), monkeypatch)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mvlm_jax import doors
+from mvlm_jax.cli import commands
 
 RECIPE = """
 from mvlm_jax import config
@@ -41,11 +41,11 @@ def parsed(tmp_path, monkeypatch):
     """The flags of a command, as it would be run with."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recipe.py").write_text(RECIPE)
-    taken, run = [], doors.run
-    monkeypatch.setattr(doors, "run", lambda *, main, **given: run(main=taken.append, **given))
+    taken, run = [], commands.run
+    monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=taken.append, **given))
 
     def parse(argv):
-        assert doors.main(argv) == 0
+        assert commands.main(argv) == 0
         return taken.pop()
 
     return parse
@@ -77,6 +77,6 @@ def test_every_flag_that_is_a_path_is_looked_at(parsed):
 @pytest.mark.usefixtures("parsed")
 @pytest.mark.parametrize("command", [["weights", "inspect", "--source={}"], ["train", CONFIG, "--workdir={}"]])
 def test_a_path_that_is_none_is_one_line_with_its_flag(command, given, said, capsys):
-    assert doors.main([word.format(given) for word in command]) == 2
+    assert commands.main([word.format(given) for word in command]) == 2
     error = capsys.readouterr().err.strip()
     assert command[-1].format(given) in error and said in error and "\n" not in error

@@ -102,7 +102,7 @@ def test_an_error_that_is_not_of_the_output_is_raised(monkeypatch):
     def fail(argv):
         raise BrokenPipeError("of a worker process")
 
-    monkeypatch.setattr("mvlm_jax.doors.main", fail)
+    monkeypatch.setattr("mvlm_jax.cli.commands.main", fail)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(BrokenPipeError, match="of a worker process"):
         main(["train"])

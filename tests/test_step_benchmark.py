@@ -26,7 +26,7 @@ def test_variants_are_rows_as_they_come_and_one_that_cannot_run_is_a_failure(tmp
     file = tmp_path / "rows.jsonl"
     variants = (
         "--variants",
-        "full:model.remat=full,model.layers=1,model.cross_layers=1,text.vocab_size=300",
+        "full:model.remat=full,image_encoder.layers=1,text_encoder.layers=1,cross.layers=1,text_encoder.vocab_size=300",
         "fused:model.attention=cudnn",
     )
     assert step.main(["--only", "jax", *TOY, *variants, f"--json={file}"]) == 1

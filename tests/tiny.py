@@ -13,14 +13,24 @@ from mvlm_jax.data.builders import shapes
 from mvlm_jax.data.writing.dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def sizes(**values) -> dict[str, int]:
+    """The same width, heads or layers for both encoders and, but for `layers`, the cross encoders."""
+    parts = {"image_encoder", "text_encoder", "cross"}
+    return {
+        f"{part}.{name}": value
+        for name, value in values.items()
+        for part in sorted(parts - {"cross"} if name == "layers" else parts)
+    }
+
+
 SMALLER = {
     "batch_size": 8,
     "matching.group": 4,
     "image.size": 32,
-    "model.width": 16,
-    "model.heads": 2,
-    "model.layers": 1,
-    "model.cross_layers": 1,
+    **sizes(width=16, heads=2, layers=1),
+    "cross.layers": 1,
     "optimizer.warmup_steps": 2,
     "mesh.data": 8,
     "eval.batch_size": 16,
@@ -67,7 +77,7 @@ def once(name: str, make: Callable[[Path], None], tmp_path_factory) -> Path:
 def started(flags, **environment) -> subprocess.Popen:
     """A training run in a process group of its own, with these variables besides."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mvlm_jax.train", *flags],
+        [sys.executable, "-m", "mvlm_jax", "train", *flags],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stderr=subprocess.PIPE,
         text=True,

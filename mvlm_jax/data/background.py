@@ -11,8 +11,7 @@ from jaxtyping import Shaped
 
 from mvlm_jax import signals
 from mvlm_jax.data import shared_memory
-from mvlm_jax.data.cores import cores
-from mvlm_jax.data.parent import end_with_parent
+from mvlm_jax.data.processes import available_cpus, end_with_parent
 
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 
@@ -32,7 +31,7 @@ def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int)
     `close()` ends these.
     """
     batches = grain.MapDataset.source(steps)[start_step:]
-    threads = min(prefetch, cores())
+    threads = min(prefetch, available_cpus())
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
     return _made_by_processes(steps, start_step=start_step, workers=workers, prefetch=prefetch)

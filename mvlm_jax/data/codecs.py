@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 
 Values = dict[str, list[bytes]]  # by feature
 
@@ -18,7 +18,9 @@ class Codec(Protocol):
     @property
     def features(self) -> tfds.features.FeaturesDict: ...
 
-    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
         """The values of an example; None where nothing in it is of use, which `skipped` then counts.
 
         Args:
@@ -47,7 +49,9 @@ class PairCodec:
             }
         )
 
-    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
         said = [caption.strip() for caption in example["captions"]]
         for _ in range(said.count("")):
             skipped.add("empty_caption", example["image_id"])
@@ -73,7 +77,9 @@ class LabelledCodec:
             }
         )
 
-    def values(self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Tally) -> Values | None:
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
         return {
             "images": list(map(checked, example["images"])),
             "answers": [answer.encode() for answer in example["answers"]],

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mvlm_jax.data.codecs import Codec, PairCodec
+from mvlm_jax.data.skipped import Skipped, left_out_of
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally, left_out_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Collection:
     splits: Mapping[str, Source]
     source: str  # URI or directory, for the manifest
     files: tuple[Path, ...] = ()
-    left_out: Mapping[str, Tally] = dataclasses.field(default_factory=dict)  # by split
-    lines_left_out: Tally = dataclasses.field(default_factory=Tally)  # of the lists
+    left_out: Mapping[str, Skipped] = dataclasses.field(default_factory=dict)  # by split
+    lines_left_out: Skipped = dataclasses.field(default_factory=Skipped)  # of the lists
     codec: Codec = PairCodec()
 
-    def left_out_of_split(self, split: str) -> Tally:
+    def left_out_of_split(self, split: str) -> Skipped:
         """What the builder left out of a split, and what its source did, before any image was read."""
-        tally = Tally()
-        for part in (self.left_out.get(split, Tally()), left_out_of(self.splits[split])):
-            tally.merge(part.as_dict())
-        return tally
+        skipped = Skipped()
+        for part in (self.left_out.get(split, Skipped()), left_out_of(self.splits[split])):
+            skipped.merge(part.as_dict())
+        return skipped

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from mvlm_jax.data.formats.listed import read_image
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally
 
 
 class LabelledExample(TypedDict):
@@ -76,10 +76,10 @@ def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
 class ListedExamples:
     """Rows in memory, images read from their files on demand."""
 
-    def __init__(self, rows: Sequence[LabelledRow], *, root: Path, left_out: Tally | None = None) -> None:
+    def __init__(self, rows: Sequence[LabelledRow], *, root: Path, left_out: Skipped | None = None) -> None:
         """`left_out`: what the reader of the rows has not used."""
         self._rows, self._root = rows, root
-        self.left_out = Tally() if left_out is None else left_out
+        self.left_out = Skipped() if left_out is None else left_out
 
     def __len__(self) -> int:
         return len(self._rows)

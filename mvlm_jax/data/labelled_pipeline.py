@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from mvlm_jax.data.background import Batch
-from mvlm_jax.data.cores import cores
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
+from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -130,7 +130,7 @@ class LabelledSplit:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]]:
         """(`image` and `text` of at most `batch_size` examples, what these are, those left out with the reason)."""
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             for start in range(0, len(self.source), batch_size):
                 found = list(pool.map(self._read, range(start, min(start + batch_size, len(self.source)))))
                 used = [(row, pixels) for row, pixels in found if not isinstance(pixels, str)]

@@ -13,8 +13,8 @@ from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import open_vqa
 from mvlm_jax.data.labelled import LabelledSource
 from mvlm_jax.data.paths import local_path
+from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.data.sources import prepared_dir
-from mvlm_jax.data.tally import left_out_of
 from mvlm_jax.errors import UserError
 
 # Collections read from the files that they are published as.

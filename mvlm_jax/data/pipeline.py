@@ -13,12 +13,12 @@ from absl import logging
 from jaxtyping import Int, Int32, UInt8
 
 from mvlm_jax.data.background import Batch, in_background
-from mvlm_jax.data.cores import cores
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Mixture
+from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
+from mvlm_jax.data.skipped import in_words
 from mvlm_jax.data.sources import Example, Source
-from mvlm_jax.data.tally import in_words
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
@@ -147,7 +147,7 @@ class EvalSplit:
             data = self.source[self.records[index]]["image"]
             return _evaluated(data, image_size=self.image_size, max_image_pixels=self.max_image_pixels)
 
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             return np.stack(list(pool.map(decode, indices.tolist())))
 
 
@@ -185,7 +185,7 @@ def eval_split(
         except UnusableImage as error:
             return error.reason
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         # In chunks: `map` would otherwise hold every image of a large split at once.
         for start in range(0, len(source), 256):
             chunk = range(start, min(start + 256, len(source)))

@@ -14,7 +14,7 @@ from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.paths import local_path, matching, split_query
-from mvlm_jax.data.tally import left_out_of
+from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
 
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version

@@ -50,7 +50,9 @@ class Tokenizer:
         ids = {token: tokenizer.token_to_id(token) for token in _special(kind)}
         missing = [token for token, number in ids.items() if number is None]
         if missing:
-            raise UserError(f"the tokenizer has no {', '.join(missing)}; text.kind={kind!r} needs {' '.join(ids)}")
+            raise UserError(
+                f"the tokenizer has no {', '.join(missing)}; text_encoder.kind={kind!r} needs {' '.join(ids)}"
+            )
         start, pad, end, unknown, mask = (number for number in ids.values() if number is not None)
         self.ids = TokenIds(pad=pad, start=start, end=end, mask=mask, unknown=unknown)
         # Ids need not be dense: the rows that the embedding table must have.
@@ -105,7 +107,9 @@ class Tokenizer:
                             ) from error  # fmt: skip
         if Path(path).suffix == ".txt":
             if kind != "bert":
-                raise UserError(f"text.tokenizer={str(path)!r} is a vocabulary of text.kind='bert', not of {kind!r}")
+                raise UserError(
+                    f"text.tokenizer={str(path)!r} is a vocabulary of text_encoder.kind='bert', not of {kind!r}"
+                )
             tokenizer = wordpiece.from_vocabulary_file(text, path=Path(path), special=SPECIAL[kind])
         else:
             try:
@@ -146,7 +150,9 @@ def train_tokenizer(captions: Iterable[str], *, kind: str, vocab_size: int) -> T
     tokenizer = _byte_pairs(texts, vocab_size) if kind == "roberta" else _word_pieces(texts, vocab_size)
     trained = Tokenizer(tokenizer, kind=kind)
     if trained.vocab_size > vocab_size:
-        raise UserError(f"text.vocab_size={vocab_size} must be at least {trained.vocab_size}, the alphabet's size")
+        raise UserError(
+            f"text_encoder.vocab_size={vocab_size} must be at least {trained.vocab_size}, the alphabet's size"
+        )
     return trained
 
 
@@ -184,7 +190,7 @@ def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 def _special(kind: str) -> tuple[str, ...]:
     if kind not in SPECIAL:
-        raise UserError(f"text.kind={kind!r} is not one of {', '.join(SPECIAL)}")
+        raise UserError(f"text_encoder.kind={kind!r} is not one of {', '.join(SPECIAL)}")
     return SPECIAL[kind]
 
 

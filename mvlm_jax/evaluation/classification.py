@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree, UInt8
 
-from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.image_folder import open_image_folder
 from mvlm_jax.data.formats.listed import read_image
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
+from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
@@ -63,7 +63,7 @@ def classify_folder(
             return error.reason
         return evaluate_transform(pixels, size=image_size)
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         for indices in index_batches(len(images), batch_size):
             found = list(pool.map(read, (images[index][0] for index in indices)))
             reasons.update(pixels for pixels in found if isinstance(pixels, str))

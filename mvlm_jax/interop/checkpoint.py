@@ -25,9 +25,19 @@ from mvlm_jax.training import workdir as workdir_lib
 # What some tasks have and others do not; everything else must come with the checkpoint.
 HEADS = ("answer_decoder", "classification_head", "token_classifier")
 POSITIONS = "image_encoder/position_embedding"
-FITTING = "give the run's values in config.model, config.text and config.image"
+FITTING = "give the run's values in config.image_encoder, config.text_encoder, config.cross and config.model"
 # Fields of the config that decide what the parameters mean without showing in their shapes.
-SAME = ("model.heads", "text.kind", "image.patch", "image.mean", "image.std", "image.epsilon")
+SAME = (
+    "image_encoder.heads",
+    "text_encoder.heads",
+    "cross.heads",
+    "image_encoder.kind",
+    "text_encoder.kind",
+    "image_encoder.patch",
+    "image.mean",
+    "image.std",
+    "image_encoder.epsilon",
+)
 
 
 def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> Imported:

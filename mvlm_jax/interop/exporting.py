@@ -33,7 +33,7 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> 
     config = workdir_lib.read_config(directory)
     with new_folder(output) as folder:
         params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=config, step=step)
-        tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text.kind)
+        tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text_encoder.kind)
         params = {path: np.asarray(value, np.float32, order="C") for path, value in params.items()}
         (folder / CONFIG).write_text(config_lib.to_json(config))
         save_file(params, folder / WEIGHTS, metadata={"format": "mvlm_jax", "step": str(step)})
@@ -61,7 +61,7 @@ def write_encoders(
     Args:
       tokenizer: needed where the text encoder is among them.
     """
-    heads, image = config.model.heads, config.image
+    heads, image = config.image_encoder.heads, config.image
     of_image, of_text = (
         {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
         for prefix in ("image_encoder/", "text_encoder/")
@@ -72,14 +72,16 @@ def write_encoders(
             of_image,
             heads=heads,
             image_size=image.size,
-            patch=image.patch,
-            epsilon=image.epsilon,
+            patch=config.image_encoder.patch,
+            epsilon=config.image_encoder.epsilon,
             mean=tuple(image.mean),
             std=tuple(image.std),
         )
     if of_text:
         assert tokenizer is not None
-        write_text_encoder(folder / "text_encoder", of_text, heads=heads, kind=config.text.kind, tokenizer=tokenizer)
+        write_text_encoder(
+            folder / "text_encoder", of_text, heads=heads, kind=config.text_encoder.kind, tokenizer=tokenizer
+        )
     return [name for name, held in (("image_encoder", of_image), ("text_encoder", of_text)) if held]
 
 

@@ -54,7 +54,7 @@ def import_image_encoder(
     source = open_tensors(path)
     _check_model_type(source, known=_IMAGE_MODELS, wanted="a ViT")
     match = recognise(source.tensors, namings=IMAGE_NAMINGS, source=str(path))
-    reader = _Reader(source, match, heads=heads)
+    reader = _Reader(source, match, encoder="image_encoder", heads=heads)
     layers = shapes[f"{STACK}mlp/up/bias"][0]
     width = shapes["cls_token"][-1]
     reader.check_size(layers=layers, width=width, found=reader.shape(CLASS_TOKEN, dimensions=3))
@@ -62,7 +62,7 @@ def import_image_encoder(
     if kernel is not None and kernel[1:] != (3, patch, patch):
         raise UserError(
             f"{path} sees patches of {kernel[2]}x{kernel[3]} pixels of {kernel[1]} channels; "
-            f"config.image.patch={patch}, of 3 channels"
+            f"config.image_encoder.patch={patch}, of 3 channels"
         )
     side = grid_side(shapes["position_embedding"][1])
     table = reader.shape(IMAGE_POSITIONS, dimensions=3) or shapes["position_embedding"]
@@ -77,7 +77,7 @@ def import_image_encoder(
         return resize_positions(table, rows=shape[1])
 
     loaded, report = reader.load(
-        "image_encoder", shapes, layers=layers, resizable={"position_embedding": ((1, table[1], width), resize)}
+        shapes, layers=layers, resizable={"position_embedding": ((1, table[1], width), resize)}
     )
     if old_side != side:
         report.resized.append(
@@ -85,7 +85,7 @@ def import_image_encoder(
             "the class token's position as it was"
         )
     report.notes += [
-        f"{note}; with --config.image.epsilon={source.config['layer_norm_eps']:g} they are the same"
+        f"{note}; with --config.image_encoder.epsilon={source.config['layer_norm_eps']:g} they are the same"
         for note in _epsilon_note(source.config, ours=epsilon)
     ]
     report.notes += _normalisation_notes(source, mean=mean, std=std)
@@ -99,15 +99,15 @@ def import_text_encoder(path: str | Path, *, shapes: Shapes, heads: int, kind: s
       UserError: the source cannot be read or does not fit, in one line.
     """
     source = open_tensors(path)
-    _check_model_type(source, known=_TEXT_MODELS[kind], wanted=f"text.kind={kind!r}")
+    _check_model_type(source, known=_TEXT_MODELS[kind], wanted=f"text_encoder.kind={kind!r}")
     match = recognise(source.tensors, namings=TEXT_NAMINGS, source=str(path))
-    reader = _Reader(source, match, heads=heads)
+    reader = _Reader(source, match, encoder="text_encoder", heads=heads)
     layers = shapes[f"{STACK}mlp/up/bias"][0]
     vocab_size, width = shapes["token_embedding/embedding"]
     types = reader.shape(TOKEN_TYPES, dimensions=2)
     if types is not None and types[0] != TYPES_OF[kind]:
         other = next((name for name, rows in TYPES_OF.items() if rows == types[0]), "neither")
-        raise UserError(f"{path} has {types[0]} token types, as {other} has; config.text.kind={kind!r}")
+        raise UserError(f"{path} has {types[0]} token types, as {other} has; config.text_encoder.kind={kind!r}")
     if kind == "roberta" and source.config.get("pad_token_id", 1) != FIRST_POSITION[kind] - 1:
         raise UserError(
             f"{path} has pad_token_id={source.config['pad_token_id']}; positions are counted from "
@@ -121,19 +121,18 @@ def import_text_encoder(path: str | Path, *, shapes: Shapes, heads: int, kind: s
     reader.check_size(layers=layers, width=width, found=tokens)
     if tokens is not None and tokens[0] != vocab_size:
         raise UserError(
-            f"{path} has a vocabulary of {tokens[0]} tokens; config.text.vocab_size={vocab_size}, "
-            f"give --config.text.vocab_size={tokens[0]} and its tokenizer"
+            f"{path} has a vocabulary of {tokens[0]} tokens; config.text_encoder.vocab_size={vocab_size}, "
+            f"give --config.text_encoder.vocab_size={tokens[0]} and its tokenizer"
         )
     rows = shapes["position_embedding/embedding"][0]
     table = reader.shape(TEXT_POSITIONS, dimensions=2) or shapes["position_embedding/embedding"]
     first = FIRST_POSITION[kind]
     if table[0] < rows:
         raise UserError(
-            f"{path} has positions for {table[0] - first} tokens; config.text.positions={rows - first}, "
-            f"give --config.text.positions={table[0] - first} or less"
+            f"{path} has positions for {table[0] - first} tokens; config.text_encoder.positions={rows - first}, "
+            f"give --config.text_encoder.positions={table[0] - first} or less"
         )
     loaded, report = reader.load(
-        "text_encoder",
         shapes,
         layers=layers,
         resizable={"position_embedding/embedding": ((table[0], width), lambda table, shape: table[: shape[0]])},
@@ -147,10 +146,10 @@ def import_text_encoder(path: str | Path, *, shapes: Shapes, heads: int, kind: s
 class _Reader:
     """Reads the tensors of a source under the names of the table."""
 
-    def __init__(self, source: Tensors, match: Match, *, heads: int):
+    def __init__(self, source: Tensors, match: Match, *, encoder: str, heads: int):
         self._source = source
         self._match = match
-        self._heads = heads
+        self._encoder, self._heads = encoder, heads
         self._places = match.naming.places(layers=max(match.layers, 1))
 
     def name(self, canonical: str) -> str:
@@ -173,19 +172,18 @@ class _Reader:
         """
         path = self._source.path
         if found is not None and found[-1] != width:
-            raise UserError(f"{path} is {found[-1]} wide; config.model.width={width}")
+            raise UserError(f"{path} is {found[-1]} wide; config.{self._encoder}.width={width}")
         if self._match.layers != layers:
-            raise UserError(f"{path} has {self._match.layers} layers; config.model.layers={layers}")
+            raise UserError(f"{path} has {self._match.layers} layers; config.{self._encoder}.layers={layers}")
         heads = self._source.config.get("num_attention_heads", self._heads)
         if heads != self._heads:
-            raise UserError(f"{path} has {heads} heads; config.model.heads={self._heads}")
+            raise UserError(f"{path} has {heads} heads; config.{self._encoder}.heads={self._heads}")
         activation = self._source.config.get("hidden_act", "gelu")
         if activation != "gelu":
             raise UserError(f"{path} computes with hidden_act={activation!r}; the layers here compute the exact gelu")
 
     def load(
         self,
-        encoder: str,
         shapes: Shapes,
         *,
         layers: int,
@@ -195,10 +193,12 @@ class _Reader:
         source = str(self._source.path)
         entries = {entry.path: entry for entry in self._match.naming.entries}
         if set(entries) != set(shapes):
-            raise ValueError(f"the table of names does not cover {sorted(set(entries) ^ set(shapes))} of {encoder}")
+            raise ValueError(
+                f"the table of names does not cover {sorted(set(entries) ^ set(shapes))} of {self._encoder}"
+            )
         not_used = check_names(self._match, self._places, source=source)
         report = Report(
-            encoder=encoder,
+            encoder=self._encoder,
             source=source,
             files=list(self._source.files),
             naming=self._match.naming.title,
@@ -208,7 +208,9 @@ class _Reader:
             not_used=not_used,
         )
         if "num_attention_heads" not in self._source.config:
-            report.notes.append(f"the number of heads is not in the weights; config.model.heads={self._heads} is used")
+            report.notes.append(
+                f"the number of heads is not in the weights; config.{self._encoder}.heads={self._heads} is used"
+            )
         converted: dict[str, set[str]] = {}
         loaded: Loaded = {}
         for path, entry in entries.items():
@@ -216,7 +218,7 @@ class _Reader:
             if entry.optional and not all(
                 name in self._places and self.name(name) in self._source.tensors for name in names
             ):
-                report.initial.append(f"{encoder}/{path}")
+                report.initial.append(f"{self._encoder}/{path}")
                 continue
             shape, resize = resizable.get(path, (None, None))
             wanted = self._torch_shape(entry, shapes[path]) if shape is None else shape

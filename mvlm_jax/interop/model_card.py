@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.data.tally import in_words
+from mvlm_jax.data.skipped import in_words
 from mvlm_jax.training.workdir import Evaluation
 
 _CARD = """---
@@ -67,19 +67,19 @@ def model_card(
       weights: what the run kept of its import; None: it started from nothing.
     """
     return _CARD.format(
-        layers=config.model.layers,
-        width=config.model.width,
+        layers=config.image_encoder.layers,
+        width=config.cross.width,
         parameters=parameters / 1e6,
-        text_class={"roberta": "RobertaModel", "bert": "BertModel"}[config.text.kind],
+        text_class={"roberta": "RobertaModel", "bert": "BertModel"}[config.text_encoder.kind],
         train=config.data.train,
         step=step,
         steps=config.steps,
         batch_size=config.batch_size,
         seed=config.seed,
         image_size=config.image.size,
-        patch=config.image.patch,
-        kind=config.text.kind,
-        vocab_size=config.text.vocab_size,
+        patch=config.image_encoder.patch,
+        kind=config.text_encoder.kind,
+        vocab_size=config.text_encoder.vocab_size,
         max_length=config.text.max_length,
         start=_start(weights),
         metrics=_metrics(evaluations),

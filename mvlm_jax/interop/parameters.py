@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.models.from_config import model_inputs, task_model
+from mvlm_jax.tasks.model import model_inputs, task_model
 from mvlm_jax.training.checkpoints import Checkpoints
 
 Flat = dict[str, Float[np.ndarray, "..."]]

@@ -35,6 +35,7 @@ def import_encoders(
     *,
     init_from: Mapping[str, str],
     image: ConfigDict,
+    image_encoder: ConfigDict,
     text_kind: str,
     heads: int,
     tokenizer: Tokenizer | None,
@@ -59,8 +60,8 @@ def import_encoders(
             init_from["image"],
             shapes=_within("image_encoder", flat_shapes),
             heads=heads,
-            patch=image.patch,
-            epsilon=image.epsilon,
+            patch=image_encoder.patch,
+            epsilon=image_encoder.epsilon,
             mean=tuple(image.mean),
             std=tuple(image.std),
         )

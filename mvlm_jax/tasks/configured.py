@@ -15,9 +15,9 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.start import import_encoders
-from mvlm_jax.models.from_config import model_inputs, task_model
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.tasks.model import model_inputs, task_model
 from mvlm_jax.training.task import Batch, Params, StartWeights
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -55,14 +55,15 @@ class ConfiguredTask:
                 shapes,
                 init_from=config.init_from.to_dict(),
                 image=config.image,
-                text_kind=config.text.kind,
-                heads=config.model.heads,
+                image_encoder=config.image_encoder,
+                text_kind=config.text_encoder.kind,
+                heads=config.image_encoder.heads,
                 tokenizer=self.tokenizer,
             )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text.kind)
+        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text_encoder.kind)
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "

@@ -29,10 +29,10 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.models.compute import check_attention
-from mvlm_jax.models.from_config import compute_of, images_of
 from mvlm_jax.tasks.classification import ClassificationTask
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.entailment import Entailment
+from mvlm_jax.tasks.model import compute_of, images_of
 from mvlm_jax.tasks.nlvr2 import Nlvr2
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.tasks.retrieval import Retrieval
@@ -90,7 +90,7 @@ def describe_task(config: ConfigDict) -> Task:
         raise NotImplementedError("a described task has no data")
 
     # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
-    tokenizer = train_tokenizer(["a caption"], kind=config.text.kind, vocab_size=config.text.vocab_size)
+    tokenizer = train_tokenizer(["a caption"], kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size)
     described: Callable[..., Task] = LABELLED.get(config.task, Retrieval if config.task == "retrieval" else Pretrain)
     return described(
         config=config,
@@ -113,12 +113,12 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
     """
     text, own = config.text, Path(workdir) / TOKENIZER_FILE if workdir else None
     if own and own.is_file():
-        tokenizer = Tokenizer.load(own, kind=text.kind)
+        tokenizer = Tokenizer.load(own, kind=config.text_encoder.kind)
     elif own and any(own.parent.glob("checkpoints/[0-9]*")):
         # Parameters mean nothing with another vocabulary.
         raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
     elif text.tokenizer:
-        tokenizer = Tokenizer.load(text.tokenizer, kind=text.kind)
+        tokenizer = Tokenizer.load(text.tokenizer, kind=config.text_encoder.kind)
     elif config.init_from.checkpoint:
         origin = user_path(config.init_from.checkpoint)
         if not (origin / TOKENIZER_FILE).is_file():
@@ -126,7 +126,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
                 f"config.init_from.checkpoint={origin} is neither the workdir of a run nor a folder that mvlm weights "
                 f"export wrote: there is no {TOKENIZER_FILE} in it"
             )
-        tokenizer = Tokenizer.load(origin / TOKENIZER_FILE, kind=text.kind)
+        tokenizer = Tokenizer.load(origin / TOKENIZER_FILE, kind=config.text_encoder.kind)
     elif config.init_from.text:
         file = tokenizer_file(config.init_from.text)
         if file is None:
@@ -134,13 +134,15 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
                 f"config.init_from.text={config.init_from.text} brings no {' or '.join(TOKENIZER_FILES)}; "
                 "name the tokenizer of these weights in config.text.tokenizer"
             )
-        tokenizer = Tokenizer.load(file, kind=text.kind)
+        tokenizer = Tokenizer.load(file, kind=config.text_encoder.kind)
     else:
-        tokenizer = train_tokenizer(_training_texts(config), kind=text.kind, vocab_size=text.vocab_size)
-    if tokenizer.vocab_size > text.vocab_size:
+        tokenizer = train_tokenizer(
+            _training_texts(config), kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size
+        )
+    if tokenizer.vocab_size > config.text_encoder.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text.vocab_size={text.vocab_size}; "
-            "the embedding table needs a row for each"
+            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text_encoder.vocab_size="
+            f"{config.text_encoder.vocab_size}; the embedding table needs a row for each"
         )
     return tokenizer
 

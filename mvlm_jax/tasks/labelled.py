@@ -13,12 +13,12 @@ from jaxtyping import Array
 
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
-from mvlm_jax.data.tally import in_words
+from mvlm_jax.data.skipped import in_words
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import left_out as left_out_lib
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
-from mvlm_jax.models.from_config import images_of
 from mvlm_jax.tasks.configured import ConfiguredTask
+from mvlm_jax.tasks.model import images_of
 from mvlm_jax.training import hosts
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
@@ -43,8 +43,8 @@ class Submitting(Protocol):
 class LabelledTask(ConfiguredTask):
     """Images and a text in, something to say about them out.
 
-    With `config.blind` it sees the image only, or the text only: the baselines that say what is to be learned from one
-    side alone.
+    With `config.hide_modality` it sees the image only, or the text only: the baselines that say what is to be learned
+    from one side alone.
     """
 
     eval_split: Callable[[], LabelledSplit]  # opened when it is first needed
@@ -79,9 +79,9 @@ class LabelledTask(ConfiguredTask):
     def seen(self, batch: Batch) -> dict[str, Array]:
         """The images and texts of a batch as far as the model may see them."""
         image, text = batch["image"], batch["text"]
-        if self.config.blind == "image":
+        if self.config.hide_modality == "image":
             image = jnp.full_like(image, BLIND_PIXEL)
-        if self.config.blind == "text":
+        if self.config.hide_modality == "text":
             ids = self.tokenizer.ids
             nothing = jnp.full_like(text, ids.pad).at[:, 0].set(ids.start).at[:, 1].set(ids.end)
             text = nothing

@@ -34,7 +34,7 @@ class Pretrain(ConfiguredTask):
     @property
     def flops_per_step(self) -> float:
         mask, length = self.config.mask, self.config.text.max_length
-        grid = self.config.image.size // self.config.image.patch
+        grid = self.config.image.size // self.config.image_encoder.patch
         cells = (grid // mask.image_cell) ** 2
         return pretraining_step_flops(
             self.model,
@@ -73,7 +73,7 @@ class Pretrain(ConfiguredTask):
             batch["text"],
             batch["image_id"],
             batch["skipped"],
-            grid=config.image.size // config.image.patch,
+            grid=config.image.size // config.image_encoder.patch,
             cell=config.mask.image_cell,
             image_ratio=config.mask.image_ratio,
             text_ratio=config.mask.text_ratio,

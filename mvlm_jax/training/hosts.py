@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
+from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 
 T = TypeVar("T")
 MESSAGE_BYTES = 4096  # of what a process tells the others; longer messages are cut

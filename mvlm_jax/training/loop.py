@@ -15,11 +15,11 @@ from mvlm_jax.files import user_path
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.heartbeat import Heartbeat
 from mvlm_jax.training.interruption import Interruption
 from mvlm_jax.training.mesh import batch_parts, make_mesh, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
-from mvlm_jax.training.peers import Peers
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.state import TrainState, with_weights
@@ -73,7 +73,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
     evaluate = functools.partial(_evaluate, task, source=config.data.eval, directory=directory, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
     with (
-        Peers(),
+        Heartbeat(),
         Interruption() as interruption,
         jax.set_mesh(mesh),
         Checkpoints(

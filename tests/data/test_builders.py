@@ -9,12 +9,12 @@ import pytest
 from examples import encoded, picture
 from pyarrow import parquet
 
+from mvlm_jax.cli.prepare import BUILDERS, prepare
 from mvlm_jax.data.builders import fetched, karpathy, pairs4m, visual_genome
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
-from mvlm_jax.prepare import BUILDERS, prepare
 
 COCO_IMAGES = (
     ("train2014", 9, "train"), ("val2014", 42, "restval"), ("val2014", 73, "val"), ("val2014", 74, "test"),

@@ -7,10 +7,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from examples import encoded, pair_source, picture
 from tiny import recipe
 
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data import pipeline
 from mvlm_jax.data.builders import shapes_tasks
-from mvlm_jax.data.checking.doctor import Limits, examine
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import UndecodableImage
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
@@ -19,6 +18,7 @@ from mvlm_jax.data.mixtures import Component, Mixture, subset
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
+from mvlm_jax.doctor.checkup import Limits, examine
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks.from_config import make_task
 
@@ -100,7 +100,7 @@ def test_prepare_leaves_it_out_and_counts_it(damaged, tmp_path):
 def test_the_door_of_the_doctor_writes_its_report(data_dir, tmp_path):
     source = "--source=tfds:pairs:train"
     flags = [f"--data_dir={data_dir}", f"--report_dir={tmp_path}", "--policy=undecodable"]
-    assert prepare_door.door(["--check", "--dataset=pairs", source, *flags]) == 1
+    assert prepare_command.run(["--check", "--dataset=pairs", source, *flags]) == 1
     assert (tmp_path / "check.html").is_file()
 
 

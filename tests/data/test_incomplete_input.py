@@ -14,15 +14,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from examples import encoded, pair_source, picture, write_tar
 from pyarrow import parquet
 
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.builders import fetched
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.data.sources import Source, open_source
-from mvlm_jax.data.tally import left_out_of
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
 from mvlm_jax.errors import UserError
@@ -120,7 +120,7 @@ def test_the_doctor_and_prepare_refuse_what_is_cut(tar, tmp_path, capsys):
     path.write_bytes(whole[: headers[2] + 100])
     for mode in ([], ["--check"]):
         arguments = [*mode, "--dataset=cut", f"--source=webdataset:{path}", f"--data_dir={tmp_path}/data"]
-        assert prepare_door.door(arguments) == 2
+        assert prepare_command.run(arguments) == 2
         assert f"unexpected end at byte {headers[2] + 100}, within the header" in capsys.readouterr().err
 
 
@@ -173,11 +173,11 @@ def test_members_that_are_not_used_are_counted(tmp_path):
 def test_what_is_left_out_of_a_source_stands_in_the_manifest_and_stops_the_doctor(tmp_path, capsys):
     members_tar(tmp_path / "a.tar", [*pair("0", 0).items(), ("0.png", IMAGES[1])])
     arguments = ["--dataset=mine", f"--source=webdataset:{tmp_path}/a.tar", f"--data_dir={tmp_path}"]
-    assert prepare_door.door(arguments) == 0
+    assert prepare_command.run(arguments) == 0
     assert "left out, repeated_member: 1 (0.png)" in capsys.readouterr().out
     skipped = read_manifest(tmp_path / "mine" / "1.0.0")["splits"]["train"]["skipped"]
     assert skipped == {"repeated_member": {"count": 1, "ids": ["0.png"]}}
-    assert prepare_door.door(["--check", "--policy=unread", *arguments]) == 1
+    assert prepare_command.run(["--check", "--policy=unread", *arguments]) == 1
     assert "unread: 1 (repeated_member: 1), which stops" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from examples import encoded, picture, write_tar
 
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.paths import matching, split_query
@@ -50,10 +50,10 @@ def test_a_directory_of_any_name_is_read_and_its_files_are_noted(odd):
 
 def test_a_list_that_grew_is_noticed_in_a_directory_of_any_name(odd, capsys):
     arguments = ["--dataset=mine", f"--source=json:{odd}/a.json", f"--data_dir={odd}/data"]
-    assert prepare_door.door(arguments) == 0
+    assert prepare_command.run(arguments) == 0
     (odd / "b.jpg").write_bytes(IMAGE)
     (odd / "a.json").write_text(json.dumps([{"image": name, "caption": "a"} for name in ("0.jpg", "b.jpg")]))
-    assert prepare_door.door(arguments) == 2
+    assert prepare_command.run(arguments) == 2
     assert f"{odd}/a.json changed since" in capsys.readouterr().err
     assert len(open_source(f"arrayrecord:{odd}/data/mine/train", data_dir="")) == 1
     assert len(open_source("tfds:mine:train", data_dir=f"{odd}/data")) == 1

@@ -15,14 +15,14 @@ import pytest
 from examples import ListSource, encoded, pair_source, picture, png_header, write_tar
 from PIL import Image
 
-from mvlm_jax import doors
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import commands
+from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.builders import flickr8k
 from mvlm_jax.data.builders.shapes import collection as shapes_collection
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import open_source
-from mvlm_jax.data.tally import Tally
 from mvlm_jax.data.writing import dataset, shards
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
@@ -44,7 +44,7 @@ write_dataset(shapes.collection(train=1100, val=4, test=4), name="shapes", data_
 """
 ENDLESS = """
 import pathlib, sys, time
-from mvlm_jax import prepare
+from mvlm_jax.cli import prepare
 from mvlm_jax.data.collection import Collection
 class Endless:
     def __init__(self, begun):
@@ -58,13 +58,13 @@ if __name__ == "__main__":
     data_dir, begun = sys.argv[1:]
     splits = {"train": Endless(pathlib.Path(begun)), "val": Endless(pathlib.Path(begun))}
     prepare.DRAWN["shapes"] = lambda: Collection(splits=splits, source="endless")
-    sys.exit(prepare.door(["--dataset=shapes", f"--data_dir={data_dir}", "--workers=2"]))
+    sys.exit(prepare.run(["--dataset=shapes", f"--data_dir={data_dir}", "--workers=2"]))
 """
 
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    monkeypatch.setitem(prepare_door.DRAWN, "shapes", lambda: shapes_collection(train=9, val=4, test=4))
+    monkeypatch.setitem(prepare_command.DRAWN, "shapes", lambda: shapes_collection(train=9, val=4, test=4))
 
 
 @pytest.fixture
@@ -91,13 +91,13 @@ def published(tmp_path):
     return source
 
 
-def door(capsys, *arguments: str) -> tuple[int, str]:
-    status = prepare_door.door(list(arguments))
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    status = prepare_command.run(list(arguments))
     return status, capsys.readouterr().err
 
 
 def refusal(capsys, *arguments: str) -> str:
-    status, error = door(capsys, *arguments)
+    status, error = run(capsys, *arguments)
     assert status == 2
     lines = [line for line in error.splitlines() if line.startswith("mvlm prepare: ")]
     assert len(lines) == 1
@@ -108,7 +108,7 @@ def refusal(capsys, *arguments: str) -> str:
 def test_unusable_images_and_captions_are_counted_by_reason(published, tmp_path, capsys):
     data_dir = tmp_path / "data"
     arguments = ("--dataset=flickr8k", f"--source={published}", f"--data_dir={data_dir}")
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
 
     manifest = read_manifest(data_dir / "flickr8k" / "1.0.0")
     train, dev = manifest["splits"]["train"], manifest["splits"]["dev"]
@@ -153,32 +153,32 @@ def test_captions_in_another_encoding_are_refused_as_unusable(published, tmp_pat
 
 def test_captions_file_may_start_with_a_byte_order_mark(tmp_path):
     (tmp_path / "tokens").write_bytes(b"\xef\xbb\xbfa.jpg#0\tone\r\na.jpg.1#0\ttwo\r\n\r\n")
-    assert flickr8k.read_captions(tmp_path / "tokens", skipped=Tally()) == {"a.jpg": ["one"], "a.jpg.1": ["two"]}
+    assert flickr8k.read_captions(tmp_path / "tokens", skipped=Skipped()) == {"a.jpg": ["one"], "a.jpg.1": ["two"]}
 
 
 def test_tally_shows_at_most_twenty_ids_however_it_was_added_up():
-    tally, whole = Tally(), Tally()
+    skipped, whole = Skipped(), Skipped()
     for i in range(50):
-        tally.add("absent", str(i))
+        skipped.add("absent", str(i))
         if i == 14:
-            whole.merge(tally.as_dict())
-    whole.merge(tally.as_dict())
-    assert tally.as_dict() == {"absent": {"count": 50, "ids": [str(i) for i in range(20)]}}
+            whole.merge(skipped.as_dict())
+    whole.merge(skipped.as_dict())
+    assert skipped.as_dict() == {"absent": {"count": 50, "ids": [str(i) for i in range(20)]}}
     assert whole.as_dict() == {"absent": {"count": 65, "ids": [*map(str, range(15)), *map(str, range(5))]}}
 
 
 def test_prepared_dataset_is_left_alone(small_shapes, tmp_path, capsys):
     arguments = ("--dataset=shapes", f"--data_dir={tmp_path}")
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shapes/1.0.0/*")}
-    assert prepare_door.door(list(arguments)) == 0
+    assert prepare_command.run(list(arguments)) == 0
     assert "train: 9 images, 9 captions" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("shapes/1.0.0/*")} == before
 
 
 def test_prepared_dataset_is_not_taken_for_one_of_another_source_or_size(published, small_shapes, tmp_path, capsys):
     data_dir = f"--data_dir={tmp_path}"
-    assert door(capsys, "--dataset=shapes", data_dir)[0] == 0
+    assert run(capsys, "--dataset=shapes", data_dir)[0] == 0
     assert "already prepared with checks" in refusal(capsys, "--dataset=shapes", data_dir, "--max_side=32")
     source = f"--source=json:{published}/pairs.json"
     (published / "pairs.json").write_text(json.dumps([{"image": "x.jpg", "caption": "a"}]))
@@ -196,21 +196,21 @@ def one_pair(tmp_path):
 
 def test_prepared_dataset_is_not_taken_for_one_of_a_changed_list(one_pair, capsys):
     arguments, listed = one_pair
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     copy = listed.read_bytes()
     listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
     message = refusal(capsys, *arguments)
     assert f"already prepared, but {listed} changed since; remove it, or choose another --dataset" in message
     listed.write_bytes(copy)
     os.utime(listed, (0, 0))
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
 
 
 def test_prepared_dataset_is_not_taken_for_one_of_another_directory(one_pair, tmp_path, capsys, monkeypatch):
     (dataset, _, data_dir), listed = one_pair
     arguments = (dataset, f"--source=json:{listed.name}", data_dir)
     monkeypatch.chdir(tmp_path)
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     (tmp_path / "other").mkdir()
     for name in ("a.png", listed.name):
         (tmp_path / "other" / name).write_bytes((tmp_path / name).read_bytes())
@@ -221,7 +221,7 @@ def test_prepared_dataset_is_not_taken_for_one_of_another_directory(one_pair, tm
 def test_prepared_dataset_is_not_taken_for_one_of_more_tar_files(tmp_path, capsys):
     write_tar(tmp_path / "0.tar", {"0.png": encoded(picture()), "0.txt": b"a cat"})
     arguments = ("--dataset=mine", f"--source=webdataset:{tmp_path}/*.tar", f"--data_dir={tmp_path / 'data'}")
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     write_tar(tmp_path / "1.tar", {"1.png": encoded(picture()), "1.txt": b"a dog"})
     assert f"but {tmp_path / '1.tar'} was not read then; remove it" in refusal(capsys, *arguments)
     (tmp_path / "1.tar").unlink()
@@ -231,24 +231,24 @@ def test_prepared_dataset_is_not_taken_for_one_of_more_tar_files(tmp_path, capsy
 
 def test_manifest_without_stamps_of_lists_counts_as_equal(one_pair, tmp_path, capsys):
     arguments, listed = one_pair
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     directory = tmp_path / "data" / "mine" / "1.0.0"
     manifest = read_manifest(directory)
     del manifest["files"]
     (directory / MANIFEST).write_text(json.dumps(manifest))
     listed.write_text(json.dumps([{"image": "a.png", "caption": "a dog"}]))
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
 
 
 def test_licence_that_comes_later_is_written_into_the_manifest(one_pair, tmp_path, capsys):
     arguments, _ = one_pair
     (tmp_path / "LICENCE").write_text("For research only.")
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     directory = tmp_path / "data" / "mine" / "1.0.0"
     before = read_manifest(directory)
-    assert door(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
+    assert run(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
     assert read_manifest(directory) == {**before, "licence": "For research only."}
-    assert door(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
     assert read_manifest(directory)["licence"] == "For research only."
 
 
@@ -260,11 +260,11 @@ class Costly(ListSource):
 
 
 def test_what_is_prepared_already_is_not_drawn_again(tmp_path, small_shapes, monkeypatch):
-    prepare = functools.partial(prepare_door.prepare, dataset="shapes", sources=(), data_dir=tmp_path)
+    prepare = functools.partial(prepare_command.prepare, dataset="shapes", sources=(), data_dir=tmp_path)
     written = prepare()
     drawing = shapes_collection(train=9, val=4, test=4).source
     costly = Collection(splits={"train": Costly([])}, source=drawing)
-    monkeypatch.setitem(prepare_door.DRAWN, "shapes", lambda: costly)
+    monkeypatch.setitem(prepare_command.DRAWN, "shapes", lambda: costly)
     assert prepare() == written
 
 
@@ -392,7 +392,7 @@ def test_half_written_dataset_of_a_changed_list_starts_over(tmp_path, monkeypatc
     def collection(caption: str) -> Collection:
         (tmp_path / "list.json").write_text(json.dumps([{"image": "a.png", "caption": caption}]))
         uris = [f"--source={split}=json:{tmp_path}/list.json" for split in ("train", "test")]
-        return prepare_door.collect(
+        return prepare_command.collect(
             "shapes", sources=[uri.removeprefix("--source=") for uri in uris], data_dir=tmp_path
         )
 
@@ -411,7 +411,7 @@ def test_only_images_over_the_limit_are_made_smaller(tmp_path):
     for name, data in images.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": name} for name in images]))
-    collection = prepare_door.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
+    collection = prepare_command.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
     write_dataset(collection, name="mine", data_dir=tmp_path, checks=ImageChecks(max_side=100, quality=80))
     source = open_source("tfds:mine:train", data_dir=str(tmp_path))
     written = {source[i]["image_id"]: source[i]["image"] for i in range(3)}
@@ -424,7 +424,7 @@ def test_only_images_over_the_limit_are_made_smaller(tmp_path):
 def test_manifest_says_where_everything_is_from(published, tmp_path, capsys):
     (tmp_path / "LICENCE").write_text("For research only.")
     arguments = ("--dataset=flickr8k", f"--source={published}", f"--data_dir={tmp_path}")
-    assert door(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
+    assert run(capsys, *arguments, f"--licence={tmp_path / 'LICENCE'}")[0] == 0
     manifest = read_manifest(tmp_path / "flickr8k" / "1.0.0")
     assert (manifest["source"], manifest["licence"]) == (str(published), "For research only.")
     assert manifest["features"] == {"captions": "Sequence", "image": "Image", "image_id": "Text"}
@@ -440,7 +440,7 @@ def test_shard_without_a_usable_image_is_no_hole(tmp_path):
     for i in (3, 1030):
         (tmp_path / f"{i}.png").write_bytes(encoded(picture(seed=i)))
     (tmp_path / "list.json").write_text(json.dumps(rows))
-    collection = prepare_door.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
+    collection = prepare_command.collect("mine", sources=[f"json:{tmp_path}/list.json"], data_dir=tmp_path)
     directory = write_dataset(collection, name="mine", data_dir=tmp_path)
     split = read_manifest(directory)["splits"]["train"]
     assert [shard["examples"] for shard in split["shards"]] == [1, 0, 1]
@@ -467,7 +467,7 @@ def test_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(small_shap
         message = refusal(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")
     assert "cannot be written" in message and "No space left" in message
     assert not list((tmp_path / "shapes").glob("*/dataset_info.json"))
-    assert door(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")[0] == 0
+    assert run(capsys, "--dataset=shapes", f"--data_dir={tmp_path}")[0] == 0
 
 
 def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
@@ -512,7 +512,7 @@ def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsy
         listed.unlink()
         return write_dataset(*args, **kwargs)
 
-    monkeypatch.setattr(prepare_door, "write_dataset", write_later)
+    monkeypatch.setattr(prepare_command, "write_dataset", write_later)
     assert f"'{listed}' cannot be read: No such file" in refusal(capsys, *arguments)
 
 
@@ -521,9 +521,9 @@ def test_directories_may_start_at_the_home_directory(published, tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     (tmp_path / "LICENCE").write_text("For research only.")
     flags = ("--dataset=flickr8k", "--source=~/flickr8k", "--data_dir=~/data")
-    assert door(capsys, *flags, "--licence=~/LICENCE")[0] == 0
+    assert run(capsys, *flags, "--licence=~/LICENCE")[0] == 0
     assert read_manifest(tmp_path / "data" / "flickr8k" / "1.0.0")["source"] == str(published)
-    door(capsys, "--check", *flags, "--report_dir=~/report")
+    run(capsys, "--check", *flags, "--report_dir=~/report")
     assert (tmp_path / "report" / "check.html").is_file() and not (tmp_path / "~").exists()
 
 
@@ -534,14 +534,14 @@ def test_unwritable_data_dir_is_refused(tmp_path, capsys):
 
 
 def test_help_shows_an_example(capsys):
-    assert prepare_door.door(["--help"]) == 0
+    assert prepare_command.run(["--help"]) == 0
     assert "mvlm prepare --dataset=shapes" in capsys.readouterr().out
-    assert "prepare" in doors.DOORS
+    assert "prepare" in commands.COMMANDS
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not in $MVLM_FLICKR8K")
 def test_published_flickr8k_is_read(tmp_path):
-    captions = flickr8k.read_captions(FLICKR8K / flickr8k.CAPTIONS, skipped=(skipped := Tally()))
+    captions = flickr8k.read_captions(FLICKR8K / flickr8k.CAPTIONS, skipped=(skipped := Skipped()))
     names = (FLICKR8K / flickr8k.LISTS["dev"]).read_text().split()
     assert len(names) == 1000 and all(len(captions[name]) == 5 for name in names)
     assert not skipped.counts

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tiny import ROOT
 
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.builders.shapes import COLORS, SHAPES, render, scenes
 from mvlm_jax.data.labelled import LabelledSource
@@ -231,13 +231,13 @@ def test_pairs_and_labelled_examples_are_not_taken_for_each_other(shapes_dir, da
 
 
 def test_door_draws_them_and_refuses_to_check_or_preview_them(collections, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(prepare_door.DRAWN, "shapes_ve", lambda: collections["shapes_ve"])
+    monkeypatch.setitem(prepare_command.DRAWN, "shapes_ve", lambda: collections["shapes_ve"])
     drawn = ["--dataset=shapes_ve", f"--data_dir={tmp_path}"]
-    assert prepare_door.door(drawn) == 0
+    assert prepare_command.run(drawn) == 0
     assert "test: 270 examples\n" in capsys.readouterr().out
-    assert prepare_door.door([*drawn, "--source=DIR"]) == 2
+    assert prepare_command.run([*drawn, "--source=DIR"]) == 2
     assert "which is drawn; leave it out" in capsys.readouterr().err
-    assert prepare_door.door([*drawn, "--check"]) == 2
+    assert prepare_command.run([*drawn, "--check"]) == 2
     assert "--check looks at images with captions" in capsys.readouterr().err
-    assert prepare_door.door(["--preview", f"--config={ROOT / 'configs' / 'finetune_vqa.py'}:shapes"]) == 2
+    assert prepare_command.run(["--preview", f"--config={ROOT / 'configs' / 'finetune_vqa.py'}:shapes"]) == 2
     assert "config.task=vqa has none" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mvlm_jax import prepare
+from mvlm_jax.cli import prepare
 from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import Source, open_source, source_files, split_name
@@ -94,7 +94,7 @@ def test_type_that_is_sought_in_tensorflow_is_refused(shapes_dir, tmp_path):
 
 def test_tensorflow_is_never_imported(shapes_dir):
     program = (
-        "import sys; from mvlm_jax import prepare; from mvlm_jax.data import pipeline, sources; "
+        "import sys; from mvlm_jax.cli import prepare; from mvlm_jax.data import pipeline, sources; "
         f"sources.open_source('tfds:shapes:val', data_dir={shapes_dir!r})[0]; "
         "sys.exit('tensorflow' in sys.modules)"
     )

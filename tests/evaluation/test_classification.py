@@ -8,7 +8,7 @@ from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_nam
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import classification
-from mvlm_jax.models.from_config import model_inputs, task_model
+from mvlm_jax.tasks.model import model_inputs, task_model
 
 COLOURS = {"dark_blue": (0, 0, 90), "green": (0, 160, 0), "red": (220, 0, 0)}
 

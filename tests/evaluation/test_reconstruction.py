@@ -6,7 +6,7 @@ from tiny import recipe
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import reconstruction
-from mvlm_jax.models.from_config import task_model
+from mvlm_jax.tasks.model import task_model
 
 OWNERS = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4], np.int32)  # the image of each caption
 OPTIONS = {"cell": 1, "image_ratio": 0.5, "text_ratio": 0.5, "special_ids": (0,), "mask_id": 0, "bootstrap": 10}

@@ -5,7 +5,7 @@ import pytest
 from tiny import recipe
 
 from mvlm_jax.evaluation import retrieval
-from mvlm_jax.models.from_config import task_model
+from mvlm_jax.tasks.model import task_model
 
 
 def features_of(model, _, text):

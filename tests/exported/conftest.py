@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mvlm_jax import weights
+from mvlm_jax.cli import weights
 
 
 @pytest.fixture(scope="session")
 def export(demo_run, tmp_path_factory):
     """The demo run as `mvlm weights export` writes it."""
     folder = tmp_path_factory.mktemp("exports") / "export"
-    assert weights.door(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
+    assert weights.run(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
     return folder
 
 

@@ -121,7 +121,7 @@ def test_several_masks_are_filled_in_order(model):
     for each in filled:
         assert each[0][1] >= each[1][1] > 0
     everything = model.fill_mask("a <mask>", top=10_000)[0]
-    assert len(everything) == model.tokenizer.vocab_size < model.config.text.vocab_size
+    assert len(everything) == model.tokenizer.vocab_size < model.config.text_encoder.vocab_size
     assert sum(p for _, p in everything) == pytest.approx(1, rel=1e-4)
 
 

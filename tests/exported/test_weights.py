@@ -10,7 +10,7 @@ from tiny import demo_flags
 
 import mvlm_jax
 from mvlm_jax import config as config_lib
-from mvlm_jax import train, weights
+from mvlm_jax.cli import train, weights
 from mvlm_jax.interop.parameters import flat, restore_parameters
 from mvlm_jax.tasks.pretrain import Pretrain
 
@@ -37,7 +37,7 @@ def train_only(flags):
     """`mvlm train` without its evaluation, which costs more to compile than all else and is not looked at here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pretrain, "evaluate", lambda self, params: {})
-        return train.door(flags)
+        return train.run(flags)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_first_losses_differ_from_those_of_a_random_start(demo_run, started):
 
 def test_encoders_that_do_not_learn_are_still_the_published_ones_after_training(started, published, tmp_path):
     folder = tmp_path / "export"
-    assert weights.door(["export", f"--workdir={started}", f"--output={folder}"]) == 0
+    assert weights.run(["export", f"--workdir={started}", f"--output={folder}"]) == 0
     for name in ("image_encoder", "text_encoder"):
         expected, written = (load_file(place / name / "model.safetensors") for place in (published, folder))
         assert set(written) == set(expected)
@@ -127,15 +127,21 @@ def test_a_resumed_run_does_not_import_again(started, published, demo_dir, tmp_p
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"model__width": 32}, "image_encoder is 16 wide; config.model.width=32"),
-        ({"model__layers": 2}, "image_encoder has 1 layers; config.model.layers=2"),
-        ({"model__heads": 4}, "image_encoder has 2 heads; config.model.heads=4"),
-        ({"text__vocab_size": 500}, "has a vocabulary of 400 tokens; config.text.vocab_size=500"),
-        ({"text__vocab_size": 300}, "but config.text.vocab_size=300; the embedding table needs a row for each"),
-        ({"text__kind": "bert"}, "[CLS]"),
+        ({"image_encoder__width": 32}, "image_encoder is 16 wide; config.image_encoder.width=32"),
+        ({"image_encoder__layers": 2}, "image_encoder has 1 layers; config.image_encoder.layers=2"),
+        ({"image_encoder__heads": 4}, "image_encoder has 2 heads; config.image_encoder.heads=4"),
+        ({"text_encoder__vocab_size": 500}, "has a vocabulary of 400 tokens; config.text_encoder.vocab_size=500"),
+        (
+            {"text_encoder__vocab_size": 300},
+            "but config.text_encoder.vocab_size=300; the embedding table needs a row for each",
+        ),
+        ({"text_encoder__kind": "bert"}, "[CLS]"),
         ({"init_from__image": "nowhere"}, "there is no nowhere; give a .safetensors file or a folder"),
         ({"init_from__text": "IMAGE"}, "brings no tokenizer.json or vocab.txt; name the tokenizer of these weights"),
-        ({"init_from__text": "IMAGE", "text__tokenizer": "TOKENIZER"}, "is a 'vit' by its config.json; text.kind="),
+        (
+            {"init_from__text": "IMAGE", "text__tokenizer": "TOKENIZER"},
+            "is a 'vit' by its config.json; text_encoder.kind=",
+        ),
         ({"text__tokenizer": "OTHER"}, "embedding table of"),
         ({"text__tokenizer": "SMALL"}, "give the tokenizer that the weights were trained with"),
     ],
@@ -148,7 +154,7 @@ def test_weights_that_do_not_fit_leave_no_workdir_behind(changes, said, publishe
         "SMALL": smaller(published / "text_encoder" / "tokenizer.json", tmp_path / "small.json"),
     }
     changes = {name: places.get(value, value) for name, value in changes.items()}
-    assert train.door(start_flags(published, data_dir=demo_dir, workdir=tmp_path / "run", **changes)) == 2
+    assert train.run(start_flags(published, data_dir=demo_dir, workdir=tmp_path / "run", **changes)) == 2
     [error] = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("mvlm train: ")]
     assert said in error
     assert not (tmp_path / "run").exists()
@@ -219,7 +225,7 @@ def test_an_export_that_cannot_be_made_leaves_nothing(flags, said, demo_run, exp
     places = {"RUN": str(demo_run), "EXPORT": str(export), "NEW": str(tmp_path / "new")}
     before = sorted(export.parent.rglob("*"))
     flags = [re.sub("RUN|EXPORT|NEW", lambda found: places[found[0]], flag) for flag in flags]
-    assert weights.door(["export", *flags]) == 2
+    assert weights.run(["export", *flags]) == 2
     [error] = capsys.readouterr().err.strip().splitlines()[-1:]
     assert error.startswith("mvlm weights export: ") and said in error
     assert sorted(export.parent.rglob("*")) == before and not list(tmp_path.iterdir())
@@ -235,7 +241,7 @@ def import_flags(published, *, data_dir, **changes):
 
 def test_import_prints_the_report_and_writes_the_same_encoders(published, demo_dir, tmp_path, capsys):
     output = tmp_path / "imported"
-    assert weights.door([*import_flags(published, data_dir=demo_dir), f"--output={output}"]) == 0
+    assert weights.run([*import_flags(published, data_dir=demo_dir), f"--output={output}"]) == 0
     printed = capsys.readouterr().out
     assert re.search(
         r"^image_encoder: 22 tensors, .* parameters from .*image_encoder \(ViT of transformers\)$", printed, re.M
@@ -252,23 +258,23 @@ def test_import_prints_the_report_and_writes_the_same_encoders(published, demo_d
 
 
 def test_import_says_what_was_resized(published, demo_dir, capsys):
-    flags = import_flags(published, data_dir=demo_dir, image__size=64, text__positions=40)
-    assert weights.door(flags) == 0
+    flags = import_flags(published, data_dir=demo_dir, image__size=64, text_encoder__positions=40)
+    assert weights.run(flags) == 0
     printed = capsys.readouterr().out
     assert "resized: position_embedding: bicubic from 4x4 to 8x8 patches" in printed
     assert "resized: position_embedding: cut from 64 to 40 positions" in printed
 
 
 def test_import_of_what_does_not_fit_writes_nothing(published, demo_dir, tmp_path, capsys):
-    flags = import_flags(published, data_dir=demo_dir, model__width=32)
-    assert weights.door([*flags, f"--output={tmp_path / 'new'}"]) == 2
-    assert "is 16 wide; config.model.width=32" in capsys.readouterr().err
+    flags = import_flags(published, data_dir=demo_dir, image_encoder__width=32)
+    assert weights.run([*flags, f"--output={tmp_path / 'new'}"]) == 2
+    assert "is 16 wide; config.image_encoder.width=32" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_import_of_nothing_is_refused(demo_dir, capsys):
     flags = demo_flags(data_dir=demo_dir, workdir="unused", steps=3)
-    assert weights.door(["import", *(flag for flag in flags if not flag.startswith("--workdir"))]) == 2
+    assert weights.run(["import", *(flag for flag in flags if not flag.startswith("--workdir"))]) == 2
     assert "nothing to import; give --config.init_from.image=PATH" in capsys.readouterr().err
 
 
@@ -276,7 +282,7 @@ def test_import_of_nothing_is_refused(demo_dir, capsys):
 
 
 def test_inspect_prints_the_tensors_and_what_they_are(export, capsys):
-    assert weights.door(["inspect", f"--source={export / 'text_encoder'}"]) == 0
+    assert weights.run(["inspect", f"--source={export / 'text_encoder'}"]) == 0
     printed = capsys.readouterr().out
     assert "embeddings.word_embeddings.weight  [400, 16]  float32" in printed
     assert printed.endswith("named as BERT or RoBERTa of transformers; 1 layers\ntokenizer: tokenizer.json\n")
@@ -284,5 +290,5 @@ def test_inspect_prints_the_tensors_and_what_they_are(export, capsys):
 
 @pytest.mark.parametrize("argv, said", [([], "import,export,inspect"), (["imprt"], "'imprt' is not one of")])
 def test_an_unknown_action_is_refused(argv, said, capsys):
-    assert weights.door(argv) == 2
+    assert weights.run(argv) == 2
     assert said in capsys.readouterr().err

@@ -33,29 +33,29 @@ WRONG = {
     # name: (imported as, the source's tensors, what the config asks for, what the line says)
     "text for an image": ("vit", golden("bert"), {}, "is a text encoder (BERT or RoBERTa of transformers); ViT of"),
     "an image for text": ("bert", golden("timm"), {}, "is an image encoder (ViT of timm (also DeiT, MAE)); BERT or"),
-    "bert for roberta": ("roberta", golden("bert"), {}, "has 2 token types, as bert has; config.text.kind='roberta'"),
+    "bert for roberta": ("roberta", golden("bert"), {}, "has 2 token types, as bert has; config.text_encoder.kind="),
     "a convolutional net": (
         "vit", {"conv1.weight": np.ones((8, 3, 7, 7), np.float32)}, {},
         "is none of these: ViT of transformers, ViT of transformers 5, ViT of timm (also DeiT, MAE); "
         "its 1 tensors begin with conv1.weight",
     ),
-    "width": ("vit", golden("vit"), {"width": 32}, "is 16 wide; config.model.width=32"),
-    "width of timm": ("timm", golden("timm"), {"width": 32}, "is 16 wide; config.model.width=32"),
-    "width of text": ("bert", golden("bert"), {"width": 8}, "is 16 wide; config.model.width=8"),
-    "too few layers": ("roberta", golden("roberta"), {"layers": 3}, "has 2 layers; config.model.layers=3"),
-    "too many layers": ("timm", golden("timm"), {"layers": 1}, "has 2 layers; config.model.layers=1"),
+    "width": ("vit", golden("vit"), {"width": 32}, "is 16 wide; config.image_encoder.width=32"),
+    "width of timm": ("timm", golden("timm"), {"width": 32}, "is 16 wide; config.image_encoder.width=32"),
+    "width of text": ("bert", golden("bert"), {"width": 8}, "is 16 wide; config.text_encoder.width=8"),
+    "too few layers": ("roberta", golden("roberta"), {"layers": 3}, "has 2 layers; config.text_encoder.layers=3"),
+    "too many layers": ("timm", golden("timm"), {"layers": 1}, "has 2 layers; config.image_encoder.layers=1"),
     "hidden width": (
         "bert", golden("bert"), {"mlp_ratio": 4},
         "encoder.layer.0.intermediate.dense.weight has the shape (32, 16); the config needs (64, 16)",
     ),
-    "patch": ("vit", golden("vit"), {"patch": 8}, "sees patches of 4x4 pixels of 3 channels; config.image.patch=8"),
+    "patch": ("vit", golden("vit"), {"patch": 8}, "sees patches of 4x4 pixels of 3 channels; config.image_encoder"),
     "vocabulary": (
         "roberta", golden("roberta"), {"vocab_size": 50},
-        "has a vocabulary of 48 tokens; config.text.vocab_size=50, give --config.text.vocab_size=48",
+        "has a vocabulary of 48 tokens; config.text_encoder.vocab_size=50, give --config.text_encoder.vocab_size=48",
     ),
     "positions": (
         "roberta", golden("roberta"), {"positions": 40},
-        "has positions for 12 tokens; config.text.positions=40, give --config.text.positions=12 or less",
+        "has positions for 12 tokens; config.text_encoder.positions=40, give --config.text_encoder.positions=12 or",
     ),
     "positions that are no square": (
         "timm", golden("timm") | {"pos_embed": np.zeros((1, 16, 16), np.float32)}, {},
@@ -109,8 +109,12 @@ def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
     "kind, said, changes",
     [
         ("vit", "is a 'beit' by its config.json; a ViT needs one of vit, vit_mae, deit", {"model_type": "beit"}),
-        ("bert", "is a 'roberta' by its config.json; text.kind='bert' needs one of bert", {"model_type": "roberta"}),
-        ("vit", "has 4 heads; config.model.heads=2", {"num_attention_heads": 4}),
+        (
+            "bert",
+            "is a 'roberta' by its config.json; text_encoder.kind='bert' needs one of bert",
+            {"model_type": "roberta"},
+        ),
+        ("vit", "has 4 heads; config.image_encoder.heads=2", {"num_attention_heads": 4}),
         ("bert", "computes with hidden_act='gelu_new'", {"hidden_act": "gelu_new"}),
         ("bert", "has relative_key positions; absolute ones are needed", {"position_embedding_type": "relative_key"}),
         ("roberta", "has pad_token_id=0", {"pad_token_id": 0}),
@@ -173,7 +177,7 @@ def test_what_is_not_used_is_listed_with_its_reason(tmp_path):
 
 def test_another_epsilon_is_noted_with_the_field_that_mends_it(tmp_path):
     [note] = imported(folder_of(tmp_path / "folder", "vit"), "vit", epsilon=1e-6).notes
-    assert "--config.image.epsilon=1e-12" in note
+    assert "--config.image_encoder.epsilon=1e-12" in note
 
 
 def test_other_normalisation_is_noted(tmp_path):

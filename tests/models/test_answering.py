@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny import SMALLER, recipe
 
-from mvlm_jax.compiling import hlo
+from mvlm_jax.aot import hlo
 from mvlm_jax.evaluation import answering
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
 from mvlm_jax.models.downstream import AnsweringModel
-from mvlm_jax.models.from_config import maskvlm_fields
+from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training.mesh import batch_sharding, make_mesh
 
 PAD, START, END = 1, 0, 2
@@ -24,7 +24,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 @pytest.fixture(scope="module")
 def model():
     config = recipe("demo")
-    config.update_from_flattened_dict(SMALLER | {"text.vocab_size": VOCABULARY})
+    config.update_from_flattened_dict(SMALLER | {"text_encoder.vocab_size": VOCABULARY})
     return AnsweringModel(**maskvlm_fields(config, pad_id=PAD), answer_layers=2, answer_length=LENGTH)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import recipe
+from tiny import recipe, sizes
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import train_tokenizer
@@ -28,9 +28,8 @@ SMALL = {
     "batch_size": BATCH,
     "matching.group": 4,
     "image.size": 32,
-    "model.width": 16,
-    "model.layers": 1,
-    "model.cross_layers": 1,
+    **sizes(width=16, layers=1),
+    "cross.layers": 1,
     "optimizer.warmup_steps": 2,
     "optimizer.peak": 1e-3,
     "optimizer.encoder_peak": 1e-3,

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny import SMALLER, demo_flags, prepare_shapes, recipe
+from tiny import SMALLER, demo_flags, prepare_shapes, recipe, sizes
 
 from mvlm_jax import config as config_lib
-from mvlm_jax import evaluate, train, weights
+from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.data import labelled_pipeline
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.images import UndecodableImage
@@ -23,10 +23,10 @@ from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
 from mvlm_jax.interop.parameters import flat, parameter_shapes
 from mvlm_jax.interop.positions import resize_positions
-from mvlm_jax.models.from_config import CLASSES
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.from_config import describe_task, make_task
 from mvlm_jax.tasks.labelled import LabelledTask
+from mvlm_jax.tasks.model import CLASSES
 from mvlm_jax.tasks.nlvr2 import Nlvr2
 from mvlm_jax.training.task import Task
 from mvlm_jax.training.workdir import ORIGIN, read_config
@@ -60,7 +60,7 @@ def flags(task, *, data_dir, workdir, start, **changes):
 def finetuned(request, data_dir, demo_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / request.param
     given = flags(request.param, data_dir=data_dir, workdir=workdir, start=demo_run)
-    assert train.door(given) == 0
+    assert train.run(given) == 0
     return request.param, workdir, given
 
 
@@ -73,7 +73,7 @@ def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     assert 0 <= before["accuracy"] <= 100
     assert before["left_out"] == {}
     # Another batch size, and the same answers.
-    assert evaluate.door([*given, "--config.eval.batch_size=24"]) == 0
+    assert evaluate.run([*given, "--config.eval.batch_size=24"]) == 0
     after = json.loads(file.read_text())
     for of in ("left_out", *ORIGIN):
         assert after.pop(of) == before.pop(of)
@@ -120,13 +120,13 @@ def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir,
     passes, whole = [], LabelledTask.evaluation_batches
     monkeypatch.setattr(LabelledTask, "evaluation_batches", lambda *arguments: passes.append(1) or whole(*arguments))
     command = [*given, f"--config.data.eval={uri}"]
-    refused = evaluate.door([*command, f"--submission={tmp_path / 'none' / 'submission'}"])
+    refused = evaluate.run([*command, f"--submission={tmp_path / 'none' / 'submission'}"])
     assert refused == 2 and not passes
     if name == "entailment":
-        assert evaluate.door([*command, f"--submission={file}"]) == 2 and not passes
-        assert evaluate.door(command) == 0
+        assert evaluate.run([*command, f"--submission={file}"]) == 2 and not passes
+        assert evaluate.run(command) == 0
     else:
-        assert evaluate.door([*command, f"--submission={file}"]) == 0
+        assert evaluate.run([*command, f"--submission={file}"]) == 0
     assert len(passes) == 1
     [found] = [json.loads(path.read_text()) for path in (workdir / "eval").glob(f"{name}-*-test*.json")]
     assert found["questions" if name == "vqa" else "examples"] == 50
@@ -160,7 +160,7 @@ def test_an_evaluation_of_which_nothing_can_be_used_is_refused(finetuned, tmp_pa
 
     monkeypatch.setattr(labelled_pipeline, "decode_image", broken)
     submission = [] if name == "entailment" else [f"--submission={tmp_path / 'submission'}"]
-    assert evaluate.door([*given, *submission]) == 2
+    assert evaluate.run([*given, *submission]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     uri = f"tfds:{SHAPES_OF[name]}:val[:50]"
     assert said == f"mvlm evaluate: none of the 50 examples of config.data.eval={uri} can be used (corrupt: 50)"
@@ -188,7 +188,7 @@ def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence(
 )
 def test_flags_that_would_do_nothing_are_refused(recipe, given, said, tmp_path, capsys):
     common = demo_flags(data_dir=tmp_path, workdir=tmp_path / "run", recipe=recipe)
-    assert evaluate.door([*common, *given]) == 2
+    assert evaluate.run([*common, *given]) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -208,7 +208,7 @@ def test_blind_models_see_nothing_of_the_other_side(finetuned):
     _, workdir, _ = finetuned
     config = read_config(workdir)
     for blind, hidden in (("image", "image"), ("text", "text"), ("none", None)):
-        config.blind = blind
+        config.hide_modality = blind
         task = make_task(config, workdir=workdir)
         batches = task.train_batches(0)
         seen = [task.seen(jax.tree.map(jnp.asarray, next(batches))) for _ in range(2)]
@@ -231,23 +231,23 @@ def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, demo_run, t
         data_dir=data_dir, workdir=workdir, recipe="finetune_retrieval.py:shapes", steps=2, image__size=48,
         init_from__checkpoint=demo_run, optimizer__warmup_steps=1,
     )  # fmt: skip
-    assert train.door(given) == 0
+    assert train.run(given) == 0
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert not any("mlm" in line or "mim" in line for line in lines)
     assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-shapes-val.json"]
     capsys.readouterr()
-    assert evaluate.door([*given, "--k=2,12,5"]) == 0
+    assert evaluate.run([*given, "--k=2,12,5"]) == 0
     found = json.loads(capsys.readouterr().out)["retrieval-val"]
     assert found["rerank_candidates"] == 12
     assert {"tr_r1_rerank", "tr_r1_rerank_2", "tr_r1_rerank_5", "r_mean", "r_mean_rerank"} <= set(found)
     mean = np.mean([found[f"{way}_r{k}"] for way in ("tr", "ir") for k in (1, 5, 10)])
     assert found["r_mean"] == pytest.approx(mean)
-    assert evaluate.door([*given, "--k=2,x"]) == 2
+    assert evaluate.run([*given, "--k=2,x"]) == 2
 
 
 def test_an_exported_folder_serves_as_well_as_the_run(demo_run, tmp_path):
     folder = tmp_path / "export"
-    assert weights.door(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
+    assert weights.run(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
     config = read_config(demo_run)
     config.task, config.image.size = "entailment", 48
     shapes = parameter_shapes(config)
@@ -299,8 +299,8 @@ def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_on
         values = exported(tmp_path / "before", config=small(task="vqa", vqa__decoder_layers=there))
         config = small(task="vqa", vqa__decoder_layers=layers)
     else:
-        values = exported(tmp_path / "before", config=small(model__cross_layers=there))
-        config = small(task="vqa", vqa__decoder_layers=layers, model__cross_layers=there)
+        values = exported(tmp_path / "before", config=small(cross__layers=there))
+        config = small(task="vqa", vqa__decoder_layers=layers, cross__layers=there)
     found = imported(tmp_path / "before", config=config)
     wanted = {path for path in flat(parameter_shapes(config)) if path.startswith("answer_decoder/")}
     decoder = {path: value for path, value in found.params.items() if path.startswith("answer_decoder/")}
@@ -333,11 +333,11 @@ def test_words_that_were_told_by_another_head_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.width": 32}, "has .* with the shape .* the model"),
-        ({"model.layers": 2}, "with the shape .* the model"),
-        ({"model.heads": 4}, "was trained with config.model.heads=2, not 4"),
-        ({"text.kind": "bert"}, "was trained with config.text.kind='roberta'"),
-        ({"model.cross_layers": 2}, "has no parameter .*cross_encoder/block_1"),
+        (sizes(width=32), "has .* with the shape .* the model"),
+        (sizes(layers=2), "with the shape .* the model"),
+        (sizes(heads=4), "was trained with config.image_encoder.heads=2, not 4"),
+        ({"text_encoder.kind": "bert"}, "was trained with config.text_encoder.kind='roberta'"),
+        ({"cross.layers": 2}, "has no parameter .*cross_encoder/block_1"),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused(demo_run, changes, message):
@@ -350,7 +350,7 @@ def test_checkpoints_that_do_not_fit_are_refused(demo_run, changes, message):
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys):
     given = flags("entailment", data_dir=data_dir, workdir=tmp_path / "run", start=tmp_path)
-    assert train.door(given) == 2
+    assert train.run(given) == 2
     assert "mvlm train: " in capsys.readouterr().err
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER)

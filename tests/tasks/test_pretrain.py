@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny import SMALLER, recipe
+from tiny import SMALLER, recipe, sizes
 
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.tasks.pretrain import Pretrain
@@ -18,7 +18,8 @@ COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "brown"]
 def config():
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER | {"steps": 200, "optimizer.warmup_steps": 10, "optimizer.peak": 3e-3})
-    config.optimizer.encoder_peak, config.model.width = 3e-3, 32
+    config.optimizer.encoder_peak = 3e-3
+    config.update_from_flattened_dict(sizes(width=32))
     return config
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny import ROOT, SMALLER, recipe
 
-from mvlm_jax import prepare as prepare_door
+from mvlm_jax.cli import prepare as prepare_command
+from mvlm_jax.report.batch import MASKED, masked_image, preview_page, step_pairs
 from mvlm_jax.tasks.from_config import make_task
-from mvlm_jax.tasks.preview import MASKED, masked_image, preview_page, step_pairs
 from mvlm_jax.training.streams import Streams
 
 STEP = 3
@@ -65,16 +65,16 @@ def test_door_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, demo
     fields = SMALLER | {"data.data_dir": demo_dir, "mesh.data": 1024, "data.workers": 7}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     arguments = ["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", f"--step={STEP}", "--examples=3", *flags]
-    assert prepare_door.door([*arguments, f"--report_dir={tmp_path}"]) == 0
+    assert prepare_command.run([*arguments, f"--report_dir={tmp_path}"]) == 0
     cards = re.findall(r"<figure.*?</figure>", (tmp_path / "preview.html").read_text(), re.DOTALL)
     assert cards == re.findall(r"<figure.*?</figure>", preview_page(task, step=STEP, examples=3), re.DOTALL)
     assert "preview.html" in capsys.readouterr().out
 
 
 def test_preview_without_a_recipe_is_refused(capsys):
-    assert prepare_door.door(["--preview"]) == 2
+    assert prepare_command.run(["--preview"]) == 2
     assert "--preview needs --config" in capsys.readouterr().err
-    assert prepare_door.door([]) == 2
+    assert prepare_command.run([]) == 2
     assert "--dataset is missing" in capsys.readouterr().err
 
 
@@ -88,5 +88,5 @@ def test_preview_without_a_recipe_is_refused(capsys):
     ],
 )
 def test_preview_refuses_flags_that_it_does_not_read(flag, instead, capsys):
-    assert prepare_door.door(["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", flag]) == 2
+    assert prepare_command.run(["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", flag]) == 2
     assert instead in capsys.readouterr().err

@@ -10,7 +10,7 @@ import jax
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
-from mvlm_jax import doors
+from mvlm_jax.cli import commands
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.loop import train
@@ -30,7 +30,7 @@ def train_through_a_door(workdir, **options):
     def main(_):
         train(HeavyTask(**options), config=toy_config(**FIELDS), workdir=workdir)
 
-    return doors.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[])
+    return commands.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[])
 
 
 def last_step(workdir):

@@ -1,4 +1,4 @@
-"""Two processes of four devices over loopback, through the doors: one run, whatever it runs on."""
+"""Two processes of four devices over loopback, through the commands: one run, whatever it runs on."""
 
 import json
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from twenty import DEVICES, STEPS, flags_of, logged_losses, run_processes, watched
 
-from mvlm_jax import evaluate, train, weights
+from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.errors import UserError
 from mvlm_jax.inference import load
 from mvlm_jax.training import hosts
 from mvlm_jax.training.checkpoints import Checkpoints
-from mvlm_jax.training.peers import HEARTBEAT_TIMEOUT_SECONDS
+from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 from mvlm_jax.training.workdir import ORIGIN
 
 DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
@@ -26,14 +26,14 @@ def first(shapes_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("first")
     (directory / "process0").mkdir()
     (directory / "process0" / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n")
-    of_one = {"text.kind": "bert", "text.tokenizer": "words.txt"}
+    of_one = {"text_encoder.kind": "bert", "text.tokenizer": "words.txt"}
     jobs = [
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "whole", mesh=DATA)},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "stopped", mesh=FSDP), "stop_after": 7},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none", **of_one)},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none"), "more": {1: ["--config.seed=5"]}},
     ]
-    return directory, *run_processes(directory, [{"door": "train"} | job for job in jobs])
+    return directory, *run_processes(directory, [{"command": "train"} | job for job in jobs])
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def resumed(first, shapes_dir):
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [7]
     with watched({}, stop_after=14):
-        train.door(flags_of(data_dir=shapes_dir, workdir=workdir, mesh=ALL_AXES))
+        train.run(flags_of(data_dir=shapes_dir, workdir=workdir, mesh=ALL_AXES))
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [7, 14]
-    last = {"door": "train", "flags": flags_of(data_dir=shapes_dir, workdir=workdir, mesh=FSDP)}
+    last = {"command": "train", "flags": flags_of(data_dir=shapes_dir, workdir=workdir, mesh=FSDP)}
     records, _ = run_processes(first[0], [last])
     return workdir, records
 
@@ -79,7 +79,7 @@ def test_evaluation_by_two_processes_is_that_of_one(first, shapes_dir):
     by_two = [json.loads(file.read_text()) for file in files]
     for file in files:
         file.unlink()
-    assert evaluate.door(flags_of(data_dir=shapes_dir, workdir=workdir, mesh=ALL_AXES)) == 0
+    assert evaluate.run(flags_of(data_dir=shapes_dir, workdir=workdir, mesh=ALL_AXES)) == 0
     for two, file in zip(by_two, files):
         one = json.loads(file.read_text())
         assert set(one) == set(two)
@@ -101,7 +101,7 @@ def test_a_run_goes_on_on_other_hosts_and_another_mesh(resumed, on_one_device):
 def test_a_model_trained_in_parts_over_two_processes_is_exported_whole(resumed, first, tmp_path):
     embeddings = []
     for name in ("whole", "stopped"):
-        assert weights.door(["export", f"--workdir={first[0] / name}", f"--output={tmp_path / name}"]) == 0
+        assert weights.run(["export", f"--workdir={first[0] / name}", f"--output={tmp_path / name}"]) == 0
         embeddings.append(load(tmp_path / name, batch_size=2).encode_text(["a red circle", "a small green star"]))
     np.testing.assert_allclose(*embeddings, atol=1e-4)
     assert np.abs(embeddings[0][0] - embeddings[0][1]).max() > 1e-2

@@ -7,7 +7,7 @@ import pytest
 from tiny import demo_flags
 from twenty import DEVICES, run_processes
 
-from mvlm_jax import train
+from mvlm_jax.cli import train
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.tasks.classification import ClassificationTask
@@ -48,11 +48,11 @@ def stopped(tmp_path_factory):
     prepare(directory / "process1" / "own", val=59, tasks=["entailment"])
     given = {"data_dir": directory / "data", "mesh": FSDP_TENSOR}
     jobs = [
-        {"door": "train", "flags": flags(task, workdir=directory / task, **given), "stop_after": STOP}
+        {"command": "train", "flags": flags(task, workdir=directory / task, **given), "stop_after": STOP}
         for task in RECIPES
     ]
     lacking = flags("entailment", workdir=directory / "entailment", data_dir="own", mesh=FSDP_TENSOR, part="[250:]")
-    return directory, *run_processes(directory, [*jobs, {"door": "evaluate", "flags": lacking}])
+    return directory, *run_processes(directory, [*jobs, {"command": "evaluate", "flags": lacking}])
 
 
 def evaluations(workdir):
@@ -74,9 +74,9 @@ def test_a_task_stopped_on_two_processes_ends_on_one_as_if_never_stopped(stopped
         monkeypatch.setattr(kind, "predictions", predictions)
     with Checkpoints.for_reading(directory / task / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [STOP]
-    assert train.door(flags(task, data_dir=directory / "data", workdir=directory / task, mesh=FSDP_TENSOR)) == 0
+    assert train.run(flags(task, data_dir=directory / "data", workdir=directory / task, mesh=FSDP_TENSOR)) == 0
     alone = directory / f"{task}_alone"
-    assert train.door(flags(task, data_dir=directory / "data", workdir=alone, mesh=DATA)) == 0
+    assert train.run(flags(task, data_dir=directory / "data", workdir=alone, mesh=DATA)) == 0
     resumed, _, last = made
     assert len(last[0]) == 20
     assert resumed == last

@@ -1,8 +1,9 @@
 """Twenty steps of the shipped demo recipe made tiny, in float32: what every mesh and every set of hosts must repeat.
 
 As a script it is one process of a run of several:
-    python twenty.py RECORD '[{"door": "train", "flags": […], "stop_after": 7}, …]'
-goes through the doors in turn. RECORD gets the status of each and the image ids that this process read for each batch.
+    python twenty.py RECORD '[{"command": "train", "flags": […], "stop_after": 7}, …]'
+goes through the commands in turn. RECORD gets the status of each and the image ids that this process read
+for each batch.
 """
 
 import contextlib
@@ -128,7 +129,7 @@ def _main(record, jobs):
     for job in json.loads(jobs):
         ids, status = {}, None
         with watched(ids, stop_after=job.get("stop_after")):
-            status = importlib.import_module(f"mvlm_jax.{job['door']}").door(job["flags"])
+            status = importlib.import_module(f"mvlm_jax.{job['command']}").run(job["flags"])
         done.append({"status": status, "ids": ids})
     Path(record).write_text(json.dumps(done))
     # Together, and past the status that a run broken off on purpose has left for the end of its process.

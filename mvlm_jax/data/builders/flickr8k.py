@@ -7,7 +7,7 @@ from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.texts import decoded
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 IMAGES = "Flicker8k_Dataset"
@@ -30,9 +30,9 @@ def collection(directory: Path) -> Collection:
     lists = {split: directory / name for split, name in LISTS.items() if (directory / name).is_file()}
     if not lists:
         raise UserError(f"--source={str(directory)!r} has none of the lists {', '.join(LISTS.values())}")
-    bad_lines, seen, splits = Tally(), set(), {}
+    bad_lines, seen, splits = Skipped(), set(), {}
     captions = read_captions(directory / CAPTIONS, skipped=bad_lines)
-    left_out = {split: Tally() for split in lists}
+    left_out = {split: Skipped() for split in lists}
     for split, file in lists.items():
         rows = []
         for name in decoded(file.read_bytes()).split():
@@ -53,7 +53,7 @@ def collection(directory: Path) -> Collection:
     )
 
 
-def read_captions(path: Path, *, skipped: Tally) -> dict[str, list[str]]:
+def read_captions(path: Path, *, skipped: Skipped) -> dict[str, list[str]]:
     """Captions by image file name, empty ones included; lines that cannot be read are counted in `skipped`."""
     captions: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):

@@ -9,8 +9,8 @@ from mvlm_jax.data.builders import fetched, karpathy, visual_genome
 from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.examples import Example
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally
 
 PARTS = ("cc3m", "sbu", "visual_genome", "coco")
 
@@ -55,7 +55,7 @@ def collection(directory: Path) -> Collection:
         ),
         "coco": karpathy.coco(directory / "coco"),
     }
-    left_out = Tally()
+    left_out = Skipped()
     for name, part in parts.items():
         for reason, out in part.left_out_of_split("train").as_dict().items():
             left_out.merge({reason: {"count": out["count"], "ids": [f"{name}/{identity}" for identity in out["ids"]]}})

@@ -12,7 +12,7 @@ from mvlm_jax.data.formats.annotations import caption_text
 from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.published import json_file
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 IMAGES = "image_data.json"
@@ -37,7 +37,7 @@ def collection(directory: Path, *, coco_list: Path | None = None) -> Collection:
     check_layout(coco_list.parent, dataset="Visual Genome, so that COCO's held-out images are left out,",
                  parts=(COCO_LIST,))  # fmt: skip
     flickr30k_list = directory / FLICKR30K_LIST
-    left_out = Tally()
+    left_out = Skipped()
     try:
         held_out = {"coco": {id_text(image["cocoid"]) for image in _held_out(coco_list)} - {""}}
         if flickr30k_list.is_file():
@@ -59,7 +59,7 @@ def _held_out(file: Path) -> Iterator[Mapping[str, Any]]:
     return (image for image in read_list(file)["images"] if image["split"] in HELD_OUT)
 
 
-def _rows(directory: Path, *, held_out: Mapping[str, set[str]], left_out: Tally) -> Iterator[Row]:
+def _rows(directory: Path, *, held_out: Mapping[str, set[str]], left_out: Skipped) -> Iterator[Row]:
     descriptions = {image["id" if "id" in image else "image_id"]: image for image in json_file(directory / REGIONS)}
     images = json_file(directory / IMAGES)
     listed_images = {image["image_id"] for image in images}

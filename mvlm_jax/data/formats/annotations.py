@@ -9,7 +9,7 @@ from typing import Any
 from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import ListedSource, Row, existing_file, listed, root_of
 from mvlm_jax.data.formats.published import json_file
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 OPTIONS = ("split", "image_root")
@@ -26,7 +26,7 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
     file = existing_file(path)
     content = json_file(file)
     images = content.get("images") if isinstance(content, dict) else None
-    left_out = Tally()
+    left_out = Skipped()
     with layout_checked(file):
         if images and "sentences" in images[0]:
             rows = karpathy_rows(content, splits=split.split(",") if split else [])
@@ -76,7 +76,7 @@ def karpathy_rows(content: Mapping[str, Any], *, splits: list[str]) -> Iterator[
             )
 
 
-def coco_rows(content: Mapping[str, Any], *, left_out: Tally) -> Iterator[Row]:
+def coco_rows(content: Mapping[str, Any], *, left_out: Skipped) -> Iterator[Row]:
     """Rows of COCO's captions, images without any caption included; captions of no image are counted in `left_out`."""
     there = {image["id"] for image in content["images"] if id_text(image["id"])}
     captions = defaultdict(list)

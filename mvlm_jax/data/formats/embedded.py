@@ -18,7 +18,7 @@ from mvlm_jax.data.formats.ids import distinct, id_text
 from mvlm_jax.data.formats.listed import read_image, utf8
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.paths import listed_path
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 KEPT = 2  # row groups in memory: reading in order decompresses each of them once
@@ -49,7 +49,7 @@ class EmbeddedSource:
         self._files, self._column, self._root = files, column, root
         self._groups, self._starts, self._rows = groups, starts, rows
         self._captions, self._ids = captions, ids
-        self.left_out = Tally()
+        self.left_out = Skipped()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 

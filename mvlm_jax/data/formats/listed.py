@@ -10,7 +10,7 @@ import pyarrow as pa
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.paths import check_listed, hint, listed_path, local_path
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 # What is wrong with one path; whatever else goes wrong is wrong with the disk, and would be with the next one, too.
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class ListedSource:
     """Captions in memory, images read on demand."""
 
-    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array, left_out: Tally) -> None:
+    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array, left_out: Skipped) -> None:
         self._root, self.left_out = root, left_out
         # Arrow's columns take a tenth of the memory of Python's strings, and are pickled as they lie there.
         self._images, self._captions, self._ids = images, captions, ids
@@ -56,7 +56,7 @@ class ListedSource:
         return self._ids[index].as_py()
 
 
-def listed(rows: Iterable[Row], *, root: Path, left_out: Tally | None = None) -> ListedSource:
+def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) -> ListedSource:
     """The captions of an image gathered from all its rows, images in the order of their first one.
 
     Args:
@@ -65,7 +65,7 @@ def listed(rows: Iterable[Row], *, root: Path, left_out: Tally | None = None) ->
     Raises:
       UserError: a row names a URL, or a path of Windows.
     """
-    left_out = Tally() if left_out is None else left_out
+    left_out = Skipped() if left_out is None else left_out
     captions: dict[str, list[str]] = {}
     ids: dict[str, str] = {}
     for row in rows:

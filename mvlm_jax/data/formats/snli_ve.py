@@ -6,7 +6,7 @@ from typing import Any
 
 from mvlm_jax.data.formats.published import chosen, json_lines, read_rows, text_in
 from mvlm_jax.data.labelled import LabelledRow, ListedExamples
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 
 SPLITS = {name: f"snli_ve_{name}.jsonl" for name in ("train", "dev", "test")}
 IMAGES = "flickr30k-images"
@@ -38,7 +38,7 @@ def open_snli_ve(directory: Path, split: str) -> ListedExamples:
             example_id=text_in(entry, "pairID"),
         )
 
-    rows, left_out = read_rows(json_lines(file), make, file=file), Tally()
+    rows, left_out = read_rows(json_lines(file), make, file=file), Skipped()
     labelled = [row for row in rows if row.answers != UNDECIDED]
     for row in rows:
         if row.answers == UNDECIDED:

@@ -14,7 +14,7 @@ from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import ListedSource, Row, existing_file, listed, root_of, utf8
 from mvlm_jax.data.formats.texts import compression_of, encoding_of
 from mvlm_jax.data.paths import matching, warn_of_missing_parts
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 OPTIONS = ("image", "caption", "id", "columns", "image_root")
@@ -46,7 +46,7 @@ def open_table(
     warn_of_missing_parts(files)
     wanted = [image, caption, *([id] if id else [])]
     root = root_of(files[0], image_root)
-    left_out = Tally()
+    left_out = Skipped()
     embedded = [_is_parquet(file) and holds_images(file, image) for file in files]
     if all(embedded):
         return open_embedded(files, image=image, caption=caption, id=id, root=root)
@@ -63,7 +63,7 @@ def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
 
 
-def _rows(file: Path, *, wanted: Sequence[str], columns: str, left_out: Tally) -> Iterator[Row]:
+def _rows(file: Path, *, wanted: Sequence[str], columns: str, left_out: Skipped) -> Iterator[Row]:
     with table_errors(file, wanted):
         if _is_parquet(file):
             if columns:
@@ -85,7 +85,7 @@ def _parquet_rows(file: Path, *, wanted: Sequence[str]) -> Iterator[Row]:
                 number += 1
 
 
-def _text_rows(file: Path, *, wanted: Sequence[str], columns: Sequence[str] | None, left_out: Tally) -> Iterator[Row]:
+def _text_rows(file: Path, *, wanted: Sequence[str], columns: Sequence[str] | None, left_out: Skipped) -> Iterator[Row]:
     """Rows with another number of fields than columns, or with bytes that are no text, are counted in `left_out`.
 
     Raises:

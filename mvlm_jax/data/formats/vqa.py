@@ -9,7 +9,7 @@ from typing import Any
 
 from mvlm_jax.data.formats.published import chosen, json_file, read_rows, text_in
 from mvlm_jax.data.labelled import LabelledRow, ListedExamples
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
@@ -28,7 +28,7 @@ def open_vqa(directory: Path, split: str) -> ListedExamples:
     Raises:
       UserError: no such split, or a file that is missing or not as it was published.
     """
-    left_out = Tally()
+    left_out = Skipped()
     if split == "trainval":
         rest = [row for row in _rows(directory, "val", left_out=left_out) if not in_minival(row)]
         rows = _rows(directory, "train", left_out=left_out) + rest
@@ -54,7 +54,7 @@ def submission(answers: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(directory: Path, split: str, *, left_out: Tally) -> list[LabelledRow]:
+def _rows(directory: Path, split: str, *, left_out: Skipped) -> list[LabelledRow]:
     """Questions with their answers; annotations of no question are counted in `left_out`."""
     name = FILES[split]
     file = directory / QUESTIONS.format(name)

@@ -16,7 +16,7 @@ from mvlm_jax.data.formats.listed import utf8
 from mvlm_jax.data.formats.texts import compression_of, decoded
 from mvlm_jax.data.images import IMAGE_ENDINGS, AbsentImage, UnusableImage
 from mvlm_jax.data.paths import hint, matching
-from mvlm_jax.data.tally import Tally
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 MEMBERS = ("image", "txt", "json")  # columns of the index, each (offset, bytes); (0, 0): not there
@@ -35,7 +35,7 @@ class WebDatasetSource:
         ids: pa.Array,
         shards: Int32[np.ndarray, " E"],
         members: Int64[np.ndarray, "E M 2"],
-        left_out: Tally,
+        left_out: Skipped,
     ) -> None:
         self._files, self._keys, self._ids, self._shards, self._members = files, keys, ids, shards, members
         self.left_out = left_out
@@ -101,7 +101,7 @@ def open_webdataset(pattern: str) -> WebDatasetSource:
     keys = pa.chunked_array([index.keys for index in indices], pa.large_string()).combine_chunks()
     if not len(keys):
         raise UserError(f"no tar file of {pattern!r} holds an example; its members should be named as 000000000.jpg")
-    left_out = Tally()
+    left_out = Skipped()
     for index in indices:
         left_out.merge(index.left_out.as_dict())
     shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.keys) for index in indices])
@@ -122,7 +122,7 @@ class TarIndex(NamedTuple):
 
     keys: pa.Array
     members: Int64[np.ndarray, "E M 2"]  # (offset, bytes) of each of MEMBERS
-    left_out: Tally
+    left_out: Skipped
 
 
 def read_index(file: str) -> TarIndex:
@@ -152,7 +152,7 @@ class _Examples:
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.members: list[list[tuple[int, int]]] = []
-        self.left_out = Tally()
+        self.left_out = Skipped()
         self._latest: dict[str, int] = {}  # by key, of the examples with it
         self._runs: list[int] = []  # by example, the last run of members of one key that it has a part of
         self._run, self._key = 0, ""

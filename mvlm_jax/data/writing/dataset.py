@@ -22,9 +22,8 @@ from tqdm import tqdm
 from mvlm_jax import signals
 from mvlm_jax.data.codecs import Codec
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.cores import cores
 from mvlm_jax.data.formats.records import ids_file
-from mvlm_jax.data.parent import end_with_parent
+from mvlm_jax.data.processes import available_cpus, end_with_parent
 from mvlm_jax.data.sources import Source
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
@@ -160,7 +159,7 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
 
 
 def _worthwhile(shards: list[Shard]) -> int:
-    return cores() if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
+    return available_cpus() if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
 
 
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:

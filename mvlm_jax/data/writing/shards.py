@@ -14,8 +14,8 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.codecs import Codec, Values
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
+from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import Source
-from mvlm_jax.data.tally import Tally
 
 # One record a chunk for random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -47,7 +47,7 @@ class ImageChecks:
 
 def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
     """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
-    skipped, ids, captions = Tally(), [], 0
+    skipped, ids, captions = Skipped(), [], 0
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
     try:

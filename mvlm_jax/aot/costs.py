@@ -1,0 +1,270 @@
+"""What one step of a compiled program costs each chip: matrix products and communication."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mvlm_jax.aot.hlo import Computation, Instruction, Program, Shape, called, matched, window_dimensions
+
+# What moves no data by itself: it renames it, or its work is counted elsewhere.
+_FREE = frozenset({
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "copy-done", "async-start", "async-update", "async-done", "all-gather-done", "all-reduce-done",
+    "collective-permute-done", "partition-id", "replica-id", "opt-barrier",
+})  # fmt: skip
+_PARTS = ("dynamic-slice", "slice", "gather")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+
+class Collective(NamedTuple):
+    """One collective operation and how often a step runs it."""
+
+    kind: str
+    shapes: tuple[Shape, ...]  # the whole arrays: of a gather the results, of all others the operands
+    group: int  # chips that exchange
+    times: int
+    source: str  # the operation of the model that it comes from
+
+    @property
+    def bytes(self) -> int:
+        return self.times * sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that a chip sends, by the ring algorithms."""
+        rest = (self.group - 1) / self.group
+        return self.bytes * {"all-reduce": 2 * rest, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(
+            self.kind, rest
+        )
+
+
+class Operation(NamedTuple):
+    """One instruction that runs by itself, a fusion as a whole, and how often a step runs it."""
+
+    times: int
+    flops: int  # of its dots and convolutions, a multiply-add counted as two
+    bytes: int  # read from and written to HBM
+
+
+def operations(program: Program) -> list[Operation]:
+    """What a step runs on one chip, communication left out."""
+    counts = program.executions()
+    fused = {
+        callee
+        for name in counts
+        for instruction in program.computations[name].instructions.values()
+        if instruction.opcode == "fusion"
+        for callee in called(instruction)
+    }
+    return [
+        Operation(times, _flops(instruction, computation, program), _bytes(instruction, computation, program))
+        for name, times in counts.items()
+        if name not in fused and (computation := program.computations[name])
+        for instruction in computation.instructions.values()
+        if instruction.opcode not in _FREE and instruction.opcode.removesuffix("-start") not in COLLECTIVES
+    ]
+
+
+def matrix_flops(program: Program) -> float:
+    """Of every dot and convolution, as often as it runs; those of one chip.
+
+    Raises:
+      ValueError: a matrix product hides in a library call, or the program cannot be followed.
+    """
+    return float(sum(operation.times * operation.flops for operation in operations(program)))
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every collective between at least two chips, those that are split into a start and a done once."""
+    found: dict[str, Collective] = {}
+    for name, times in program.executions().items():
+        computation = program.computations[name]
+        for instruction in computation.instructions.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            # A TPU program spreads one collective over several fusions, each with a copy that has the same channel.
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            key = f"{name}/{instruction.name}"
+            if channel and "async_collective_fusion_config" in instruction.attributes:
+                key = f"channel {channel[1]}"
+            found[key] = _collective(kind, instruction, computation, program, times)
+    return [collective for collective in found.values() if collective.group > 1]
+
+
+def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
+    """Bytes of the whole arrays that a step's collectives reduce, gather or move, for each kind; of one chip."""
+    kinds = sorted({collective.kind for collective in found})
+    return {kind: sum(collective.bytes for collective in found if collective.kind == kind) for kind in kinds}
+
+
+def _flops(instruction: Instruction, computation: Computation, program: Program) -> int:
+    if instruction.opcode == "dot":
+        return _dot(instruction, computation)
+    if instruction.opcode == "convolution":
+        return _convolution(instruction, computation)
+    if instruction.opcode == "custom-call" and re.search(r"matmul|gemm|\$conv", target := _target(instruction)):
+        raise ValueError(f"the matrix product {instruction.name} is hidden in a call of {target}")
+    if instruction.opcode != "fusion":
+        return 0
+    bodies = [program.computations[name] for name in called(instruction)]
+    return sum(_flops(inner, body, program) for body in bodies for inner in body.instructions.values())
+
+
+def _bytes(instruction: Instruction, computation: Computation, program: Program) -> int:
+    """Of a slice or an update of a larger array only the part that is touched counts."""
+    operands = [_shape(name, computation) for name in instruction.operands]
+    if instruction.opcode == "fusion":
+        body = program.computations[called(instruction)[0]]
+        read = sum(_read(place, operand, body) for place, operand in enumerate(operands))
+        return read + sum(_written(body, instruction.shapes))
+    if instruction.opcode in _PARTS:
+        return 2 * _hbm(instruction.shapes[0])
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _hbm(operands[1])
+    written = instruction.shapes[:1] if instruction.opcode == "copy-start" else instruction.shapes
+    return sum(map(_hbm, operands)) + sum(map(_hbm, written))
+
+
+def _read(place: int, operand: Shape, body: Computation) -> int:
+    """What a fusion reads of its operand."""
+    whole = _hbm(operand)
+    parameter = next(
+        (
+            inner.name
+            for inner in body.instructions.values()
+            if inner.opcode == "parameter" and inner.literal == str(place)
+        ),
+        None,
+    )
+    users = [inner for inner in body.instructions.values() if parameter in inner.operands]
+    if not whole or not users:
+        return 0
+    touched = 0
+    for user in users:
+        if user.opcode in _PARTS and user.operands[0] == parameter:
+            touched += user.shapes[0].bytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
+            continue
+        else:
+            return whole
+    return min(whole, touched)
+
+
+def _written(body: Computation, results: tuple[Shape, ...]) -> Iterator[int]:
+    """What a fusion writes of each of its results."""
+    root = body.instructions[body.root]
+    names = root.operands if root.opcode == "tuple" else (root.name,)
+    for name, result in zip(names, results):
+        made = body.instructions[name]
+        while made.opcode in ("bitcast", "copy") and made.operands[0] in body.instructions:
+            made = body.instructions[made.operands[0]]
+        if made.opcode == "dynamic-update-slice" and _hbm(result):
+            yield _shape(made.operands[1], body).bytes
+        else:
+            yield _hbm(result)
+
+
+def _hbm(shape: Shape) -> int:
+    return shape.bytes if shape.in_hbm else 0
+
+
+def _dot(dot: Instruction, computation: Computation) -> int:
+    left = _shape(dot.operands[0], computation)
+    contracted = matched(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)[1]
+    return 2 * dot.shapes[0].elements * math.prod(left.dims[int(place)] for place in contracted.split(",") if place)
+
+
+def _convolution(convolution: Instruction, computation: Computation) -> int:
+    """Counts products with the padding and with the holes of a dilated input as none.
+
+    TPU programs write a batched product as a convolution in which all but its diagonal is such a hole.
+    """
+    left, right = (_shape(name, computation) for name in convolution.operands[:2])
+    labels = matched(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    inputs, kernel, outputs = (dict(zip(label, shape.dims)) for label, shape in zip(
+        labels.groups(), (left, right, convolution.shapes[0])
+    ))  # fmt: skip
+    pairs = math.prod(
+        _meetings(inputs[place], outputs[place], window)
+        for place, window in zip(map(str, range(9)), window_dimensions(convolution.attributes))
+    )
+    groups = {
+        name: int(found[1]) if (found := re.search(rf"{name}=(\d+)", convolution.attributes)) else 1
+        for name in ("batch_group_count", "feature_group_count")
+    }
+    batch = inputs["b"] // groups["batch_group_count"]
+    # The kernel's input features are already those of one feature group.
+    return 2 * pairs * batch * kernel["i"] * kernel["o"]
+
+
+def _meetings(size: int, out: int, window: dict[str, tuple[int, ...]]) -> int:
+    """In how many (output, kernel) positions of a dimension the kernel meets an element of the input."""
+    stride, low = window.get("stride", (1,))[0], window.get("pad", (0, 0))[0]
+    spread, reach = window.get("lhs_dilate", (1,))[0], window.get("rhs_dilate", (1,))[0]
+    reached = (position * stride - low + tap * reach for position in range(out) for tap in range(window["size"][0]))
+    return sum(at % spread == 0 and 0 <= at // spread < size for at in reached)
+
+
+def _collective(
+    kind: str, instruction: Instruction, computation: Computation, program: Program, times: int
+) -> Collective:
+    operands = tuple(_shape(name, computation) for name in instruction.operands)
+    results = instruction.shapes[-len(operands) :]
+    group = _group(instruction, operands, results)
+    # The fusion all-reduce-scatter of TPU programs reduces and keeps a part only.
+    if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
+        kind = "reduce-scatter"
+    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    shapes = results if kind in ("all-gather", "collective-broadcast") else operands
+    return Collective(kind, shapes, group, times, source[1] if source else instruction.name)
+
+
+def _group(instruction: Instruction, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> int:
+    """Chips in one of the groups that the instruction names, in any of the ways that HLO has."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
+    if listed:
+        return len(listed[1].split(","))
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes)
+    if iota:
+        return int(iota[1])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", instruction.attributes)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    largest = max(operands + results, key=lambda shape: shape.bytes).bytes
+    return max(2, largest // max(1, min(operands + results, key=lambda shape: shape.bytes).bytes))
+
+
+def _shape(name: str, computation: Computation) -> Shape:
+    return computation.instructions[name].shapes[0]
+
+
+def _target(instruction: Instruction) -> str:
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return found[1].lower() if found else ""
+
+
+def gathered_features(
+    found: list[Collective], *, batch_size: int, lengths: tuple[int, ...], width: int
+) -> Iterator[Collective]:
+    """Collectives that carry tokens' features, [.., length, .., width] or its heads, from one chip to another.
+
+    Rows of features, [rows, width], are known by their number: the tokens of the whole batch, or its three matching
+    pairings.
+    """
+    rows = {3 * batch_size, *(batch_size * length for length in lengths)}
+    for collective in found:
+        if any(_is_features(shape.dims, rows=rows, lengths=lengths, width=width) for shape in collective.shapes):
+            yield collective
+
+
+def _is_features(dims: tuple[int, ...], *, rows: set[int], lengths: tuple[int, ...], width: int) -> bool:
+    if len(dims) == 2:
+        return dims[0] in rows and dims[1] == width
+    # One row alone, [1, length, width], is a table of positions.
+    return any(
+        dims[place] in lengths and math.prod(dims[:place]) > 1 and math.prod(dims[place + 1 :]) % width == 0
+        for place in range(1, len(dims) - 1)
+    )

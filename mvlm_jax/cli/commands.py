@@ -1,0 +1,220 @@
+"""What every command shares: flags of its own, `--help` with an example, and one line for what went wrong:
+status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
+
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from logging import WARNING, LogRecord
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mvlm_jax import __version__, signals
+from mvlm_jax import config as config_lib
+from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.files import user_path
+from mvlm_jax.training import hosts
+
+COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
+
+
+def run(
+    *,
+    name: str,
+    doc: str,
+    define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
+    main: Callable[[flags.FlagValues], int | None],
+    argv: Sequence[str],
+    cleans_up: bool = True,
+) -> int:
+    """Parses `argv` (without the program's name), calls `main`, returns the exit status: what `main` returns, or 0.
+
+    After Ctrl-C it is 130. Where `main` has nothing to clean up after an interruption, Ctrl-C and SIGTERM may go on
+    ending the process at once, as they do while it starts.
+    """
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_urgent)
+    values = flags.FlagValues()
+    argv = [f"mvlm {name}", *argv]
+    try:
+        argv = [_with_home(word) for word in argv]
+        define_flags(values, argv)
+        if {"--help", "-h", "-help"} & set(argv):
+            print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
+            return 0
+        unexpected = values(argv)[1:]
+        if unexpected:
+            raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
+        # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
+        flags.FLAGS.mark_as_parsed()
+        if cleans_up:
+            signals.restore()
+        return main(values) or 0
+    except (RunError, UserError, flags.Error) as error:
+        return _refuse(name, error)
+    except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        # The config file, or an override of it, raises these; from anywhere else they are our bug, not the user's.
+        if not _raised_while_parsing(error):
+            raise
+        if isinstance(error, OSError):
+            path = next((word for word in argv if word.startswith("--config=")), "--config")
+            return _refuse(name, UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py"))
+        return _refuse(name, error)
+    except KeyboardInterrupt as interrupt:
+        print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:
+    """`--config=FILE[:argument]` with `--config.field=value` overrides."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Recipe, for example configs/demo.py; single fields are changed with --config.field=value.",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+    if required:
+        flags.mark_flag_as_required("config", flag_values=values)
+
+
+def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
+    """A flag whose value is a `Path`, `~` at its start being the home directory; None where it is not given."""
+    flags.DEFINE(_PathParser(), name, None, text, flag_values=values)
+    if required:
+        flags.mark_flag_as_required(name, flag_values=values)
+
+
+def define_workdir(values: flags.FlagValues, *, made: bool = False) -> None:
+    """`made`: whether the command makes the directory where there is none."""
+    text = "made where it is missing" if made else "as mvlm train left it"
+    define_path(values, "workdir", f"Directory of the run; {text}.", required=True)
+
+
+def check_writable(file: Path, *, flag: str) -> None:
+    """Before the work whose result goes there.
+
+    Raises:
+      UserError: no file can be written in that place.
+    """
+    if file.is_dir():
+        raise UserError(f"--{flag}={file} is a directory; give the path of a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--{flag}={file}: the directory {file.parent} does not exist")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={file}: the directory {file.parent} is not writable")
+
+
+def define_hosts(values: flags.FlagValues) -> None:
+    """What says which processes a run is made of where the cluster does not; see `connect`."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of process 0 of a run of several processes, where no TPU pod, SLURM or Kubernetes tells.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes the run has; 1: this one alone.", flag_values=values
+    )
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
+
+
+def connect(values: flags.FlagValues) -> None:
+    """
+    Raises:
+      UserError: as `hosts.connect`.
+    """
+    hosts.connect(
+        coordinator_address=values.coordinator_address,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+    )
+
+
+def checked_config(values: flags.FlagValues) -> ConfigDict:
+    """The config that the flags describe, the same in every process.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+    with hosts.together():
+        config = values.config
+        # A file that could not be read is reported at the first look at a field, not while flags are parsed.
+        _ = config.seed
+        config_lib.validate(config)
+    hosts.check_same(config=config_lib.to_json(config))
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` (without the program's name) begins with; its exit status. See also `__main__`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    usage = f"usage: mvlm {{{','.join(COMMANDS)}}} --flag=value …  (mvlm <command> --help shows an example)"
+    if argv[:1] in (["--help"], ["-h"]):
+        print(usage)
+        return 0
+    if argv[:1] == ["--version"]:
+        print(f"mvlm {__version__}")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        received = f"{argv[0]!r} is not a command; " if argv else ""
+        print(f"mvlm: {received}{usage}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"mvlm_jax.cli.{argv[0]}").run(argv[1:])
+
+
+def _with_home(word: str) -> str:
+    """The library that reads `--config` takes ~ for a name."""
+    return f"--config={user_path(word.removeprefix('--config='))}" if word.startswith("--config=~") else word
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str | Path) -> Path:
+        if not str(argument):
+            raise ValueError("it is empty; give a path")
+        try:
+            return user_path(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+
+def _is_ours_or_urgent(record: LogRecord) -> bool:
+    # The libraries report every file they touch, which would bury the progress lines. What Orbax cannot write or read
+    # comes to us as an exception too, and it is not to be said twice; its futures are all that uses asyncio.
+    if "/orbax/" in record.pathname or record.name == "asyncio":
+        return False
+    return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname
+
+
+def _refuse(name: str, error: Exception) -> int:
+    message = str(error)
+    if isinstance(error, AttributeError | KeyError):
+        # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
+        field, *suggested = re.findall(r"\w+", message.replace("\\n", " "))
+        hint = f"; did you mean {suggested[3]!r}?" if len(suggested) > 3 else ""
+        message = f"the config has no field {field!r}{hint}"
+    if "Traceback" in message:
+        # The config file failed: of its traceback only the last line says why.
+        message = f"{message.partition('Traceback')[0]}{message.strip().splitlines()[-1]}"
+    message = " ".join(message.split())
+    print(f"mvlm {name}: {message}", file=sys.stderr)
+    return RunError.status if isinstance(error, RunError) else UserError.status
+
+
+def _raised_while_parsing(error: BaseException) -> bool:
+    traceback, files = error.__traceback__, []
+    while traceback is not None:
+        files.append(traceback.tb_frame.f_code.co_filename)
+        traceback = traceback.tb_next
+    return any("config_flags" in name for name in files)
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    return "\n".join(f"  --{name}: {' '.join(values[name].help.split())}" for name in sorted(values))

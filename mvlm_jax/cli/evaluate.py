@@ -1,0 +1,176 @@
+"""Evaluates a checkpoint of a run on the whole of `config.data.eval` and writes
+DIR/eval/<task>-<dataset>-<split>.json.
+
+Example:
+  mvlm evaluate --config=configs/demo.py --workdir=runs/demo --config.data.eval=tfds:shapes:test
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from mvlm_jax import config as config_lib
+from mvlm_jax.cli import commands
+from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
+from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
+from mvlm_jax.files import write_text
+from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.labelled import Submitting
+from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.training import hosts
+from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.heartbeat import Heartbeat
+from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.program import make_program
+from mvlm_jax.training.task import Params, Task
+
+RETRIEVING = ("pretrain", "retrieval")  # tasks whose model embeds images and texts by themselves
+
+
+def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    commands.define_config(values, argv)
+    commands.define_workdir(values)
+    commands.define_hosts(values)
+    flags.DEFINE_list(
+        "k",
+        [],
+        "Numbers of candidates to re-rank, separated by commas; recalls are given for each.",
+        flag_values=values,
+    )
+    commands.define_path(
+        values,
+        "classify",
+        "Folder with a folder of images for each class: zero-shot classification instead of the config's evaluation.",
+    )
+    commands.define_path(values, "templates", "Prompts for --classify, one a line, with {} in the place of the class.")
+    commands.define_path(
+        values,
+        "class_names",
+        "Names of the classes of --classify, each a line of a folder, a tab and a name; the folders' own by default.",
+    )
+    commands.define_path(values, "submission", "File to write for an evaluation server (vqa: EvalAI; nlvr2: CSV).")
+    flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    _check_flags(values)
+    commands.connect(values)
+    if values.k:
+        _sweep(values.config, values.k)
+    config = commands.checked_config(values)
+    directory = values.workdir
+    with hosts.together():
+        trained = workdir_lib.read_config(directory)
+        changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
+        if changed:
+            raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
+        # Before a tokenizer is trained for a run that has none.
+        with Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
+            if not checkpoints.steps():
+                raise UserError(f"{directory} has no finished checkpoint; train it first")
+    task = make_task(config, workdir=directory)
+    if values.submission:
+        _check_submission(task, values.submission, config)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    program = make_program(task=task, config=config, mesh=mesh)
+    with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
+        if values.step is not None:
+            step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
+        elif latest := checkpoints.restore_latest_params(program.state.params):
+            step, params = latest
+        else:
+            raise UserError(f"the checkpoints in {directory} were removed meanwhile; train again or restore them")
+        submission = None
+        if values.classify:
+            results = _classify(task, params, values, config)
+        elif values.submission:
+            assert isinstance(task, Submitting), "made sure of by _check_submission"
+            predicted = task.predictions(params)
+            results, submission = task.results(*predicted), task.submission(*predicted)
+        else:
+            results = task.evaluate(params)
+    source = _classified(values) if values.classify else config.data.eval
+    writes = jax.process_index() == 0
+    with hosts.together():
+        if writes:
+            workdir_lib.write_evaluations(directory, results, step=step, source=source)
+            if submission is not None:
+                _write(values.submission, submission)
+    if writes:
+        print(json.dumps(workdir_lib.with_origin(results, step=step, source=source)))
+
+
+def _classified(values: flags.FlagValues) -> str:
+    """The folder, and what else decides what is measured on it."""
+    files = {"templates": values.templates, "class_names": values.class_names}
+    options = "&".join(f"{name}={file.resolve()}" for name, file in files.items() if file)
+    return f"{values.classify.resolve()}{'?' if options else ''}{options}"
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+    """Refuses what would do nothing beside the others."""
+    task = values.config.task
+    if values.k and task not in RETRIEVING:
+        raise UserError(f"--k={','.join(values.k)} re-ranks in retrieval; config.task={task} has none")
+    for name in ("templates", "class_names"):
+        if values[name].value and not values.classify:
+            raise UserError(f"--{name}={values[name].value} needs --classify=DIR, a folder of images for each class")
+    if values.classify and (values.k or values.submission):
+        other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
+        raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")
+    if values.classify and not values.classify.is_dir():
+        raise UserError(f"--classify={values.classify} is not a folder; give one that holds a folder for each class")
+
+
+def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
+    if config.task not in RETRIEVING:
+        raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
+    assert isinstance(task, Pretrain)
+    directory = values.classify
+    found = classify_folder(
+        task.model,
+        params,
+        task.tokenizer,
+        directory,
+        names=read_class_names(values.class_names) if values.class_names else None,
+        templates=read_templates(values.templates) if values.templates else TEMPLATES,
+        image_size=config.image.size,
+        max_length=config.text.max_length,
+        max_image_pixels=config.data.max_image_pixels,
+        batch_size=config.eval.batch_size,
+    )
+    return {f"classification-{directory.resolve().name}": found}
+
+
+def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--k={','.join(numbers)} must be numbers above 0, separated by commas, as in --k=16,64,256")
+    *smaller, largest = sorted({int(number) for number in numbers})
+    config.eval.rerank, config.eval.sweep = largest, tuple(smaller)
+
+
+def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
+    """Before an evaluation that may take hours."""
+    if not isinstance(task, Submitting):
+        raise UserError(f"--submission={path}: config.task={config.task} has no evaluation server")
+    with hosts.together():
+        if jax.process_index() == 0:
+            commands.check_writable(path, flag="submission")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--submission={str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def run(argv: Sequence[str]) -> int:
+    return commands.run(name="evaluate", doc=__doc__, define_flags=define_flags, main=main, argv=argv)

@@ -1,0 +1,90 @@
+"""Weights in and out: checks published encoders against a config, exports a trained model, lists a file's tensors.
+
+Example:
+  mvlm weights import --config=configs/demo.py --config.init_from.image=vit-base --output=runs/imported
+  mvlm weights export --workdir=runs/demo --output=runs/exported
+  mvlm weights inspect --source=vit-base
+
+import prints what a run with this config would load, resize and leave out; with --output it also writes the encoders
+as folders that config.init_from and transformers read. export writes the whole model, for mvlm_jax.load.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from mvlm_jax.cli import commands
+from mvlm_jax.errors import UserError
+from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
+from mvlm_jax.interop.inspecting import inspect
+from mvlm_jax.interop.parameters import parameter_shapes
+from mvlm_jax.interop.start import import_encoders
+from mvlm_jax.tasks.from_config import open_tokenizer
+from mvlm_jax.training.workdir import WEIGHTS
+
+
+def _import_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    commands.define_config(values, argv)
+    commands.define_path(values, "output", "Folder to write the encoders to; must not exist.")
+
+
+def _import(values: flags.FlagValues) -> None:
+    config = commands.checked_config(values)
+    if not (config.init_from.image or config.init_from.text):
+        raise UserError("nothing to import; give --config.init_from.image=PATH, --config.init_from.text=PATH or both")
+    tokenizer = open_tokenizer(config, workdir=None) if config.init_from.text else None
+    imported = import_encoders(
+        parameter_shapes(config),
+        init_from=config.init_from.to_dict(),
+        image=config.image,
+        image_encoder=config.image_encoder,
+        text_kind=config.text_encoder.kind,
+        heads=config.image_encoder.heads,
+        tokenizer=tokenizer,
+    )
+    print("\n".join(imported.lines()))
+    if values.output:
+        with new_folder(values.output) as folder:
+            written = write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
+            (folder / WEIGHTS).write_text(json.dumps(imported.to_dict(), indent=2) + "\n")
+        print("written: " + ", ".join(str(values.output / name) for name in written))
+
+
+def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    commands.define_workdir(values)
+    commands.define_path(values, "output", "Folder to write; must not exist.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint to export; the latest by default.", flag_values=values)
+
+
+def _export(values: flags.FlagValues) -> None:
+    step = export_run(values.workdir, output=values.output, step=values.step)
+    print(f"exported step {step} of {values.workdir} to {values.output}")
+
+
+def _inspect_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    commands.define_path(values, "source", "File or folder of weights.", required=True)
+
+
+def _inspect(values: flags.FlagValues) -> None:
+    print("\n".join(inspect(values.source)))
+
+
+ACTIONS = {
+    "import": (_import_flags, _import),
+    "export": (_export_flags, _export),
+    "inspect": (_inspect_flags, _inspect),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    if argv[:1] in (["--help"], ["-h"]):
+        print(__doc__.strip())
+        return 0
+    if not argv or argv[0] not in ACTIONS:
+        received = f"{argv[0]!r} is not one of its actions; " if argv else ""
+        print(f"mvlm weights: {received}usage: mvlm weights {{{','.join(ACTIONS)}}} --flag=value …", file=sys.stderr)
+        return 2
+    define_flags, main = ACTIONS[argv[0]]
+    return commands.run(name=f"weights {argv[0]}", doc=__doc__, define_flags=define_flags, main=main, argv=argv[1:])

@@ -1,0 +1,42 @@
+"""Counts of what is left out."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+IDS_SHOWN = 20
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Each reason with its count; empty where there is none."""
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
+
+
+class Skipped:
+    """Counts per reason, with the first ids of each."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = defaultdict(int)
+        self.ids: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, identity: str) -> None:
+        self.counts[reason] += 1
+        if len(self.ids[reason]) < IDS_SHOWN:
+            self.ids[reason].append(identity)
+
+    def merge(self, other: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds what another skipped gave as `as_dict`, its ids behind the own ones."""
+        for reason, left_out in other.items():
+            self.counts[reason] += left_out["count"]
+            self.ids[reason] += left_out["ids"][: IDS_SHOWN - len(self.ids[reason])]
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        return {reason: {"count": self.counts[reason], "ids": self.ids[reason]} for reason in sorted(self.counts)}
+
+    def __str__(self) -> str:
+        return in_words(self.counts)
+
+
+def left_out_of(source: object) -> Skipped:
+    """What a source's own reading left out, before any image was read; empty where it counts nothing."""
+    return getattr(source, "left_out", Skipped())

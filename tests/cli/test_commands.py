@@ -1,0 +1,229 @@
+"""The commands as a user runs them: the shipped demo recipe, made smaller, from data to an evaluated checkpoint."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny import DEMO_RUN, ROOT, demo_flags
+
+from mvlm_jax.cli import commands, evaluate, train
+from mvlm_jax.data.pipeline import stable_hash
+from mvlm_jax.errors import UserError
+from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.training.heartbeat import Heartbeat
+from mvlm_jax.training.workdir import ORIGIN
+
+
+@pytest.fixture
+def copied(demo_run, tmp_path):
+    """The demo run, to be written to."""
+    return shutil.copytree(demo_run, tmp_path / "copied")
+
+
+def metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "timing"} for line in lines]
+
+
+def read_eval(workdir, stem):
+    return json.loads((workdir / "eval" / f"{stem}.json").read_text())
+
+
+def test_a_run_leaves_everything_behind(demo_run):
+    names = {path.name for path in demo_run.iterdir()}
+    assert {"config.json", "checkpoints", "metrics.jsonl", "eval", "tokenizer.json"} <= names
+    assert any("tfevents" in name for name in names)
+    steps = [line for line in metrics(demo_run) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    for line in steps:
+        assert line["loss"] == pytest.approx(sum(line[name] for name in ("mim", "mlm", "itc", "itm")), rel=1e-5)
+
+
+def test_evaluation_counts_every_example_and_reports_both_rankings(demo_run):
+    retrieval = read_eval(demo_run, "retrieval-shapes-val")
+    assert (retrieval["images"], retrieval["captions"], retrieval["step"]) == (12, 12, 6)
+    for way in ("tr", "ir"):
+        for k in (1, 5, 10):
+            for suffix in ("", "_rerank"):
+                assert 0 <= retrieval[f"{way}_r{k}{suffix}"] <= 100
+    rebuilt = read_eval(demo_run, "reconstruction-shapes-val")
+    for name in ("mlm_gain", "mim_gain", "mlm_gain_over_none", "mim_gain_over_none"):
+        value, low, high = rebuilt[name]
+        assert low <= value <= high
+    own, wrong = rebuilt["mim_l1_own"][0], rebuilt["mim_l1_wrong"][0]
+    assert rebuilt["mim_gain"][0] == pytest.approx(wrong - own, abs=1e-6)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(copied, demo_dir):
+    before = [read_eval(copied, stem) for stem in ("retrieval-shapes-val", "reconstruction-shapes-val")]
+    flags = demo_flags(data_dir=demo_dir, workdir=copied, **DEMO_RUN, eval__batch_size=5)
+    assert evaluate.run(flags) == 0
+    after = [read_eval(copied, stem) for stem in ("retrieval-shapes-val", "reconstruction-shapes-val")]
+    for old, new in zip(before, after):
+        assert set(old) == set(new)
+        for name in set(old) - {"left_out", *ORIGIN}:
+            np.testing.assert_allclose(new[name], old[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow  # the toy's runs are broken off in the same way in training/test_loop.py
+def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
+    demo_run, demo_dir, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "interrupted"
+    flags = demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN)
+    whole = Pretrain.train_batches
+
+    def cut_short(self, start_step):
+        for count, batch in enumerate(whole(self, start_step)):
+            if count == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Pretrain, "train_batches", cut_short)
+    assert train.run(flags) == 130
+    monkeypatch.undo()
+    assert train.run(flags) == 0
+    assert metrics(workdir) == metrics(demo_run)
+
+
+def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(demo_run, demo_dir, tmp_path, monkeypatch):
+    workdir = tmp_path / "stopped"
+    flags = [*demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN), "--stopped_status=75"]
+    whole = Pretrain.train_batches
+
+    def signalled(self, start_step):
+        for count, batch in enumerate(whole(self, start_step)):
+            if count == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Pretrain, "train_batches", signalled)
+    assert train.run(flags) == 75
+    assert [line["step"] for line in metrics(workdir)] == [1, 2, 3]
+    monkeypatch.undo()
+    assert train.run(flags) == 0
+    assert metrics(workdir) == metrics(demo_run)
+
+
+def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(demo_dir, tmp_path, monkeypatch, capsys):
+    flags = demo_flags(data_dir=demo_dir, workdir=tmp_path / "run", **DEMO_RUN, max_skipped_updates=2)
+    whole, init, hashes = Pretrain.train_batches, Pretrain.init, []
+
+    def seen(self, start_step):
+        for batch in whole(self, start_step):
+            hashes.append(set(batch["image_id"].tolist()))
+            yield batch
+
+    def not_a_number(self, key):
+        return jax.tree.map(lambda leaf: leaf * float("nan"), init(self, key))
+
+    monkeypatch.setattr(Pretrain, "train_batches", seen)
+    monkeypatch.setattr(Pretrain, "init", not_a_number)
+    assert train.run(flags) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("mvlm train: step 2: the loss is nan")
+    named = line.partition("the images of its batch are ")[2].partition(";")[0].split(", ")
+    assert {stable_hash(name) for name in named} == hashes[1]
+
+
+def test_a_workdir_of_another_config_is_refused_and_stays_as_it_is(demo_run, demo_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in sorted(demo_run.rglob("*"))}
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN, optimizer__peak=0.5)
+    assert train.run(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert "config.optimizer.peak is 0.002 there and 0.5 here" in error
+    assert {path: path.stat().st_mtime_ns for path in sorted(demo_run.rglob("*"))} == before
+
+
+def test_a_step_that_was_not_kept_is_refused_with_those_that_were(demo_run, demo_dir, capsys):
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN)
+    assert evaluate.run([*flags, "--step=5"]) == 2
+    assert "there are 2, 4, 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lacking, said",
+    [("checkpoints", "has no finished checkpoint; train it first"), ("tokenizer.json", "but no tokenizer.json; put")],
+)
+def test_a_run_that_lacks_a_part_is_refused_before_a_tokenizer_is_trained(
+    lacking, said, copied, demo_dir, monkeypatch, capsys
+):
+    def train_tokenizer(*_, **__):
+        raise AssertionError("a tokenizer is trained")
+
+    monkeypatch.setattr("mvlm_jax.tasks.from_config.train_tokenizer", train_tokenizer)
+    kept = {"config.json"} if lacking == "checkpoints" else {path.name for path in copied.iterdir()} - {lacking}
+    for path in copied.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert evaluate.run(demo_flags(data_dir=demo_dir, workdir=copied, **DEMO_RUN)) == 2
+    [error] = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"mvlm evaluate: {copied} has ") and said in error
+    assert {path.name for path in copied.iterdir()} == kept
+
+
+def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatch):
+    class Told(Heartbeat):
+        def __exit__(self, kind, *_):
+            told.append(kind)
+
+    told = []
+    monkeypatch.setattr(evaluate, "Heartbeat", Told)
+    flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN)
+    assert evaluate.run([*flags, "--step=5"]) == 2
+    assert told == [UserError]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--config=DEMO", "--workdir=W", "--config.stepz=7"], "no field 'stepz'; did you mean 'steps'?"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.zzz=7"], "no field 'zzz'"),
+        (["--config=DEMO", "--workdir=W", "--config.steps=many"], "--config.steps=many"),
+        (["--config=DEMO", "--workdir=W", "--config.steps=1.5"], "--config.steps=1.5"),
+        (["--config=DEMO", "--workdir=W", "--config.batch_size=63"], "times config.matching.group=32"),
+        (["--config=DEMO", "--workdir=W", "--config.image.size=50"], "multiple of 16 pixels"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.condition_on=all"], "not one of unmasked, masked, none"),
+        (["--config=DEMO", "--workdir=W", "--config.mask.image_ratio=1.5"], "between 0 and 1"),
+        (["--config=DEMO", "--workdir=W", "--config.data.data_dir=W/none"], "mvlm prepare --dataset=shapes"),
+        (["--config=DEMO", "--workdir=W", "--config.text.tokenizer=W/none.json"], "cannot be read"),
+        (["--config=configs/none.py", "--workdir=W"], "recipe such as configs/demo.py"),
+        (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small, minilm"),
+        (["--config=DEMO"], "--workdir"),
+        (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
+        (["--config=DEMO", "--workdir=W", "--stopped_status=300"], "stopped_status"),
+        (["--config=DEMO", "--workdir=W", "--werkdir=X"], "werkdir"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_path, capsys):
+    places = {"DEMO": ROOT / "configs" / "demo.py", "FLICKR": ROOT / "configs" / "flickr8k.py", "W": tmp_path / "w"}
+    for short, path in places.items():
+        flags = [flag.replace(f"={short}", f"={path}") for flag in flags]
+    assert train.run(flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mvlm train: ") and said in error
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "command, example",
+    [
+        ("train", "mvlm train --config="),
+        ("evaluate", "mvlm evaluate --config="),
+        ("prepare", "mvlm prepare --dataset="),
+        ("weights", "mvlm weights export --workdir="),
+        ("compile", "mvlm compile --config="),
+    ],
+)
+def test_help_shows_an_example(command, example, capsys):
+    assert command in commands.COMMANDS
+    assert commands.main([command, "--help"]) == 0
+    assert example in capsys.readouterr().out
+
+
+def test_an_unknown_door_is_refused(capsys):
+    assert commands.main(["trian"]) == 2
+    assert "'trian'" in capsys.readouterr().err

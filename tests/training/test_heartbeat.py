@@ -1,0 +1,208 @@
+"""Processes of one run, over the loopback."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from toy import ToyTask, metrics_lines, toy_config
+
+from mvlm_jax.errors import RunError
+from mvlm_jax.training.heartbeat import LostProcesses
+from mvlm_jax.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 300  # seconds; only a hang comes near it
+PROCESS = """
+import json, pathlib, sys, time
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+index, port, workdir, job = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=90)
+import mvlm_jax.training.loop as loop
+from mvlm_jax.cli import commands
+from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
+from mvlm_jax.training.heartbeat import Heartbeat
+from mvlm_jax.training.task import StartWeights
+from toy import ToyTask, toy_config
+
+loop.Heartbeat = lambda: Heartbeat(beat_seconds=0.5, lost_after_seconds=job.get("lost_after", 3.0))
+config = toy_config(**{"checkpoint.every": 1000, **job["fields"]})
+rows_here = process_rows(16, batch_sharding(make_mesh(**config.mesh)))
+
+class Part(ToyTask):
+    def start_weights(self, shapes):
+        if "start" not in job:
+            return None
+        start = pathlib.Path(job["start"][index])
+        if not start.exists():
+            raise UserError(f"there is no {start.name}")
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), shapes)
+        with Checkpoints.for_reading(start) as checkpoints:
+            step, _ = checkpoints.restore_latest_params(shapes)
+        return StartWeights({}, report={}, lines=[f"step {step}"])
+
+    def train_batches(self, start_step):
+        for step, batch in enumerate(super().train_batches(start_step)):
+            if job.get("fails") == index and step == 5:
+                raise RunError("no batch any more")
+            time.sleep(job.get("pause", 0.05))
+            yield {name: rows[rows_here] for name, rows in batch.items()}
+
+def main(_):
+    loop.train(Part(), config=config, workdir=workdir)
+
+sys.exit(commands.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[]))
+"""
+
+
+def started(workdir, *, fields, **job):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(index), str(port), workdir, json.dumps({"fields": fields, **job})],
+            env=environment,
+            stderr=(workdir.parent / f"{index}.log").open("w"),
+        )
+        for index in range(2)
+    ]
+
+
+def ended(processes, *, timeout):
+    """The exit status of each."""
+    try:
+        return [process.wait(timeout=timeout) for process in processes]
+    finally:
+        end(processes)
+
+
+def wait_for_step(workdir, processes):
+    log = workdir / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size > 500):
+        assert all(process.poll() is None for process in processes), (workdir.parent / "0.log").read_text()
+        time.sleep(0.05)
+
+
+def end(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, said", [(1, "process 1 is lost: nothing was heard of it"), (0, "another task died")])
+def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, said):
+    processes = started(tmp_path / "run", fields={"steps": 100_000})
+    try:
+        wait_for_step(tmp_path / "run", processes)
+        processes[victim].kill()
+        survivor = processes[1 - victim]
+        assert survivor.wait(timeout=TIMEOUT) not in (0, 2)
+        assert said in (tmp_path / f"{1 - victim}.log").read_text()
+    finally:
+        end(processes)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(tmp_path):
+    processes = started(tmp_path / "run", fields={"steps": 100_000}, lost_after=60.0)
+    try:
+        wait_for_step(tmp_path / "run", processes)
+        processes[1].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=TIMEOUT) for process in processes] == [0, 0], (tmp_path / "1.log").read_text()
+    finally:
+        end(processes)
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    (saved,) = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert f'{{"step": {saved},' in last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [1, 0])
+def test_a_process_that_fails_ends_the_other_one_which_says_why(tmp_path, failing):
+    processes = started(tmp_path / "run", fields={"steps": 100_000}, fails=failing, lost_after=60.0)
+    assert ended(processes, timeout=TIMEOUT) == [1, 1]
+    said = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
+    assert "mvlm train: no batch any more" in said[failing]
+    assert f"mvlm: process {failing} has stopped: no batch any more" in said[1 - failing]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """With checkpoints of the steps 3 and 6."""
+    workdir = tmp_path_factory.mktemp("trained")
+    train(ToyTask(), config=toy_config(steps=6), workdir=workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_checkpoint_to_start_from_that_one_process_lacks_ends_both_in_one_line(trained, tmp_path):
+    starts = [str(trained / "checkpoints"), str(tmp_path / "none")]
+    processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
+    assert ended(processes, timeout=TIMEOUT) == [2, 2]
+    assert "mvlm train: process 1: there is no none" in (tmp_path / "0.log").read_text()
+    assert "mvlm train: there is no none" in (tmp_path / "1.log").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_would_start_from_different_steps_are_refused(trained, tmp_path):
+    shutil.copytree(trained / "checkpoints" / "3", tmp_path / "older" / "3")
+    starts = [str(trained / "checkpoints"), str(tmp_path / "older")]
+    processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
+    assert ended(processes, timeout=TIMEOUT) == [2, 2]
+    for index in range(2):
+        said = (tmp_path / f"{index}.log").read_text()
+        assert "mvlm train: process 1 has another set of start weights than process 0" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_parameters_over_the_devices_of_two_processes_train_the_run_of_one(trained, tmp_path):
+    fields = {"steps": 6, "checkpoint.every": 3, "mesh.data": 1, "mesh.tensor": 4}
+    assert ended(started(tmp_path / "run", fields=fields, pause=0.0), timeout=TIMEOUT) == [0, 0]
+    by_two, by_one = (
+        [line["loss"] for line in metrics_lines(run) if "loss" in line] for run in (tmp_path / "run", trained)
+    )
+    assert len(by_one) == 6
+    assert by_two == pytest.approx(by_one, rel=1e-5)
+
+
+def test_a_beat_that_stands_still_is_a_lost_process():
+    now = [0.0]
+    lost = LostProcesses(me=0, count=3, lost_after_seconds=10.0, clock=lambda: now[0])
+    assert lost.verdict({0: "1", 1: "1", 2: "1"}) is None
+    now[0] = 9.0
+    assert lost.verdict({0: "1", 1: "2", 2: "1"}) is None
+    now[0] = 11.0
+    assert lost.verdict({0: "1", 1: "2", 2: "1"}) == "process 2 is lost: nothing was heard of it for 11 s"
+
+
+def test_a_process_that_never_came_is_lost_and_one_that_is_done_is_not():
+    now = [0.0]
+    lost = LostProcesses(me=0, count=2, lost_after_seconds=10.0, clock=lambda: now[0])
+    now[0] = 11.0
+    assert lost.verdict({}) == "process 1 is lost: nothing was heard of it for 11 s"
+    assert lost.verdict({1: "done"}) is None
+    now[0] = 100.0
+    assert lost.verdict({1: "done"}) is None
+
+
+def test_a_process_that_failed_says_why():
+    lost = LostProcesses(me=0, count=2, lost_after_seconds=10.0)
+    assert lost.verdict({1: f"failed {RunError('no room')}"}) == "process 1 has stopped: no room"
