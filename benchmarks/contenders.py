@@ -37,7 +37,6 @@ class Setup:
         config.batch_size = self.batch_size
         config.matching.group = min(config.matching.group, self.batch_size)
         config.dtype = self.dtype
-        config_lib.validate(config)
         return config
 
 
@@ -84,14 +83,14 @@ class Jax:
         A field `xla:NAME` is an option of the compiler.
         """
         from mvlm_jax.models.compute import check_attention
-        from mvlm_jax.tasks.from_config import describe_task
+        from mvlm_jax.tasks.registry import describe_task, validate
         from mvlm_jax.training.mesh import make_mesh, shard_batch
         from mvlm_jax.training.program import make_program
 
         self._state = self._step = None  # before the next one takes its memory
         config = self._setup.config()
         config.update_from_flattened_dict({name: v for name, v in fields.items() if not name.startswith("xla:")})
-        config_lib.validate(config)
+        validate(config)
         options = {name.removeprefix("xla:"): v for name, v in fields.items() if name.startswith("xla:")}
         task = describe_task(config)
         check_attention(task.model.compute, platform=self._device.platform)

@@ -190,7 +190,6 @@ def validate(config: ConfigDict) -> None:
       UserError: the field, the value received and what would be right.
     """
     choices = {
-        "task": ("pretrain", "retrieval", "vqa", "nlvr2", "entailment"),
         "hide_modality": ("none", "image", "text"),
         "dtype": ("auto", "float32", "bfloat16"),
         "text_encoder.kind": ("roberta", "bert"),
@@ -238,20 +237,6 @@ def validate(config: ConfigDict) -> None:
             f"config.image.size={config.image.size} must be a multiple of {cell} pixels, a mask cell of "
             f"{config.mask.image_cell} patches of {config.image_encoder.patch}"
         )
-    if config.vqa.answer_length < 3:
-        raise UserError(
-            f"config.vqa.answer_length={config.vqa.answer_length} must be at least 3: start, one token, end"
-        )
-    if config.hide_modality != "none" and config.task in ("pretrain", "retrieval"):
-        raise UserError(
-            f"config.hide_modality={config.hide_modality!r} is for vqa, nlvr2 and entailment, "
-            f"not config.task={config.task}"
-        )
-    if config.task == "retrieval" and (config.loss.mim or config.loss.mlm):
-        raise UserError(
-            f"config.loss.mim={config.loss.mim} and config.loss.mlm={config.loss.mlm} must be 0 in "
-            "config.task=retrieval, which rebuilds nothing"
-        )
     if config.init_from.checkpoint and (config.init_from.image or config.init_from.text):
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
@@ -276,12 +261,6 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
     if not 0 < config.image_encoder.epsilon < 1:
         raise UserError(f"config.image_encoder.epsilon={config.image_encoder.epsilon} must lie between 0 and 1")
-    microbatches = config.accumulate * config.matching.group
-    if config.batch_size % microbatches:
-        raise UserError(
-            f"config.batch_size={config.batch_size} must be a multiple of {microbatches}, "
-            f"config.accumulate={config.accumulate} times config.matching.group={config.matching.group}"
-        )
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

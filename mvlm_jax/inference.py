@@ -24,7 +24,9 @@ from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.parameters import read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.tasks.model import maskvlm
+from mvlm_jax.tasks.base import BaseTask
+from mvlm_jax.tasks.labelled import LabelledTask
+from mvlm_jax.tasks.registry import task_type
 
 
 def load(folder: str | Path, *, batch_size: int) -> "Inference":
@@ -34,36 +36,101 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
         config = config_lib.from_json((folder / CONFIG).read_text())
     except OSError as error:
         raise UserError(f"{folder} has no {CONFIG}; give a folder that mvlm weights export wrote") from error
-    if config.task not in ("pretrain", "retrieval"):
-        raise UserError(f"{folder} is of config.task={config.task}; load takes a model of pretrain or retrieval")
+    try:
+        task = task_type(config)
+    except UserError as error:
+        raise UserError(f"{folder} cannot be loaded: {error}") from error
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     # What was fastest where it was trained may not exist here.
     config.model.attention = config.model.layer_loop = "auto"
     tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text_encoder.kind)
-    params = read_parameters(folder / WEIGHTS, config=config)
-    return Inference(config=config, tokenizer=tokenizer, params=jax.device_put(params), batch_size=batch_size)
+    params = read_parameters(folder / WEIGHTS, shapes=task.parameter_shapes(config))
+    opened = task(config=config, tokenizer=tokenizer, **task.read_assets(folder))
+    return Inference(task=opened, params=jax.device_put(params), batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """A model with its tokenizer. Batches are filled up to one size, so that each method compiles once."""
+    """A model with its tokenizer; `task.verbs` names the methods that it has been trained for.
 
-    config: ConfigDict
-    tokenizer: Tokenizer
+    Batches are filled up to one size, so that each method compiles once.
+    """
+
+    task: BaseTask
     params: PyTree
     batch_size: int
 
-    @cached_property
+    @property
+    def config(self) -> ConfigDict:
+        return self.task.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.task.tokenizer
+
+    @property
     def model(self) -> MaskVLM:
-        return maskvlm(self.config, pad_id=self.tokenizer.ids.pad)
+        return self.task.model
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """The likeliest answer, from the list that the model was trained with, to each question about its image.
+
+        Raises:
+          UserError: not as many questions as images, or a model of another task.
+        """
+        return [answer.ranked for answer in self._predicted("answer", [[image] for image in images], questions)]
+
+    def classify_pair(
+        self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """The probability of each label for each image (of NLVR2: pair of images) with its text.
+
+        Raises:
+          UserError: not as many texts as images, or a model of another task.
+        """
+        groups = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
+        return self._predicted("classify_pair", groups, texts)
+
+    def _predicted(self, verb: str, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> list[Any]:
+        self._check_verb(verb)
+        assert isinstance(self.task, LabelledTask)
+        count = self.task.images
+        for index, group in enumerate(images):
+            if len(group) != count:
+                raise UserError(f"{verb} needs {count} images for each text; images[{index}] holds {len(group)}")
+        tokens = self._tokens(texts)
+        if len(images) != len(tokens):
+            raise UserError(
+                f"{verb} got {len(images)} images and {len(tokens)} texts; it needs one text for each image"
+            )
+        pixels = self._pixels([image for group in images for image in group])
+        pixels = pixels.reshape(len(tokens), count, *pixels.shape[1:])
+        predicted = []
+        for indices in index_batches(len(tokens), self.batch_size):
+            batch = {
+                "image": padded(pixels[indices], self.batch_size),
+                "text": padded(tokens[indices], self.batch_size),
+            }
+            shown = self.task.shown(place(batch, params=self.params))
+            predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]
+        return predicted
+
+    def _check_verb(self, verb: str) -> None:
+        if verb not in self.task.verbs:
+            raise UserError(
+                f"{verb} is not what a model of config.task={self.task.name} was trained for; "
+                f"it has {', '.join(self.task.verbs) or 'no method of its own'}"
+            )
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of texts."""
+        self._check_verb("encode_image")
         return self._batched(_embed_images, self._pixels(images))
 
     def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of images; longer texts are cut as captions are."""
+        self._check_verb("encode_text")
         return self._batched(_embed_texts, self._tokens(texts))
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
@@ -76,6 +143,7 @@ class Inference:
         Raises:
           UserError: not as many texts as images.
         """
+        self._check_verb("match")
         pixels, tokens = self._pixels(images), self._tokens(texts)
         if len(pixels) != len(tokens):
             raise UserError(f"match got {len(pixels)} images and {len(tokens)} texts; it needs one text for each image")
@@ -89,6 +157,7 @@ class Inference:
         Raises:
           UserError: no mask in what is left of `text` after it is cut to the longest caption.
         """
+        self._check_verb("fill_mask")
         tokens = self._masked_tokens(text)
         slots = np.flatnonzero(tokens[0] == self.tokenizer.ids.mask)
         if not len(slots):
@@ -108,6 +177,7 @@ class Inference:
         Raises:
           UserError: `patch_mask` is not of the model's grid.
         """
+        self._check_verb("reconstruct")
         side = self.config.image.size // self.config.image_encoder.patch
         patch_mask = np.asarray(patch_mask, bool)
         if patch_mask.shape != (side, side):

@@ -12,6 +12,7 @@ from tiny import ROOT
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands, weights
+from mvlm_jax.tasks import registry
 
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
          *(ROOT / "mvlm_jax" / "cli" / f"{command}.py" for command in commands.COMMANDS)]  # fmt: skip
@@ -74,7 +75,7 @@ def parse(words, monkeypatch):
     own = words[2:] if words[0] == "weights" else words[1:]
     assert values(["mvlm", *own]) == ["mvlm"]  # nothing is left over
     if "config" in values and values.config:
-        config_lib.validate(values.config)
+        registry.validate(values.config)
 
 
 @pytest.mark.parametrize("words", list(documented(INLINE)))

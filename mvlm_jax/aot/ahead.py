@@ -13,8 +13,8 @@ from mvlm_jax.aot.fitting import largest_fit
 from mvlm_jax.aot.hlo import Program, read
 from mvlm_jax.errors import UserError
 from mvlm_jax.models.compute import check_attention
-from mvlm_jax.tasks.from_config import describe_task
 from mvlm_jax.tasks.model import compute_of, resolve_compute
+from mvlm_jax.tasks.registry import describe_task, task_type
 from mvlm_jax.training.mesh import batch_parts, make_mesh
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import Program as TrainingProgram
@@ -118,7 +118,7 @@ def fit(
     Raises:
       UserError: not even one matching group on each of them fits in each microbatch.
     """
-    parts, group = batch_parts(mesh_of(config, devices)), config.accumulate * config.matching.group
+    parts, group = batch_parts(mesh_of(config, devices)), config.accumulate * task_type(config).group(config)
     tried: dict[tuple[int, str], tuple[ConfigDict, CompiledStep]] = {}
 
     def fits(pairs: int, policy: str) -> bool:

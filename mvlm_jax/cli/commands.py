@@ -17,6 +17,7 @@ from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
+from mvlm_jax.tasks import registry
 from mvlm_jax.training import hosts
 
 COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
@@ -146,7 +147,7 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         config = values.config
         # A file that could not be read is reported at the first look at a field, not while flags are parsed.
         _ = config.seed
-        config_lib.validate(config)
+        registry.validate(config)
     hosts.check_same(config=config_lib.to_json(config))
     return config
 

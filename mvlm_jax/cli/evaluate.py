@@ -8,7 +8,6 @@ Example:
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -16,22 +15,15 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands
-from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.files import write_text
-from mvlm_jax.tasks.from_config import make_task
-from mvlm_jax.tasks.labelled import Submitting
-from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.tasks.registry import open_task, task_type
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.heartbeat import Heartbeat
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
-from mvlm_jax.training.task import Params, Task
-
-RETRIEVING = ("pretrain", "retrieval")  # tasks whose model embeds images and texts by themselves
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -66,6 +58,10 @@ def main(values: flags.FlagValues) -> None:
         _sweep(values.config, values.k)
     config = commands.checked_config(values)
     directory = values.workdir
+    if values.submission:
+        with hosts.together():
+            if jax.process_index() == 0:
+                commands.check_writable(values.submission, flag="submission")
     with hosts.together():
         trained = workdir_lib.read_config(directory)
         changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
@@ -75,9 +71,7 @@ def main(values: flags.FlagValues) -> None:
         with Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
             if not checkpoints.steps():
                 raise UserError(f"{directory} has no finished checkpoint; train it first")
-    task = make_task(config, workdir=directory)
-    if values.submission:
-        _check_submission(task, values.submission, config)
+    task = open_task(config, workdir=directory)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
@@ -89,11 +83,9 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"the checkpoints in {directory} were removed meanwhile; train again or restore them")
         submission = None
         if values.classify:
-            results = _classify(task, params, values, config)
+            results = task.classify(params, values.classify, class_names=values.class_names, templates=values.templates)
         elif values.submission:
-            assert isinstance(task, Submitting), "made sure of by _check_submission"
-            predicted = task.predictions(params)
-            results, submission = task.results(*predicted), task.submission(*predicted)
+            results, submission = task.submission(params)
         else:
             results = task.evaluate(params)
     source = _classified(values) if values.classify else config.data.eval
@@ -115,38 +107,27 @@ def _classified(values: flags.FlagValues) -> str:
 
 
 def _check_flags(values: flags.FlagValues) -> None:
-    """Refuses what would do nothing beside the others."""
-    task = values.config.task
-    if values.k and task not in RETRIEVING:
-        raise UserError(f"--k={','.join(values.k)} re-ranks in retrieval; config.task={task} has none")
+    """Refuses, before an evaluation that may take hours, what the task or the other flags leave no use for."""
+    task = task_type(values.config)
+    if values.k and not task.embeds:
+        raise UserError(f"--k={','.join(values.k)} re-ranks in retrieval; config.task={task.name} has none")
     for name in ("templates", "class_names"):
         if values[name].value and not values.classify:
             raise UserError(f"--{name}={values[name].value} needs --classify=DIR, a folder of images for each class")
-    if values.classify and (values.k or values.submission):
-        other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
-        raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")
-    if values.classify and not values.classify.is_dir():
-        raise UserError(f"--classify={values.classify} is not a folder; give one that holds a folder for each class")
-
-
-def _classify(task: Task, params: Params, values: flags.FlagValues, config: ConfigDict) -> dict[str, dict[str, Any]]:
-    if config.task not in RETRIEVING:
-        raise UserError(f"--classify needs a model of pretrain or retrieval, not of config.task={config.task}")
-    assert isinstance(task, Pretrain)
-    directory = values.classify
-    found = classify_folder(
-        task.model,
-        params,
-        task.tokenizer,
-        directory,
-        names=read_class_names(values.class_names) if values.class_names else None,
-        templates=read_templates(values.templates) if values.templates else TEMPLATES,
-        image_size=config.image.size,
-        max_length=config.text.max_length,
-        max_image_pixels=config.data.max_image_pixels,
-        batch_size=config.eval.batch_size,
-    )
-    return {f"classification-{directory.resolve().name}": found}
+    if values.classify:
+        if values.k or values.submission:
+            other = f"--k={','.join(values.k)}" if values.k else f"--submission={values.submission}"
+            raise UserError(f"--classify={values.classify} evaluates nothing else; give {other} to a call of its own")
+        if not task.embeds:
+            raise UserError(
+                f"--classify needs a model that embeds images and texts; that of config.task={task.name} does not"
+            )
+        if not values.classify.is_dir():
+            raise UserError(
+                f"--classify={values.classify} is not a folder; give one that holds a folder for each class"
+            )
+    if values.submission and not task.submits:
+        raise UserError(f"--submission={values.submission}: config.task={task.name} has no evaluation server")
 
 
 def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
@@ -154,15 +135,6 @@ def _sweep(config: ConfigDict, numbers: Sequence[str]) -> None:
         raise UserError(f"--k={','.join(numbers)} must be numbers above 0, separated by commas, as in --k=16,64,256")
     *smaller, largest = sorted({int(number) for number in numbers})
     config.eval.rerank, config.eval.sweep = largest, tuple(smaller)
-
-
-def _check_submission(task: Task, path: Path, config: ConfigDict) -> None:
-    """Before an evaluation that may take hours."""
-    if not isinstance(task, Submitting):
-        raise UserError(f"--submission={path}: config.task={config.task} has no evaluation server")
-    with hosts.together():
-        if jax.process_index() == 0:
-            commands.check_writable(path, flag="submission")
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,9 +46,9 @@ from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path, write_text
 from mvlm_jax.report import dataset as report
 from mvlm_jax.report.batch import preview_page
-from mvlm_jax.tasks.configured import TOKENIZER_FILE
-from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
 from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.tasks.registry import open_task, task_type
+from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE
 
 # Collections that need no files.
 DRAWN: dict[str, Callable[[], Collection]] = {
@@ -202,12 +202,12 @@ def preview(*, config: ConfigDict, workdir: Path | None, step: int, examples: in
     Raises:
       UserError: a source or tokenizer that does not fit the config, or a `report_dir` that cannot be written.
     """
-    if config.task in LABELLED:
-        raise UserError(f"--preview shows the pairs of pretrain and retrieval; config.task={config.task} has none")
+    if not issubclass(task_type(config), Pretrain):
+        raise UserError(f"--preview shows image-text pairs; config.task={config.task} is not trained on pairs")
     # How a run is carried out does not change its batches.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.data.workers, config.data.prefetch = 0, 1
-    task = make_task(config, workdir=workdir)
+    task = open_task(config, workdir=workdir)
     assert isinstance(task, Pretrain)
     html = preview_page(task, step=step, examples=examples)
     try:
@@ -232,7 +232,7 @@ def _evaluation_sets(against: Sequence[str], *, splits: Mapping[str, Source], da
 
 def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
     if config.text.tokenizer or config.init_from.checkpoint or config.init_from.text:
-        return open_tokenizer(config, workdir=None)
+        return task_type(config).open_tokenizer(config, workdir=None)
     splits = collection.splits
     captions = list(_some_captions(splits["train"] if "train" in splits else next(iter(splits.values()))))
     if not any(map(str.strip, captions)):

@@ -11,7 +11,7 @@ from absl import flags
 
 from mvlm_jax import signals
 from mvlm_jax.cli import commands
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.registry import open_task
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.loop import train
@@ -39,7 +39,7 @@ def main(values: flags.FlagValues) -> int:
     with hosts.together():
         # Before a tokenizer is trained, which may take long.
         workdir_lib.check_workdir(values.workdir, config=config)
-    outcome = train(make_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
+    outcome = train(open_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
     return values.stopped_status if outcome.stopped else 0
 
 

@@ -19,10 +19,9 @@ from mvlm_jax.cli import commands
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
 from mvlm_jax.interop.inspecting import inspect
-from mvlm_jax.interop.parameters import parameter_shapes
 from mvlm_jax.interop.start import import_encoders
-from mvlm_jax.tasks.from_config import open_tokenizer
-from mvlm_jax.training.workdir import WEIGHTS
+from mvlm_jax.tasks.registry import task_type
+from mvlm_jax.training.workdir import WEIGHTS, read_config
 
 
 def _import_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -34,9 +33,9 @@ def _import(values: flags.FlagValues) -> None:
     config = commands.checked_config(values)
     if not (config.init_from.image or config.init_from.text):
         raise UserError("nothing to import; give --config.init_from.image=PATH, --config.init_from.text=PATH or both")
-    tokenizer = open_tokenizer(config, workdir=None) if config.init_from.text else None
+    tokenizer = task_type(config).open_tokenizer(config, workdir=None) if config.init_from.text else None
     imported = import_encoders(
-        parameter_shapes(config),
+        task_type(config).parameter_shapes(config),
         init_from=config.init_from.to_dict(),
         image=config.image,
         image_encoder=config.image_encoder,
@@ -59,7 +58,8 @@ def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def _export(values: flags.FlagValues) -> None:
-    step = export_run(values.workdir, output=values.output, step=values.step)
+    assets = task_type(read_config(values.workdir)).asset_files
+    step = export_run(values.workdir, output=values.output, step=values.step, assets=assets)
     print(f"exported step {step} of {values.workdir} to {values.output}")
 
 

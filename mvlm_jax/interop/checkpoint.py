@@ -114,7 +114,7 @@ def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], Conf
             "mvlm weights export wrote"
         )
     origin = workdir_lib.read_config(directory)
-    params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=origin, step=None)
+    params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=None)
     return params, origin, step
 
 

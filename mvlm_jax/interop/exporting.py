@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,11 @@ from mvlm_jax.training import workdir as workdir_lib
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 
 
-def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> int:
+def export_run(workdir: str | Path, *, output: str | Path, step: int | None, assets: Sequence[str]) -> int:
     """Writes the model of a checkpoint to a new folder and returns its step, the latest one where `step` is None.
+
+    Args:
+      assets: files of the run, beside its config and checkpoints, that the model is useless without.
 
     Raises:
       UserError: no such run or checkpoint, or `output` exists.
@@ -32,14 +35,15 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None) -> 
     directory = user_path(workdir)
     config = workdir_lib.read_config(directory)
     with new_folder(output) as folder:
-        params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, config=config, step=step)
+        params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=step)
         tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text_encoder.kind)
         params = {path: np.asarray(value, np.float32, order="C") for path, value in params.items()}
         (folder / CONFIG).write_text(config_lib.to_json(config))
         save_file(params, folder / WEIGHTS, metadata={"format": "mvlm_jax", "step": str(step)})
         # The library lets nobody but the owner read what it writes.
         shutil.copymode(folder / CONFIG, folder / WEIGHTS)
-        tokenizer.save(folder / TOKENIZER)
+        for name in assets:
+            shutil.copy(directory / name, folder / name)
         write_encoders(folder, params, config=config, tokenizer=tokenizer)
         kept = directory / workdir_lib.WEIGHTS
         card = model_card(

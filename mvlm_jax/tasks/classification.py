@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
 
 from mvlm_jax.data.labelled import LabelledRow
+from mvlm_jax.data.labelled_pipeline import Classes
 from mvlm_jax.evaluation.batching import fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.objectives.counts import example_counts
 from mvlm_jax.objectives.reconstruction import cross_entropy
-from mvlm_jax.tasks.labelled import LabelledTask, reasons
+from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
+from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
 
@@ -25,8 +28,11 @@ from mvlm_jax.training.task import Params, Rows, Sums
 class ClassificationTask(LabelledTask):
     """Cross-entropy over `labels`; reports accuracy."""
 
-    name: str  # of the files of the results
-    labels: tuple[str, ...]
+    verbs = ("classify_pair",)
+
+    @classmethod
+    def build_model(cls, config: ConfigDict, *, pad_id: int) -> ClassifyingModel:
+        return ClassifyingModel(**maskvlm_fields(config, pad_id=pad_id), classes=len(cls.labels))
 
     @property
     def flops_per_step(self) -> float:
@@ -38,8 +44,12 @@ class ClassificationTask(LabelledTask):
             every_token=False,
         )
 
-    def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    @property
+    def targets(self) -> Classes:
+        return Classes(self.labels)
+
+    def target_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     @cached_property
     def objective(self) -> Independent:
@@ -58,30 +68,30 @@ class ClassificationTask(LabelledTask):
             "accuracy": (100 * (logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
         }
 
-    def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], list[tuple[LabelledRow, str]]]:
-        """The label chosen for each example of the split; and what was left out, with the reason."""
-        left_out: list[tuple[LabelledRow, str]] = []
-        chosen = []
-        for batch, rows in self.evaluation_batches(params, left_out):
-            logits = fetch(_logits(self.model, params, batch["image"], batch["text"]))
-            chosen += [(row, self.labels[label]) for row, label in zip(rows, logits.argmax(axis=-1))]
-        return chosen, left_out
+    def predict(self, params: Params, image: Array, text: Array) -> list[dict[str, float]]:
+        """The probability of each label."""
+        probabilities = fetch(_probabilities(self.model, params, image, text))
+        return [dict(zip(self.labels, map(float, row))) for row in probabilities]
 
     def results(
-        self, chosen: Sequence[tuple[LabelledRow, str]], left_out: Sequence[tuple[LabelledRow, str]]
+        self, predicted: Sequence[tuple[LabelledRow, dict[str, float]]], left_out: LeftOut
     ) -> dict[str, dict[str, Any]]:
-        judged = [(row, row.answers[0] == label) for row, label in chosen if row.answers]
+        judged = [(row, row.answers[0] == likeliest(probabilities)) for row, probabilities in predicted if row.answers]
         judged += [(row, False) for row, _ in left_out if row.answers]
         return {f"{self.name}-{self.eval_name}": self.metrics(judged) | reasons(left_out)}
 
     def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:
-        """Over the examples whose label is known, from whether each was told right."""
+        """Over the examples whose label is known, from whether each was predicted right."""
         if not judged:
             return {"examples": 0}
         return {"accuracy": 100 * float(np.mean([right for _, right in judged])), "examples": len(judged)}
 
 
+def likeliest(probabilities: dict[str, float]) -> str:
+    return max(probabilities, key=probabilities.__getitem__)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
+def _probabilities(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
     logits: Any = model.apply({"params": params}, image, text)
-    return logits
+    return jax.nn.softmax(logits)

@@ -7,4 +7,5 @@ class Entailment(ClassificationTask):
     """A three-way head on the fused feature; SNLI-VE's labels."""
 
     name = "entailment"
+    description = "that says whether an image entails a hypothesis, contradicts it or leaves it open"
     labels = ("contradiction", "neutral", "entailment")

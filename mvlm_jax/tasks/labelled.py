@@ -1,136 +1,197 @@
-"""What the tasks over labelled examples share."""
+"""What the tasks over labelled examples share: questions, statements and hypotheses about images."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
-from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.data.labelled_pipeline import LabelledSplit
+from mvlm_jax.data.background import Batch as HostBatch
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.labelled import LabelledRow, LabelledSource
+from mvlm_jax.data.labelled_pipeline import LabelledBatches, LabelledExamples, LabelledSplit, Targets, training_texts
+from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
 from mvlm_jax.data.skipped import in_words
+from mvlm_jax.data.sources import as_file_name
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import left_out as left_out_lib
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
-from mvlm_jax.tasks.configured import ConfiguredTask
-from mvlm_jax.tasks.model import images_of
+from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.training import hosts
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Rows
 
-BLIND_PIXEL = 128  # the grey that normalises to about 0
+HIDDEN_PIXEL = 128  # the grey that normalises to about 0
 
-
-@runtime_checkable
-class Submitting(Protocol):
-    """A task whose predictions an evaluation server takes."""
-
-    def predictions(self, params: Params) -> tuple[list[Any], list[tuple[LabelledRow, str]]]: ...
-
-    def results(self, said: Any, left_out: Any, /) -> dict[str, dict[str, Any]]: ...
-
-    def submission(self, said: Any, left_out: Any, /) -> str:
-        """The file for the server, from what `predictions` gave."""
-        ...
+LeftOut = list[tuple[LabelledRow, str]]  # examples that cannot be used, with the reason
+Predictions = tuple[list[tuple[LabelledRow, Any]], LeftOut]
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledTask(ConfiguredTask):
-    """Images and a text in, something to say about them out.
+class LabelledTask(BaseTask):
+    """Images and a text in, an answer out.
 
-    With `config.hide_modality` it sees the image only, or the text only: the baselines that say what is to be learned
-    from one side alone.
+    With `config.hide_modality` the model sees the image only, or the text only: baselines that measure what can be
+    learned from one side alone.
     """
 
-    eval_split: Callable[[], LabelledSplit]  # opened when it is first needed
-    eval_name: str  # names the files of the results
+    open_source = staticmethod(open_labelled)
+
+    @classmethod
+    def training_texts(cls, config: ConfigDict) -> Iterable[str]:
+        return training_texts(cls.training_rows(config))
+
+    @classmethod
+    def training_rows(cls, config: ConfigDict) -> Iterator[LabelledRow]:
+        """Of the training source, those that the run sees and can read."""
+        for source, record in cls.mixture(config).records():
+            try:
+                yield cast(LabelledSource, source).row(record)
+            except UnusableImage:
+                continue
+
+    @classmethod
+    def model_inputs(cls, config: ConfigDict) -> tuple[Array, ...]:
+        size = config.image.size
+        text = jnp.zeros((1, config.text.max_length), jnp.int32)
+        return jnp.zeros((1, cls.images, size, size, 3), jnp.uint8), text
 
     @property
-    def images(self) -> int:
-        """In each example."""
-        return images_of(self.config)
+    def targets(self) -> Targets:
+        """What the model is to answer, from what the annotators answered."""
+        raise NotImplementedError
 
-    @cached_property
-    def split(self) -> LabelledSplit:
-        return self.eval_split()
-
-    @property
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        rows, size = self.config.batch_size, self.config.image.size
-        return {
-            "image": jax.ShapeDtypeStruct((rows, self.images, size, size, 3), jnp.uint8),
-            "text": jax.ShapeDtypeStruct((rows, self.config.text.max_length), jnp.int32),
-            "skipped": jax.ShapeDtypeStruct((rows,), jnp.int32),
-            **self.target_shapes(rows),
-        }
-
-    def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def target_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the targets in a batch."""
         raise NotImplementedError
 
-    def rows(self, batch: Batch, streams: Streams) -> Rows:
-        return {**batch, **self.seen(batch)}
+    def predict(self, params: Params, image: Array, text: Array) -> list[Any]:
+        """What the model answers to each example of a batch, as its images and texts are on the devices."""
+        raise NotImplementedError
 
-    def seen(self, batch: Batch) -> dict[str, Array]:
+    def results(self, predicted: Sequence[tuple[LabelledRow, Any]], left_out: LeftOut) -> dict[str, dict[str, Any]]:
+        """Metrics for each file stem. What was left out counts as wrong."""
+        raise NotImplementedError
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        batch_size, size = self.config.batch_size, self.config.image.size
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, self.images, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch_size, self.config.text.max_length), jnp.int32),
+            "skipped": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+            **self.target_shapes(batch_size),
+        }
+
+    def rows(self, batch: Batch, streams: Streams) -> Rows:
+        return {**batch, **self.shown(batch)}
+
+    def shown(self, batch: Batch) -> dict[str, Array]:
         """The images and texts of a batch as far as the model may see them."""
         image, text = batch["image"], batch["text"]
         if self.config.hide_modality == "image":
-            image = jnp.full_like(image, BLIND_PIXEL)
+            image = jnp.full_like(image, HIDDEN_PIXEL)
         if self.config.hide_modality == "text":
             ids = self.tokenizer.ids
-            nothing = jnp.full_like(text, ids.pad).at[:, 0].set(ids.start).at[:, 1].set(ids.end)
-            text = nothing
+            text = jnp.full_like(text, ids.pad).at[:, 0].set(ids.start).at[:, 1].set(ids.end)
         return {"image": image, "text": text}
 
-    def predictions(self, params: Params) -> tuple[list[Any], list[tuple[LabelledRow, str]]]:
-        """What the model says of each example of the split; and what was left out, with the reason."""
-        raise NotImplementedError
+    def training_examples(self) -> LabelledExamples:
+        config = self.config
+        return LabelledExamples(
+            mixture=self.mixture(config),
+            targets=self.targets,
+            images=self.images,
+            seed=config.seed,
+            image_size=config.image.size,
+            max_image_pixels=config.data.max_image_pixels,
+            **config.data.augment,
+        )
 
-    def results(self, said: Sequence[Any], left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, dict[str, Any]]:
-        """Metrics for each file stem, from what `predictions` gave. What was left out counts as wrong."""
+    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+        config = self.config
+        steps = LabelledBatches(
+            self.training_examples(),
+            self.tokenizer,
+            max_length=config.text.max_length,
+            batch_size=config.batch_size,
+            rows=self.process_rows(),
+        )
+        return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+
+    def example_ids(self, step: int) -> list[str]:
+        examples = self.training_examples()
+        return [examples[index].example_id for index in self.examples_of(step)]
+
+    @property
+    def eval_name(self) -> str:
+        return as_file_name(parse_labelled(self.config.data.eval)[2])
+
+    @cached_property
+    def split(self) -> LabelledSplit:
+        config = self.config
+        with hosts.together():
+            source = open_labelled(config.data.eval, data_dir=config.data.data_dir)
+        return LabelledSplit(
+            source=source,
+            tokenizer=self.tokenizer,
+            images=self.images,
+            image_size=config.image.size,
+            max_length=config.text.max_length,
+            max_image_pixels=config.data.max_image_pixels,
+        )
+
+    def submission_file(self, predicted: Sequence[tuple[LabelledRow, Any]], left_out: LeftOut) -> str:
+        """What the evaluation server reads; of tasks that are said to have one by `submits`."""
         raise NotImplementedError
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         return self.results(*self.predictions(params))
 
-    def evaluation_batches(
-        self, params: Params, left_out: list[tuple[LabelledRow, str]]
-    ) -> Iterator[tuple[dict[str, Array], list[LabelledRow]]]:
-        """What the model sees of the whole split, on the devices that hold `params`, and whose rows these are.
+    def submission(self, params: Params) -> tuple[dict[str, dict[str, Any]], str]:
+        predicted, left_out = self.predictions(params)
+        return self.results(predicted, left_out), self.submission_file(predicted, left_out)
 
-        Batches are filled up to one size; `left_out` gets what cannot be used, with the reason.
+    def predictions(self, params: Params) -> Predictions:
+        """What the model answers to each example of the evaluation split, and what was left out.
 
         Raises:
           UserError: no example can be used.
         """
-        used = False
+        predicted: list[tuple[LabelledRow, Any]] = []
+        left_out: LeftOut = []
         size = shared_batch_size(self.config.eval.batch_size, params=params)
-        batches = self.split.batches(size)
-        # Where a host lacks an image, its devices would work on rows of other examples than those of the others.
-        for batch, rows, unusable in hosts.in_step(batches, name="evaluation split", identity=_examples):
+        # Where a host lacks an image, its devices would work on other examples than those of the others.
+        for batch, rows, unusable in hosts.in_step(
+            self.split.batches(size), name="evaluation split", identity=_examples
+        ):
             left_out.extend(unusable)
             if rows:
-                used = True
                 filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
-                yield self.seen(place(filled, params=params)), rows
-        if not used:
-            said = in_words(Counter(reason for _, reason in left_out)) or "empty"
+                shown = self.shown(place(filled, params=params))
+                predicted += zip(rows, self.predict(params, shown["image"], shown["text"]))
+        if not predicted:
+            reasons = in_words(Counter(reason for _, reason in left_out)) or "empty"
             raise UserError(
-                f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used ({said})"
+                f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used "
+                f"({reasons})"
             )
+        return predicted, left_out
 
 
-def _examples(read: tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]) -> str:
+def _examples(read: tuple[HostBatch, list[LabelledRow], LeftOut]) -> str:
     """What was read and what of it is used, by name."""
     _, rows, left_out = read
-    return repr([[row.example_id for row in of] for of in (rows, [row for row, _ in left_out])])
+    return repr([[row.example_id for row in part] for part in (rows, [row for row, _ in left_out])])
 
 
-def reasons(left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
+def reasons(left_out: LeftOut) -> dict[str, Any]:
     """How many examples were left out, and why, for the results."""
     return left_out_lib.left_out(Counter(reason for _, reason in left_out))

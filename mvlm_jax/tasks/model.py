@@ -1,17 +1,12 @@
-"""The model that a config describes."""
+"""The fields of a model, from a config."""
 
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mvlm_jax.models.compute import Compute, compute_for
-from mvlm_jax.models.downstream import AnsweringModel, ClassifyingModel
-from mvlm_jax.models.maskvlm import MaskVLM
 
-CLASSES = {"nlvr2": 2, "entailment": 3}
 COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(Compute) if field.name != "dtype")  # of config.model
 
 
@@ -26,37 +21,6 @@ def resolve_compute(config: ConfigDict, *, backend: str) -> None:
     config.dtype = str(compute.dtype)
     for name in COMPUTE_FIELDS:
         config.model[name] = getattr(compute, name)
-
-
-def maskvlm(config: ConfigDict, *, pad_id: int) -> MaskVLM:
-    return MaskVLM(**maskvlm_fields(config, pad_id=pad_id))
-
-
-def task_model(config: ConfigDict, *, pad_id: int) -> MaskVLM:
-    """The model of the config's task; its parameters are made by calling it with `model_inputs`."""
-    fields = maskvlm_fields(config, pad_id=pad_id)
-    if config.task == "vqa":
-        options = config.vqa
-        return AnsweringModel(**fields, answer_layers=options.decoder_layers, answer_length=options.answer_length)
-    if config.task in CLASSES:
-        return ClassifyingModel(**fields, classes=CLASSES[config.task])
-    return MaskVLM(**fields)
-
-
-def images_of(config: ConfigDict) -> int:
-    """In each example of the config's task."""
-    return 2 if config.task == "nlvr2" else 1
-
-
-def model_inputs(config: ConfigDict) -> tuple[Array, ...]:
-    """One example of nothing."""
-    size = config.image.size
-    text = jnp.zeros((1, config.text.max_length), jnp.int32)
-    if config.task not in ("vqa", *CLASSES):
-        return jnp.zeros((1, size, size, 3), jnp.uint8), text
-    image = jnp.zeros((1, images_of(config), size, size, 3), jnp.uint8)
-    answers = (jnp.zeros((1, 1, config.vqa.answer_length - 1), jnp.int32),) if config.task == "vqa" else ()
-    return image, text, *answers
 
 
 def maskvlm_fields(config: ConfigDict, *, pad_id: int) -> dict[str, Any]:

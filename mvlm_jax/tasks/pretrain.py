@@ -1,35 +1,109 @@
 """Masked vision-language pre-training (paper, section 3)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from mvlm_jax.data.pipeline import EvalSplit
+from mvlm_jax.data.background import Batch as HostBatch
+from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
+from mvlm_jax.data.pipeline import EvalSplit, TrainExamples, eval_split, train_batches
+from mvlm_jax.data.sources import open_source, split_name
+from mvlm_jax.errors import UserError
+from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
 from mvlm_jax.evaluation.left_out import left_out
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.objectives import masking
 from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
-from mvlm_jax.tasks.configured import ConfiguredTask
+from mvlm_jax.tasks.base import BaseTask
+from mvlm_jax.training import hosts
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain(ConfiguredTask):
+class Pretrain(BaseTask):
     """MIM, MLM, ITC and ITM over pairs; reports retrieval and the reconstruction gain."""
 
-    eval_split: Callable[[], EvalSplit]  # opened when it is first needed
-    eval_name: str  # names the files of the results
+    name = "pretrain"
+    description = (
+        "of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other "
+        "one, beside contrast and matching"
+    )
+    verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
+    embeds = True
+
+    @classmethod
+    def group(cls, config: ConfigDict) -> int:
+        return config.matching.group if config.loss.itm else 1
+
+    @classmethod
+    def check(cls, config: ConfigDict) -> None:
+        super().check(config)
+        if config.hide_modality != "none":
+            raise UserError(
+                f"config.hide_modality={config.hide_modality!r} is for tasks over labelled examples, "
+                f"not config.task={cls.name}"
+            )
+
+    @classmethod
+    def training_texts(cls, config: ConfigDict) -> Iterable[str]:
+        return cls.mixture(config).captions()
+
+    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+        config = self.config
+        return train_batches(
+            self.mixture(config),
+            self.tokenizer,
+            image_size=config.image.size,
+            max_length=config.text.max_length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            rows=self.process_rows(),
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+            max_image_pixels=config.data.max_image_pixels,
+            **config.data.augment,
+        )
+
+    def example_ids(self, step: int) -> list[str]:
+        config = self.config
+        examples = TrainExamples(
+            mixture=self.mixture(config),
+            seed=config.seed,
+            image_size=config.image.size,
+            max_image_pixels=config.data.max_image_pixels,
+            **config.data.augment,
+        )
+        return [examples[index].image_id for index in self.examples_of(step)]
+
+    @property
+    def eval_name(self) -> str:
+        return split_name(self.config.data.eval)
 
     @cached_property
     def split(self) -> EvalSplit:
-        return self.eval_split()
+        config = self.config
+        with hosts.together():
+            split = eval_split(
+                open_source(config.data.eval, data_dir=config.data.data_dir),
+                self.tokenizer,
+                max_length=config.text.max_length,
+                max_image_pixels=config.data.max_image_pixels,
+                image_size=config.image.size,
+                host_bytes=config.eval.host_bytes,
+            )
+        # Where a host lacks an image, its devices would work on rows of other images than those of the others.
+        hosts.check_same(**{"evaluation split": repr([split.image_ids, split.caption_image.tolist()])})
+        return split
 
     @property
     def flops_per_step(self) -> float:
@@ -60,7 +134,7 @@ class Pretrain(ConfiguredTask):
         return Pretraining(
             self.model,
             condition_on=config.mask.condition_on,
-            group=config.matching.group,
+            group=self.group(config),
             weights=config.loss.to_dict(),
         )
 
@@ -79,13 +153,13 @@ class Pretrain(ConfiguredTask):
             text_ratio=config.mask.text_ratio,
             special_ids=tuple(ids),
             mask_id=ids.mask,
-            group=config.matching.group,
+            group=self.group(config),
         )
 
     def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
         """Retrieval over the whole split."""
         options = self.config.eval
-        found = evaluate_retrieval(
+        metrics = evaluate_retrieval(
             self.model,
             params,
             self.split,
@@ -94,7 +168,7 @@ class Pretrain(ConfiguredTask):
             sweep=options.sweep,
             host_bytes=options.host_bytes,
         )
-        return {f"retrieval-{self.eval_name}": found | left_out(self.split.left_out)}
+        return {f"retrieval-{self.eval_name}": metrics | left_out(self.split.left_out)}
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         rebuilt = evaluate_reconstruction(
@@ -111,3 +185,21 @@ class Pretrain(ConfiguredTask):
             bootstrap=self.config.eval.bootstrap,
         )
         return self.recalls(params) | {f"reconstruction-{self.eval_name}": rebuilt | left_out(self.split.left_out)}
+
+    def classify(
+        self, params: Params, directory: Path, *, class_names: Path | None, templates: Path | None
+    ) -> dict[str, dict[str, Any]]:
+        config = self.config
+        result = classify_folder(
+            self.model,
+            params,
+            self.tokenizer,
+            directory,
+            names=read_class_names(class_names) if class_names else None,
+            templates=read_templates(templates) if templates else TEMPLATES,
+            image_size=config.image.size,
+            max_length=config.text.max_length,
+            max_image_pixels=config.data.max_image_pixels,
+            batch_size=config.eval.batch_size,
+        )
+        return {f"classification-{directory.resolve().name}": result}

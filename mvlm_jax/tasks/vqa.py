@@ -1,25 +1,31 @@
 """VQA v2: an answer is written, or the likeliest one of a list is chosen (paper, section 4.2)."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from mvlm_jax.data.formats.vqa import submission
-from mvlm_jax.data.labelled import LabelledRow
+from mvlm_jax.data.labelled import LabelledRow, answer_list
+from mvlm_jax.data.labelled_pipeline import WeightedAnswers
+from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
+from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.objectives.counts import example_counts
-from mvlm_jax.tasks.labelled import LabelledTask, reasons
+from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
+from mvlm_jax.tasks.model import maskvlm_fields
+from mvlm_jax.training import hosts
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
 from mvlm_jax.training.workdir import write_json
@@ -27,11 +33,71 @@ from mvlm_jax.training.workdir import write_json
 ANSWERS_FILE = "answers.json"
 
 
+class Answer(NamedTuple):
+    """What the model answers to a question."""
+
+    ranked: str  # the likeliest of the list
+    written: str  # token by token
+
+
 @dataclasses.dataclass(frozen=True)
 class Vqa(LabelledTask):
     """Likelihood of every answer that was given, weighted by how many gave it; reports the official accuracy."""
 
     answers: tuple[str, ...]  # the list that is ranked
+
+    name = "vqa"
+    description = "that answers questions about images"
+    asset_files = (*LabelledTask.asset_files, ANSWERS_FILE)
+    verbs = ("answer",)
+    submits = True
+
+    @classmethod
+    def check(cls, config: ConfigDict) -> None:
+        super().check(config)
+        if config.vqa.answer_length < 3:
+            raise UserError(
+                f"config.vqa.answer_length={config.vqa.answer_length} must be at least 3: start, one token, end"
+            )
+
+    @classmethod
+    def open_assets(cls, config: ConfigDict, *, workdir: str | Path | None) -> dict[str, Any]:
+        """The run's own list of answers where it has one, else that of the training questions."""
+        with hosts.together():
+            if workdir and (Path(workdir) / ANSWERS_FILE).is_file():
+                assets = cls.read_assets(Path(workdir))
+            else:
+                assets = {"answers": tuple(answer_list(cls.training_rows(config), size=config.vqa.answer_list))}
+            if not assets["answers"]:
+                raise UserError(
+                    f"config.data.train={config.data.train} holds no answers; train on a split that has some"
+                )
+        hosts.check_same(answers=json.dumps(assets["answers"]))
+        return assets
+
+    @classmethod
+    def read_assets(cls, directory: Path) -> dict[str, Any]:
+        try:
+            return {"answers": tuple(json.loads((directory / ANSWERS_FILE).read_bytes()))}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory / ANSWERS_FILE}, the list of answers, cannot be read: {error}") from error
+
+    @classmethod
+    def describe_assets(cls) -> dict[str, Any]:
+        return {"answers": ("yes",)}
+
+    @classmethod
+    def build_model(cls, config: ConfigDict, *, pad_id: int) -> AnsweringModel:
+        options = config.vqa
+        return AnsweringModel(
+            **maskvlm_fields(config, pad_id=pad_id),
+            answer_layers=options.decoder_layers,
+            answer_length=options.answer_length,
+        )
+
+    @classmethod
+    def model_inputs(cls, config: ConfigDict) -> tuple[Array, ...]:
+        return *super().model_inputs(config), jnp.zeros((1, 1, config.vqa.answer_length - 1), jnp.int32)
 
     @property
     def flops_per_step(self) -> float:
@@ -46,11 +112,16 @@ class Vqa(LabelledTask):
             decoder_layers=options.decoder_layers,
         )
 
-    def target_shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def targets(self) -> WeightedAnswers:
         options = self.config.vqa
+        return WeightedAnswers(self.tokenizer, slots=options.answers_per_question, length=options.answer_length)
+
+    def target_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        slots, length = self.config.vqa.answers_per_question, self.config.vqa.answer_length
         return {
-            "answers": jax.ShapeDtypeStruct((rows, options.answers_per_question, options.answer_length), jnp.int32),
-            "answer_weights": jax.ShapeDtypeStruct((rows, options.answers_per_question), jnp.float32),
+            "answers": jax.ShapeDtypeStruct((batch_size, slots, length), jnp.int32),
+            "answer_weights": jax.ShapeDtypeStruct((batch_size, slots), jnp.float32),
         }
 
     @cached_property
@@ -75,43 +146,46 @@ class Vqa(LabelledTask):
             "token_accuracy": (100 * (told * weights[:, :, None]).sum(), tokens.sum()),
         }
 
-    def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str, str]], list[tuple[LabelledRow, str]]]:
-        """Each question with the answer that ranks first and the one that is written; what was left out, and why."""
+    def predict(self, params: Params, image: Array, text: Array) -> list[Answer]:
         ids, options = self.tokenizer.ids, self.config.vqa
-        listed = jnp.asarray(self.tokenizer.encode(self.answers, max_length=options.answer_length, continuing=True))
+        ranked = rank_answers(
+            self.model,
+            params,
+            image,
+            text,
+            self._listed,
+            candidates=options.candidates,
+            parts=batch_parts(params),
+        )
         forbidden = (ids.pad, ids.start, ids.mask)
-        rank = functools.partial(rank_answers, candidates=options.candidates, parts=batch_parts(params))
-        left_out: list[tuple[LabelledRow, str]] = []
-        found = []
-        for batch, rows in self.evaluation_batches(params, left_out):
-            seen = (batch["image"], batch["text"])
-            ranked = fetch(rank(self.model, params, *seen, listed))
-            written = fetch(
-                write_answers(self.model, params, *seen, start_id=ids.start, end_id=ids.end, forbidden=forbidden)
-            )
-            found += [
-                (row, self.answers[index], self.tokenizer.decode(tokens))
-                for row, index, tokens in zip(rows, ranked, written)
-            ]
-        return found, left_out
+        written = write_answers(
+            self.model, params, image, text, start_id=ids.start, end_id=ids.end, forbidden=forbidden
+        )
+        return [
+            Answer(self.answers[index], self.tokenizer.decode(tokens))
+            for index, tokens in zip(fetch(ranked), fetch(written))
+        ]
 
-    def results(
-        self, found: Sequence[tuple[LabelledRow, str, str]], left_out: Sequence[tuple[LabelledRow, str]]
-    ) -> dict[str, dict[str, Any]]:
-        every = [*found, *((row, None, None) for row, _ in left_out)]
-        known = [(row, ranked, written) for row, ranked, written in every if row.answers]
+    @cached_property
+    def _listed(self) -> Array:
+        """The list of answers as tokens."""
+        length = self.config.vqa.answer_length
+        return jnp.asarray(self.tokenizer.encode(self.answers, max_length=length, continuing=True))
+
+    def results(self, predicted: Sequence[tuple[LabelledRow, Answer]], left_out: LeftOut) -> dict[str, dict[str, Any]]:
+        known = [(row, answer) for row, answer in predicted if row.answers]
+        unanswered = [Judged(None, row.answers, row.kind) for row, _ in left_out if row.answers]
         metrics: dict[str, Any] = {"questions": 0}
-        if known:
-            metrics = mean_accuracy([Judged(ranked, row.answers, row.kind) for row, ranked, _ in known])
-            written = mean_accuracy([Judged(written, row.answers, row.kind) for row, _, written in known])
-            metrics["accuracy_written"] = written["accuracy"]
+        if known or unanswered:
+            ranked = [Judged(answer.ranked, row.answers, row.kind) for row, answer in known]
+            written = [Judged(answer.written, row.answers, row.kind) for row, answer in known]
+            metrics = mean_accuracy(ranked + unanswered)
+            metrics["accuracy_written"] = mean_accuracy(written + unanswered)["accuracy"]
         return {f"vqa-{self.eval_name}": metrics | reasons(left_out)}
 
-    def submission(
-        self, found: Sequence[tuple[LabelledRow, str, str]], left_out: Sequence[tuple[LabelledRow, str]]
-    ) -> str:
+    def submission_file(self, predicted: Sequence[tuple[LabelledRow, Answer]], left_out: LeftOut) -> str:
         """The file for EvalAI, which wants every question answered: without its image, with the commonest answer."""
-        answers = {row.example_id: ranked for row, ranked, _ in found}
+        answers = {row.example_id: answer.ranked for row, answer in predicted}
         answers |= {row.example_id: self.answers[0] for row, _ in left_out}
         return json.dumps(submission(answers)) + "\n"
 

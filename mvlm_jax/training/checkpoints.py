@@ -199,6 +199,32 @@ class Checkpoints:
         """As `restore_latest`, for the parameters alone; moves nothing."""
         return self._latest(lambda step: self._read_params(step, abstract))
 
+    def read_params(self, step: int | None) -> tuple[int, PyTree]:
+        """The parameters as they were stored, of any model, in the memory of this host; of the last step that can be
+        read where `step` is None.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+        def read(step: int) -> PyTree:
+            try:
+                stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "params").tree
+                abstract = jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), stored
+                )
+            except Exception as error:  # Orbax raises whatever the broken bytes lead it to
+                raise Damaged(_in_one_line(error)) from error
+            return self._read_params(step, abstract)
+
+        if step is not None:
+            return step, self._given(step, lambda: read(step))
+        latest = self._latest(read)
+        if latest is None:
+            raise UserError(f"{self._directory} has no finished checkpoint; train first")
+        return latest
+
     def _latest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
         steps = self.steps()
         for step in reversed(steps):

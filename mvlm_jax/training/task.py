@@ -66,9 +66,24 @@ class Objective(Protocol):
 class Task(Protocol):
     """A model with its objective, its data and its evaluation.
 
+    The trainer uses all but `embeds`, `submits`, `submission` and `classify`, which are for commands.
+
     Rules are ordered (regular expression, value) pairs over "/"-joined parameter paths, as in
     `image_encoder/layers/attention/query/kernel`; see `rules.match_rules`.
     """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def embeds(self) -> bool:
+        """Whether images and texts are embedded by themselves, so that they can be ranked."""
+        ...
+
+    @property
+    def submits(self) -> bool:
+        """Whether an evaluation server takes what the model predicts."""
+        ...
 
     @property
     def sharding_rules(self) -> Sequence[tuple[str, PartitionSpec]]: ...
@@ -124,6 +139,28 @@ class Task(Protocol):
         """Metrics for each `<task>-<split>`: numbers, [value, low, high], texts, or maps of these.
 
         No metric is called as `workdir.ORIGIN` is.
+        """
+        ...
+
+    def submission(self, params: Params) -> tuple[dict[str, dict[str, Any]], str]:
+        """As `evaluate`, and the file for the evaluation server.
+
+        Raises:
+          UserError: there is no such server.
+        """
+        ...
+
+    def classify(
+        self, params: Params, directory: Path, *, class_names: Path | None, templates: Path | None
+    ) -> dict[str, dict[str, Any]]:
+        """Zero-shot classification of the images in a folder, which holds a folder for each class.
+
+        Args:
+          class_names: file with the name of the class in each folder.
+          templates: file with the prompts that the names are put into.
+
+        Raises:
+          UserError: the model does not embed images and texts.
         """
         ...
 

@@ -6,6 +6,7 @@ from mvlm_jax.aot import ahead
 from mvlm_jax.aot.ahead import CompiledStep, fit
 from mvlm_jax.aot.fitting import REMAT, largest_fit
 from mvlm_jax.errors import UserError
+from mvlm_jax.tasks import registry
 
 
 def memory(limits):
@@ -48,7 +49,7 @@ def compiled(monkeypatch):
     configs = []
 
     def compile_step(config, devices):
-        config_lib.validate(config)
+        registry.validate(config)
         configs.append(config)
         pairs = config.batch_size // len(devices)
         return CompiledStep(None, 1, 10**9, pairs * 10**9, own_rows=True, program="a program")

@@ -4,7 +4,8 @@ from tiny import SMALLER, recipe
 
 from mvlm_jax.aot.ahead import describe_step
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.parameters import flat, parameter_shapes
+from mvlm_jax.interop.parameters import flat
+from mvlm_jax.tasks.registry import task_type
 
 
 @pytest.fixture
@@ -21,6 +22,6 @@ def test_a_kernel_that_the_described_devices_lack_is_refused_before_it_is_compil
 
 
 def test_the_parameters_of_a_run_on_a_gpu_are_known_on_any_machine(of_a_gpu):
-    shapes = flat(parameter_shapes(of_a_gpu))
+    shapes = flat(task_type(of_a_gpu).parameter_shapes(of_a_gpu))
     of_a_gpu.model.attention = "auto"
-    assert shapes == flat(parameter_shapes(of_a_gpu))
+    assert shapes == flat(task_type(of_a_gpu).parameter_shapes(of_a_gpu))

@@ -10,7 +10,7 @@ from tiny import recipe, sizes
 from mvlm_jax.aot.ahead import compile_step, describe_step
 from mvlm_jax.aot.costs import bytes_by_kind, collectives, gathered_features, matrix_flops
 from mvlm_jax.aot.needed import least_collective_bytes
-from mvlm_jax.tasks.from_config import describe_task, make_task
+from mvlm_jax.tasks.registry import describe_task, open_task
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
@@ -104,7 +104,7 @@ def test_memory_of_the_arguments_is_that_of_the_state(compiled):
 def test_a_described_task_is_the_task_without_its_data(demo_dir, tmp_path):
     config = recipe("demo")
     config.data.data_dir, config.batch_size = str(demo_dir), 32
-    task, described = make_task(config, workdir=tmp_path / "run"), describe_task(config)
+    task, described = open_task(config, workdir=tmp_path / "run"), describe_task(config)
     rows = next(iter(task.train_batches(0)))
     assert {name: (value.shape, value.dtype) for name, value in rows.items()} == {
         name: (shape.shape, shape.dtype) for name, shape in described.batch_shapes.items()

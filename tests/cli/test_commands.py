@@ -154,7 +154,7 @@ def test_a_run_that_lacks_a_part_is_refused_before_a_tokenizer_is_trained(
     def train_tokenizer(*_, **__):
         raise AssertionError("a tokenizer is trained")
 
-    monkeypatch.setattr("mvlm_jax.tasks.from_config.train_tokenizer", train_tokenizer)
+    monkeypatch.setattr("mvlm_jax.tasks.tokenizer.train_tokenizer", train_tokenizer)
     kept = {"config.json"} if lacking == "checkpoints" else {path.name for path in copied.iterdir()} - {lacking}
     for path in copied.iterdir():
         if path.name not in kept:

@@ -20,7 +20,7 @@ from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
 from mvlm_jax.doctor.checkup import Limits, examine
 from mvlm_jax.errors import UserError
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.registry import open_task
 
 DAMAGED = 5  # the record of which a byte is turned over
 LIMITS = Limits(max_pixels=10**6, image_size=32, max_length=16)
@@ -158,5 +158,5 @@ def test_a_damaged_question_is_left_out_of_an_evaluation(questions, tokenizer):
 def test_a_damaged_question_is_not_read_for_answers_and_words(questions):
     config = recipe("finetune_vqa", "shapes")
     config.data.data_dir, config.init_from.checkpoint = str(questions[0]), ""
-    task = make_task(config, workdir="")
+    task = open_task(config, workdir="")
     assert set(task.answers) > {"yes", "no"}

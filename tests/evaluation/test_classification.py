@@ -8,7 +8,7 @@ from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_nam
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import classification
-from mvlm_jax.tasks.model import model_inputs, task_model
+from mvlm_jax.tasks.pretrain import Pretrain
 
 COLOURS = {"dark_blue": (0, 0, 90), "green": (0, 160, 0), "red": (220, 0, 0)}
 
@@ -31,8 +31,8 @@ def parts():
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER)
     tokenizer = train_tokenizer(["a photo of a dark blue green red thing"], kind="roberta", vocab_size=400)
-    model = task_model(config, pad_id=tokenizer.ids.pad)
-    params = jax.jit(model.init)(jax.random.key(0), *model_inputs(config))["params"]
+    model = Pretrain.build_model(config, pad_id=tokenizer.ids.pad)
+    params = jax.jit(model.init)(jax.random.key(0), *Pretrain.model_inputs(config))["params"]
     return model, params, tokenizer
 
 

@@ -6,7 +6,7 @@ from tiny import recipe
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import reconstruction
-from mvlm_jax.tasks.model import task_model
+from mvlm_jax.tasks.pretrain import Pretrain
 
 OWNERS = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4], np.int32)  # the image of each caption
 OPTIONS = {"cell": 1, "image_ratio": 0.5, "text_ratio": 0.5, "special_ids": (0,), "mask_id": 0, "bootstrap": 10}
@@ -54,7 +54,7 @@ def test_each_caption_has_its_own_image_and_the_next_one_for_a_wrong_one_batch_b
         found = {partner: np.ones(4) for partner in reconstruction.PARTNERS}
         return {"correct": found, "error": found, "tokens": np.ones(4), "values": np.ones(4)}
 
-    model = task_model(recipe("demo"), pad_id=1)
+    model = Pretrain.build_model(recipe("demo"), pad_id=1)
     monkeypatch.setattr(EvalSplit, "images", images)
     monkeypatch.setattr(reconstruction, "_rebuild", rebuild)
     monkeypatch.setattr(reconstruction, "fetch", lambda result: result)

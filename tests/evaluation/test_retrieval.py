@@ -5,7 +5,7 @@ import pytest
 from tiny import recipe
 
 from mvlm_jax.evaluation import retrieval
-from mvlm_jax.tasks.model import task_model
+from mvlm_jax.tasks.pretrain import Pretrain
 
 
 def features_of(model, _, text):
@@ -21,7 +21,7 @@ def test_text_features_take_what_they_are_allowed_and_no_more(dtype, monkeypatch
     monkeypatch.setattr(retrieval, "fetch", lambda x: x)
     config = recipe("demo")
     config.dtype = dtype
-    model = task_model(config, pad_id=1)
+    model = Pretrain.build_model(config, pad_id=1)
     text = np.random.default_rng(0).integers(0, 200, (1000, config.text.max_length), dtype=np.int32)
     size = text.size * model.width * model.dtype.itemsize
     encode = {"model": model, "params": np.zeros(1), "batch_size": 30}

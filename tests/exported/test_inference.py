@@ -16,7 +16,7 @@ import mvlm_jax
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import retrieval
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.registry import open_task
 
 BATCH = 5
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
@@ -29,7 +29,7 @@ def model(export):
 
 @pytest.fixture(scope="module")
 def task(demo_run, demo_dir):
-    return make_task(config_lib.from_json((demo_run / "config.json").read_text()), workdir=demo_run)
+    return open_task(config_lib.from_json((demo_run / "config.json").read_text()), workdir=demo_run)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 from tiny import demo_flags
 
 import mvlm_jax
-from mvlm_jax import config as config_lib
 from mvlm_jax.cli import train, weights
 from mvlm_jax.interop.parameters import flat, restore_parameters
 from mvlm_jax.tasks.pretrain import Pretrain
@@ -29,8 +28,7 @@ def start_flags(published, *, data_dir, workdir, **changes):
 
 
 def parameters(workdir, step=None):
-    config = config_lib.from_json((workdir / "config.json").read_text())
-    return restore_parameters(workdir / "checkpoints", config=config, step=step)[0]
+    return restore_parameters(workdir / "checkpoints", step=step)[0]
 
 
 def train_only(flags):
@@ -137,7 +135,7 @@ def test_a_resumed_run_does_not_import_again(started, published, demo_dir, tmp_p
         ),
         ({"text_encoder__kind": "bert"}, "[CLS]"),
         ({"init_from__image": "nowhere"}, "there is no nowhere; give a .safetensors file or a folder"),
-        ({"init_from__text": "IMAGE"}, "brings no tokenizer.json or vocab.txt; name the tokenizer of these weights"),
+        ({"init_from__text": "IMAGE"}, "has no tokenizer.json or vocab.txt; name the tokenizer of these weights"),
         (
             {"init_from__text": "IMAGE", "text__tokenizer": "TOKENIZER"},
             "is a 'vit' by its config.json; text_encoder.kind=",

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import recipe, sizes
 
-from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.tasks import registry
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.accumulation import Independent, value_and_grad
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size, make_mesh, param_shardings, shard_batch
@@ -39,7 +39,7 @@ SMALL = {
 def small_config(**fields):
     config = recipe("demo")
     config.update_from_flattened_dict(SMALL | {name.replace("__", "."): value for name, value in fields.items()})
-    config_lib.validate(config)
+    registry.validate(config)
     return config
 
 
@@ -68,8 +68,8 @@ def rows(config, tokenizer, step):
     }
 
 
-def make_task(config, tokenizer):
-    return Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
+def pretraining(config, tokenizer):
+    return Pretrain(config=config, tokenizer=tokenizer)
 
 
 def weighted(switched_on):
@@ -81,7 +81,7 @@ def weighted(switched_on):
 @pytest.fixture(scope="module")
 def params(tokenizer):
     """Away from the initial values, where embeddings are all alike and some gradients all but vanish."""
-    params = jax.jit(make_task(weighted(LOSSES), tokenizer).init)(jax.random.key(0))
+    params = jax.jit(pretraining(weighted(LOSSES), tokenizer).init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape) * (x.ndim > 0), params)
 
@@ -92,7 +92,7 @@ def result(tokenizer, params):
 
     def result(switched_on, *, accumulate, mesh):
         config = weighted(switched_on)
-        task = make_task(config, tokenizer)
+        task = pretraining(config, tokenizer)
         shardings = param_shardings(params, mesh=mesh, rules=task.sharding_rules)
 
         def step(params, batch):
@@ -175,7 +175,7 @@ def test_a_batch_that_does_not_give_each_microbatch_whole_groups_is_refused():
 def lowered(tokenizer, *, devices=None, **fields):
     config = small_config(**fields)
     sizes = {"data": -1, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
-    program = make_program(task=make_task(config, tokenizer), config=config, mesh=make_mesh(**sizes, devices=devices))
+    program = make_program(task=pretraining(config, tokenizer), config=config, mesh=make_mesh(**sizes, devices=devices))
     shapes = {
         name: jax.ShapeDtypeStruct((config.batch_size, *value.shape[1:]), value.dtype)
         for name, value in rows(config, tokenizer, 0).items()

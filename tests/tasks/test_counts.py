@@ -5,7 +5,7 @@ import pytest
 from tiny import recipe
 
 from mvlm_jax.objectives.pretraining import Pairs
-from mvlm_jax.tasks.from_config import describe_task
+from mvlm_jax.tasks.registry import describe_task
 
 RECIPES = ["demo", "finetune_retrieval", "finetune_vqa", "finetune_nlvr2", "finetune_snli_ve"]
 SKIPPED = jnp.array([0, 3, 0, 1, 0, 0, 0, 1], jnp.int32)

@@ -21,13 +21,12 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
-from mvlm_jax.interop.parameters import flat, parameter_shapes
+from mvlm_jax.interop.parameters import flat
 from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.tasks.entailment import Entailment
-from mvlm_jax.tasks.from_config import describe_task, make_task
 from mvlm_jax.tasks.labelled import LabelledTask
-from mvlm_jax.tasks.model import CLASSES
 from mvlm_jax.tasks.nlvr2 import Nlvr2
+from mvlm_jax.tasks.registry import describe_task, open_task, task_type
 from mvlm_jax.training.task import Task
 from mvlm_jax.training.workdir import ORIGIN, read_config
 
@@ -117,8 +116,8 @@ def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir,
     uri = f"tfds:{SHAPES_OF[name]}:test[:50]"
     source = open_labelled(uri, data_dir=str(data_dir))
     broken_image(monkeypatch, data=source[7]["images"][-1])
-    passes, whole = [], LabelledTask.evaluation_batches
-    monkeypatch.setattr(LabelledTask, "evaluation_batches", lambda *arguments: passes.append(1) or whole(*arguments))
+    passes, whole = [], LabelledTask.predictions
+    monkeypatch.setattr(LabelledTask, "predictions", lambda *arguments: passes.append(1) or whole(*arguments))
     command = [*given, f"--config.data.eval={uri}"]
     refused = evaluate.run([*command, f"--submission={tmp_path / 'none' / 'submission'}"])
     assert refused == 2 and not passes
@@ -171,7 +170,7 @@ def test_an_evaluation_of_which_nothing_can_be_used_is_refused(finetuned, tmp_pa
 def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence():
     task = describe_task(recipe("finetune_nlvr2", "shapes"))
     rows = [LabelledRow((), "", ("True",), "", group, f"{group}{number}") for group in "ab" for number in range(2)]
-    [found] = task.results([(row, "True") for row in rows[:3]], [(rows[3], "absent")]).values()
+    [found] = task.results([(row, {"True": 0.9, "False": 0.1}) for row in rows[:3]], [(rows[3], "absent")]).values()
     counted = {"skipped_images": 1, "left_out": {"absent": 1}}
     assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2} | counted
 
@@ -194,7 +193,7 @@ def test_flags_that_would_do_nothing_are_refused(recipe, given, said, tmp_path, 
 
 def test_tasks_are_tasks(finetuned):
     name, workdir, _ = finetuned
-    task = make_task(read_config(workdir), workdir=workdir)
+    task = open_task(read_config(workdir), workdir=workdir)
     assert isinstance(task, Task)
     assert task.flops_per_step > 0
     batch = next(iter(task.train_batches(0)))
@@ -204,23 +203,21 @@ def test_tasks_are_tasks(finetuned):
     assert described.batch_shapes == task.batch_shapes
 
 
-def test_blind_models_see_nothing_of_the_other_side(finetuned):
+def test_a_hidden_modality_is_the_same_for_every_example(finetuned):
     _, workdir, _ = finetuned
     config = read_config(workdir)
-    for blind, hidden in (("image", "image"), ("text", "text"), ("none", None)):
-        config.hide_modality = blind
-        task = make_task(config, workdir=workdir)
+    for modality, hidden in (("image", "image"), ("text", "text"), ("none", None)):
+        config.hide_modality = modality
+        task = open_task(config, workdir=workdir)
         batches = task.train_batches(0)
-        seen = [task.seen(jax.tree.map(jnp.asarray, next(batches))) for _ in range(2)]
+        shown = [task.shown(jax.tree.map(jnp.asarray, next(batches))) for _ in range(2)]
         for side in ("image", "text"):
-            same = np.array_equal(seen[0][side], seen[1][side])
+            same = np.array_equal(shown[0][side], shown[1][side])
             assert same == (side == hidden)
-    assert (np.asarray(seen[0]["text"][:, 0]) == task.tokenizer.ids.start).all()
+    assert (np.asarray(shown[0]["text"][:, 0]) == task.tokenizer.ids.start).all()
 
 
-def test_labels_are_as_many_as_the_head_has():
-    assert {"nlvr2": len(Nlvr2.labels), "entailment": len(Entailment.labels)} == CLASSES
-    # The published numbers.
+def test_labels_have_their_published_numbers():
     assert [Entailment.labels.index(label) for label in ("contradiction", "neutral", "entailment")] == [0, 1, 2]
     assert Nlvr2.labels.index("True") == 1
 
@@ -250,15 +247,15 @@ def test_an_exported_folder_serves_as_well_as_the_run(demo_run, tmp_path):
     assert weights.run(["export", f"--workdir={demo_run}", f"--output={folder}"]) == 0
     config = read_config(demo_run)
     config.task, config.image.size = "entailment", 48
-    shapes = parameter_shapes(config)
+    shapes = task_type(config).parameter_shapes(config)
     from_run, from_folder = (import_checkpoint(str(path), shapes=shapes, config=config) for path in (demo_run, folder))
     assert from_run.params.keys() == from_folder.params.keys()
     jax.tree.map(np.testing.assert_array_equal, from_run.params, from_folder.params)
     table = from_run.params["image_encoder/position_embedding"]
     config.image.size = 32
-    small = import_checkpoint(str(folder), shapes=parameter_shapes(config), config=config).params
+    small = import_checkpoint(str(folder), shapes=task_type(config).parameter_shapes(config), config=config).params
     np.testing.assert_allclose(table, resize_positions(small["image_encoder/position_embedding"], rows=37))
-    assert set(flat(parameter_shapes(config))) - set(small) == {
+    assert set(flat(task_type(config).parameter_shapes(config))) - set(small) == {
         f"classification_head/{layer}/{kind}" for layer in ("dense", "out") for kind in ("kernel", "bias")
     }
 
@@ -266,7 +263,7 @@ def test_an_exported_folder_serves_as_well_as_the_run(demo_run, tmp_path):
 def exported(folder, *, config):
     """A folder with the model that `config` describes, at random values; these values."""
     rng = np.random.default_rng(len(folder.name))
-    shapes = flat(parameter_shapes(config)).items()
+    shapes = flat(task_type(config).parameter_shapes(config)).items()
     values = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes}
     folder.mkdir()
     save_file(values, folder / WEIGHTS)
@@ -281,7 +278,7 @@ def small(**changes):
 
 
 def imported(folder, *, config):
-    return import_checkpoint(str(folder), shapes=parameter_shapes(config), config=config)
+    return import_checkpoint(str(folder), shapes=task_type(config).parameter_shapes(config), config=config)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +299,7 @@ def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_on
         values = exported(tmp_path / "before", config=small(cross__layers=there))
         config = small(task="vqa", vqa__decoder_layers=layers, cross__layers=there)
     found = imported(tmp_path / "before", config=config)
-    wanted = {path for path in flat(parameter_shapes(config)) if path.startswith("answer_decoder/")}
+    wanted = {path for path in flat(task_type(config).parameter_shapes(config)) if path.startswith("answer_decoder/")}
     decoder = {path: value for path, value in found.params.items() if path.startswith("answer_decoder/")}
     initial = set() if of == "answer_decoder" else {"answer_decoder/position_embedding"}
     assert wanted - set(decoder) == initial == set(found.reports[0].initial)
@@ -345,7 +342,7 @@ def test_checkpoints_that_do_not_fit_are_refused(demo_run, changes, message):
     config.task = "nlvr2"
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        import_checkpoint(str(demo_run), shapes=parameter_shapes(config), config=config)
+        import_checkpoint(str(demo_run), shapes=task_type(config).parameter_shapes(config), config=config)
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys):
@@ -355,5 +352,5 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER)
     with pytest.raises(UserError, match="neither the workdir of a run nor a folder"):
-        import_checkpoint(str(tmp_path), shapes=parameter_shapes(config), config=config)
+        import_checkpoint(str(tmp_path), shapes=task_type(config).parameter_shapes(config), config=config)
     assert not (tmp_path / "run").exists()

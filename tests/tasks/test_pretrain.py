@@ -40,7 +40,7 @@ def batch(config):
 @pytest.fixture(scope="module")
 def history(config, batch):
     tokenizer, rows = batch
-    task = Pretrain(config=config, tokenizer=tokenizer, batches=iter, batch_ids=list, eval_split=list, eval_name="none")
+    task = Pretrain(config=config, tokenizer=tokenizer)
     assert isinstance(task, Task)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     program = make_program(task=task, config=config, mesh=mesh)

@@ -11,7 +11,7 @@ from tiny import ROOT, SMALLER, recipe
 
 from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.report.batch import MASKED, masked_image, preview_page, step_pairs
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.registry import open_task
 from mvlm_jax.training.streams import Streams
 
 STEP = 3
@@ -21,7 +21,7 @@ STEP = 3
 def task(demo_dir):
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER | {"data.data_dir": str(demo_dir)})
-    return make_task(config, workdir="")
+    return open_task(config, workdir="")
 
 
 def test_pairs_are_those_of_a_run_that_came_to_the_step(task):

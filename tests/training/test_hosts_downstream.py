@@ -10,8 +10,7 @@ from twenty import DEVICES, run_processes
 from mvlm_jax.cli import train
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.writing.dataset import write_dataset
-from mvlm_jax.tasks.classification import ClassificationTask
-from mvlm_jax.tasks.vqa import Vqa
+from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -64,14 +63,13 @@ def evaluations(workdir):
 def test_a_task_stopped_on_two_processes_ends_on_one_as_if_never_stopped(stopped, task, monkeypatch):
     directory, _, _ = stopped
     made = []
-    for kind in (ClassificationTask, Vqa):
-        whole = kind.predictions
+    whole = LabelledTask.predictions
 
-        def predictions(self, params, whole=whole):
-            made.append(whole(self, params))
-            return made[-1]
+    def predictions(self, params):
+        made.append(whole(self, params))
+        return made[-1]
 
-        monkeypatch.setattr(kind, "predictions", predictions)
+    monkeypatch.setattr(LabelledTask, "predictions", predictions)
     with Checkpoints.for_reading(directory / task / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [STOP]
     assert train.run(flags(task, data_dir=directory / "data", workdir=directory / task, mesh=FSDP_TENSOR)) == 0

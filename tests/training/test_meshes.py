@@ -10,7 +10,7 @@ import pytest
 from twenty import config_of, trajectory
 
 from mvlm_jax.interop.parameters import flat
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.registry import open_task
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
 
@@ -52,7 +52,7 @@ def test_saving_memory_trains_the_same_run(fields, shapes_dir, on_one_device):
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
 def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, shapes_dir):
     config = config_of(shapes_dir, **sizes(width=64, layers=4))
-    state = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(sizes)).state
+    state = make_program(task=open_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(sizes)).state
     _, fsdp, tensor = sizes
     trees = [flat(tree) for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu")))]
     cut = {path: leaf for path, leaf in trees[0].items() if re.fullmatch(BIG, path)}
@@ -65,7 +65,7 @@ def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, s
 
 def test_no_device_ever_holds_more_than_its_part(shapes_dir):
     config = config_of(shapes_dir)
-    program = make_program(task=make_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(ALL_AXES))
+    program = make_program(task=open_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(ALL_AXES))
     state = program.init()
     for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))):
         kernel = flat(tree)["image_encoder/layers/block/mlp/up/kernel"]

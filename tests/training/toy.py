@@ -18,11 +18,13 @@ from jax.sharding import PartitionSpec
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.training.accumulation import Independent
+from mvlm_jax.training.task import Task
 
 FEATURES, WIDTH = 16, 8
 
 
-class ToyTask:
+class ToyTask(Task):
+    name, embeds, submits = "toy", False, False
     sharding_rules = (
         (r"encoder/kernel", PartitionSpec("fsdp", "tensor")),
         (r".*", PartitionSpec()),

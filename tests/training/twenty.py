@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from tiny import ROOT, SMALLER, demo_flags, recipe
 
-from mvlm_jax.tasks.configured import ConfiguredTask
-from mvlm_jax.tasks.from_config import make_task
+from mvlm_jax.tasks.base import BaseTask
+from mvlm_jax.tasks.registry import open_task
 from mvlm_jax.training.mesh import shard_batch
 from mvlm_jax.training.program import make_program
 
@@ -45,7 +45,7 @@ def flags_of(*, data_dir, workdir, mesh=(DEVICES, 1, 1), **fields):
 def trajectory(data_dir, mesh, **fields):
     """The losses and the image ids of each step."""
     config = config_of(data_dir, **fields)
-    task = make_task(config, workdir=data_dir)
+    task = open_task(config, workdir=data_dir)
     program = make_program(task=task, config=config, mesh=mesh)
     state, lines, ids = program.init(), [], []
     with jax.set_mesh(mesh):
@@ -64,7 +64,7 @@ def logged_losses(workdir):
 @contextlib.contextmanager
 def watched(ids, *, stop_after=None):
     """Keeps the image ids that this process reads for each step; stops the run in the step after `stop_after`."""
-    whole = ConfiguredTask.train_batches
+    whole = BaseTask.train_batches
 
     def train_batches(self, start_step):
         for step, batch in enumerate(whole(self, start_step), start_step):
@@ -74,13 +74,13 @@ def watched(ids, *, stop_after=None):
             ids[step] = batch["image_id"].tolist() if "image_id" in batch else None
             yield batch
 
-    ConfiguredTask.train_batches = train_batches
+    BaseTask.train_batches = train_batches
     try:
         yield
     except KeyboardInterrupt:
         pass
     finally:
-        ConfiguredTask.train_batches = whole
+        BaseTask.train_batches = whole
 
 
 def run_processes(directory, jobs):

@@ -1,0 +1,205 @@
+"""What all tasks share: everything that a config says and that does not depend on the objective."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.mixtures import Mixture, open_mixture
+from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
+from mvlm_jax.interop.checkpoint import import_checkpoint
+from mvlm_jax.interop.start import import_encoders
+from mvlm_jax.models.compute import check_attention
+from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.tasks.model import compute_of, maskvlm_fields
+from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
+from mvlm_jax.training import hosts
+from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
+from mvlm_jax.training.task import Params, StartWeights, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseTask(Task):
+    """The part of a `Task` that is the same in all of them; a task is a subclass in a file of its own."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+
+    name: ClassVar[str]  # `config.task`
+    description: ClassVar[str]  # completes "A model ..."
+    images: ClassVar[int] = 1  # in each example
+    labels: ClassVar[tuple[str, ...]] = ()  # that the model chooses from, in the order of its logits
+    asset_files: ClassVar[tuple[str, ...]] = (TOKENIZER_FILE,)  # what `save_assets` writes
+    verbs: ClassVar[tuple[str, ...]] = ()  # what a loaded model of this task can do; methods of `inference.Inference`
+    embeds: ClassVar[bool] = False  # whether images and texts are embedded by themselves, so that they can be ranked
+    submits: ClassVar[bool] = False  # whether an evaluation server takes its predictions
+
+    sharding_rules = SHARDING_RULES
+    optimizer_rules = OPTIMIZER_RULES
+    decay_rules = DECAY_RULES
+    open_source: ClassVar[Callable[..., Source[Any]]] = staticmethod(open_source)  # called with a URI and `data_dir`
+
+    @classmethod
+    def check(cls, config: ConfigDict) -> None:
+        """
+        Raises:
+          UserError: a value that does not fit this task.
+        """
+        group = cls.group(config)
+        if config.batch_size % (config.accumulate * group):
+            groups = f" times config.matching.group={group}" if group > 1 else ""
+            raise UserError(
+                f"config.batch_size={config.batch_size} must be a multiple of {config.accumulate * group}, "
+                f"config.accumulate={config.accumulate}{groups}"
+            )
+
+    @classmethod
+    def group(cls, config: ConfigDict) -> int:
+        """Consecutive examples that the objective needs together."""
+        return 1
+
+    @classmethod
+    def open(cls, config: ConfigDict, *, workdir: str | Path | None) -> "BaseTask":
+        """
+        Args:
+          workdir: of the run whose tokenizer and other assets are taken, where it has them; None: of no run.
+
+        Raises:
+          UserError: a source or an asset that is missing or does not fit the config; an attention kernel that this
+            platform does not have.
+        """
+        check_attention(compute_of(config), platform=jax.default_backend())
+        with hosts.together():
+            tokenizer = cls.open_tokenizer(config, workdir=workdir)
+        # Each process that finds none trains its own, from the same captions.
+        hosts.check_same(tokenizer=tokenizer.to_json())
+        return cls(config=config, tokenizer=tokenizer, **cls.open_assets(config, workdir=workdir))
+
+    @classmethod
+    def describe(cls, config: ConfigDict) -> "BaseTask":
+        """The task without its data: shapes, parameters and a loss."""
+        # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
+        encoder = config.text_encoder
+        tokenizer = train_tokenizer(["a caption"], kind=encoder.kind, vocab_size=encoder.vocab_size)
+        return cls(config=config, tokenizer=tokenizer, **cls.describe_assets())
+
+    @classmethod
+    def open_tokenizer(cls, config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
+        """See `tokenizer.open_tokenizer`."""
+        return open_tokenizer(config, workdir=workdir, texts=functools.partial(cls.training_texts, config))
+
+    @classmethod
+    def training_texts(cls, config: ConfigDict) -> Iterable[str]:
+        """What a tokenizer is trained on."""
+        raise NotImplementedError
+
+    @classmethod
+    def open_assets(cls, config: ConfigDict, *, workdir: str | Path | None) -> dict[str, Any]:
+        """Fields of the class that are neither config nor tokenizer."""
+        return {}
+
+    @classmethod
+    def read_assets(cls, directory: Path) -> dict[str, Any]:
+        """`open_assets` from what `save_assets` wrote to a run or an export."""
+        return {}
+
+    @classmethod
+    def describe_assets(cls) -> dict[str, Any]:
+        """Stand-ins for `open_assets`."""
+        return {}
+
+    @classmethod
+    def build_model(cls, config: ConfigDict, *, pad_id: int) -> MaskVLM:
+        """The model; its parameters are made by calling it with `model_inputs`."""
+        return MaskVLM(**maskvlm_fields(config, pad_id=pad_id))
+
+    @classmethod
+    def model_inputs(cls, config: ConfigDict) -> tuple[Array, ...]:
+        """One example of zeros."""
+        size = config.image.size
+        return jnp.zeros((1, size, size, 3), jnp.uint8), jnp.zeros((1, config.text.max_length), jnp.int32)
+
+    @classmethod
+    def parameter_shapes(cls, config: ConfigDict) -> PyTree[jax.ShapeDtypeStruct]:
+        # No shape depends on the kernel, which this machine need not have.
+        config = config.copy_and_resolve_references()
+        config.model.attention = "xla"
+        inputs = cls.model_inputs(config)
+        return jax.eval_shape(cls.build_model(config, pad_id=0).init, jax.random.key(0), *inputs)["params"]
+
+    @classmethod
+    def mixture(cls, config: ConfigDict) -> Mixture:
+        """The training examples that the run sees."""
+        data = config.data
+        return open_mixture(
+            data.train,
+            data_dir=data.data_dir,
+            fraction=data.fraction,
+            fraction_seed=data.fraction_seed,
+            opener=cls.open_source,
+        )
+
+    @functools.cached_property
+    def model(self) -> Any:
+        return self.build_model(self.config, pad_id=self.tokenizer.ids.pad)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return self.model.init(key, *self.model_inputs(self.config))["params"]
+
+    def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
+        config = self.config
+        if not any(config.init_from.values()):
+            return None
+        if config.init_from.checkpoint:
+            self._check_tokenizer(config.init_from.checkpoint)
+            imported = import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
+        else:
+            imported = import_encoders(
+                shapes,
+                init_from=config.init_from.to_dict(),
+                image=config.image,
+                image_encoder=config.image_encoder,
+                text_kind=config.text_encoder.kind,
+                heads=config.image_encoder.heads,
+                tokenizer=self.tokenizer,
+            )
+        return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
+
+    def _check_tokenizer(self, checkpoint: str) -> None:
+        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text_encoder.kind)
+        if theirs.to_json() != self.tokenizer.to_json():
+            raise UserError(
+                f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "
+                f"config.init_from.checkpoint={checkpoint}; leave it empty"
+            )
+
+    def process_rows(self) -> tuple[int, ...]:
+        """The rows of a batch that this process reads."""
+        mesh = self.config.mesh
+        sharding = batch_sharding(make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
+        return tuple(map(int, process_rows(self.config.batch_size, sharding)))
+
+    def examples_of(self, step: int) -> range:
+        """The batch of a step, as places in the endless sequence of training examples."""
+        return range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+
+    def submission(self, params: Params) -> tuple[dict[str, dict[str, Any]], str]:
+        raise UserError(f"config.task={self.name} has no evaluation server")
+
+    def classify(
+        self, params: Params, directory: Path, *, class_names: Path | None, templates: Path | None
+    ) -> dict[str, dict[str, Any]]:
+        raise UserError(f"config.task={self.name} does not embed images and texts, so it cannot classify by names")
+
+    def save_assets(self, workdir: Path) -> None:
+        self.tokenizer.save(workdir / TOKENIZER_FILE)

@@ -1,0 +1,62 @@
+"""The tokenizer of a run."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_path
+from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The run's own tokenizer where it has one, else the configured file, else the one beside the weights that the run
+    starts from, else one trained on `texts`.
+
+    Raises:
+      UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows; or the run has
+        checkpoints, but its tokenizer is missing.
+    """
+    encoder, file = config.text_encoder, _file(config, workdir=workdir)
+    if file is None:
+        tokenizer = train_tokenizer(texts(), kind=encoder.kind, vocab_size=encoder.vocab_size)
+    else:
+        tokenizer = Tokenizer.load(file, kind=encoder.kind)
+    if tokenizer.vocab_size > encoder.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text_encoder.vocab_size={encoder.vocab_size}; "
+            "the embedding table needs a row for each"
+        )
+    return tokenizer
+
+
+def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | None:
+    """None: the run trains a tokenizer."""
+    if workdir and (own := Path(workdir) / TOKENIZER_FILE).is_file():
+        return own
+    if workdir and any(Path(workdir).glob("checkpoints/[0-9]*")):
+        # Parameters mean nothing with another vocabulary.
+        raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
+    if config.text.tokenizer:
+        return config.text.tokenizer
+    if config.init_from.checkpoint:
+        origin = user_path(config.init_from.checkpoint)
+        if not (origin / TOKENIZER_FILE).is_file():
+            raise UserError(
+                f"config.init_from.checkpoint={origin} is neither the workdir of a run nor a folder that mvlm weights "
+                f"export wrote: there is no {TOKENIZER_FILE} in it"
+            )
+        return origin / TOKENIZER_FILE
+    if not config.init_from.text:
+        return None
+    file = tokenizer_file(config.init_from.text)
+    if file is None:
+        raise UserError(
+            f"config.init_from.text={config.init_from.text} has no {' or '.join(TOKENIZER_FILES)}; "
+            "name the tokenizer of these weights in config.text.tokenizer"
+        )
+    return file
