@@ -74,45 +74,52 @@ class Inference:
         return self.task.model
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """The likeliest answer, from the list that the model was trained with, to each question about its image.
+        """To each question about its image the likeliest answer of the list that the model was trained with.
 
         Raises:
-          UserError: not as many questions as images, or a model of another task.
+          UserError: as `predict`, or a model that does not answer questions.
         """
-        return [answer.ranked for answer in self._predicted("answer", [[image] for image in images], questions)]
+        self._check_verb("answer")
+        return [answer.ranked for answer in self.predict(images, questions)]
 
     def classify_pair(
         self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]
     ) -> list[dict[str, float]]:
-        """The probability of each label for each image (of NLVR2: pair of images) with its text.
+        """The probability of each label for each image, or pair of images where the task has two, with its text.
 
         Raises:
-          UserError: not as many texts as images, or a model of another task.
+          UserError: as `predict`, or a model that does not choose labels.
         """
-        groups = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
-        return self._predicted("classify_pair", groups, texts)
+        self._check_verb("classify_pair")
+        return self.predict(images, texts)
 
-    def _predicted(self, verb: str, images: Sequence[Sequence[Image.Image]], texts: Sequence[str]) -> list[Any]:
-        self._check_verb(verb)
+    def predict(self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]) -> list[Any]:
+        """What the task predicts of each image, or group of images, with its text.
+
+        Raises:
+          UserError: not as many texts as images, another number of images in a group than the task takes, or a model
+            that is not fine-tuned to predict something of images with a text.
+        """
+        self._check_verb("predict")
         assert isinstance(self.task, LabelledTask)
-        count = self.task.images
-        for index, group in enumerate(images):
-            if len(group) != count:
-                raise UserError(f"{verb} needs {count} images for each text; images[{index}] holds {len(group)}")
+        groups = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
+        each = self.task.images
+        for index, group in enumerate(groups):
+            if len(group) != each:
+                raise UserError(
+                    f"config.task={self.task.name} takes {each} images a text; images[{index}] holds {len(group)}"
+                )
         tokens = self._tokens(texts)
-        if len(images) != len(tokens):
+        if len(groups) != len(tokens):
             raise UserError(
-                f"{verb} got {len(images)} images and {len(tokens)} texts; it needs one text for each image"
+                f"predict got {len(groups)} images and {len(tokens)} texts; it needs one text for each image"
             )
-        pixels = self._pixels([image for group in images for image in group])
-        pixels = pixels.reshape(len(tokens), count, *pixels.shape[1:])
-        predicted = []
+        pixels = self._pixels([image for group in groups for image in group])
+        pixels = pixels.reshape(len(tokens), each, *pixels.shape[1:])
+        predicted: list[Any] = []
         for indices in index_batches(len(tokens), self.batch_size):
-            batch = {
-                "image": padded(pixels[indices], self.batch_size),
-                "text": padded(tokens[indices], self.batch_size),
-            }
-            shown = self.task.shown(place(batch, params=self.params))
+            image, text = (padded(rows[indices], self.batch_size) for rows in (pixels, tokens))
+            shown = self.task.shown(place({"image": image, "text": text}, params=self.params))
             predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]
         return predicted
 
@@ -120,7 +127,7 @@ class Inference:
         if verb not in self.task.verbs:
             raise UserError(
                 f"{verb} is not what a model of config.task={self.task.name} was trained for; "
-                f"it has {', '.join(self.task.verbs) or 'no method of its own'}"
+                f"use {', '.join(self.task.verbs)}"
             )
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:

@@ -22,8 +22,11 @@ from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.start import Imported
 from mvlm_jax.training import workdir as workdir_lib
 
-# What some tasks have and others do not; everything else must come with the checkpoint.
-HEADS = ("answer_decoder", "classification_head", "token_classifier")
+# Parts that must come with the checkpoint where the model has them; others are heads of a task, which may be new.
+REQUIRED = (
+    "image_encoder", "text_encoder", "image_to_cross", "text_to_cross", "image_cross_encoder", "text_cross_encoder",
+    "image_decoder", "pixel_head", "image_projection", "text_projection", "matching_head", "temperature",
+)  # fmt: skip
 POSITIONS = "image_encoder/position_embedding"
 FITTING = "give the run's values in config.image_encoder, config.text_encoder, config.cross and config.model"
 # Fields of the config that decide what the parameters mean without showing in their shapes.
@@ -73,7 +76,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     params: Flat = {}
     for name, shape in wanted.items():
         if origins[name] not in source:
-            if part_of(name) not in HEADS or part_of(name) in parts:
+            if part_of(name) in REQUIRED or part_of(name) in parts:
                 hint = f"; {FITTING}" if part_of(name) in parts else ""
                 raise UserError(
                     f"config.init_from.checkpoint={path} has no parameter {name}, which the model needs{hint}"
@@ -85,7 +88,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
             value = resize_positions(value, rows=shape[1])
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
         if value.shape != shape:
-            if part_of(name) in HEADS:
+            if part_of(name) not in REQUIRED:
                 report.initial.append(name)
                 report.not_used.setdefault("of another shape than this task's", []).append(name)
                 continue

@@ -28,7 +28,7 @@ from mvlm_jax.training.task import Params, Rows, Sums
 class ClassificationTask(LabelledTask):
     """Cross-entropy over `labels`; reports accuracy."""
 
-    verbs = ("classify_pair",)
+    verbs = ("classify_pair", "predict")
 
     @classmethod
     def build_model(cls, config: ConfigDict, *, pad_id: int) -> ClassifyingModel:

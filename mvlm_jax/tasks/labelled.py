@@ -42,6 +42,7 @@ class LabelledTask(BaseTask):
     learned from one side alone.
     """
 
+    verbs = ("predict",)
     open_source = staticmethod(open_labelled)
 
     @classmethod

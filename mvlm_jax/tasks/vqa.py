@@ -49,7 +49,7 @@ class Vqa(LabelledTask):
     name = "vqa"
     description = "that answers questions about images"
     asset_files = (*LabelledTask.asset_files, ANSWERS_FILE)
-    verbs = ("answer",)
+    verbs = ("answer", "predict")
     submits = True
 
     @classmethod

@@ -1,14 +1,17 @@
 """Each downstream task as a user meets it: from a pre-trained run to an evaluated one, at another image size."""
 
+import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 from tiny import SMALLER, demo_flags, prepare_shapes, recipe, sizes
 
+import mvlm_jax
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.data import labelled_pipeline
@@ -191,6 +194,38 @@ def test_flags_that_would_do_nothing_are_refused(recipe, given, said, tmp_path, 
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
+    name, workdir, _ = finetuned
+    assert weights.run(["export", f"--workdir={workdir}", f"--output={tmp_path / 'exported'}"]) == 0
+    model = mvlm_jax.load(tmp_path / "exported", batch_size=4)
+    task = open_task(read_config(workdir), workdir=workdir)
+    predicted, _ = task.predictions(model.params)
+    source = open_labelled(f"tfds:{SHAPES_OF[name]}:val[:50]", data_dir=str(data_dir))
+    examples = [source[index] for index in range(10)]
+    images = [[Image.open(io.BytesIO(image)) for image in example["images"]] for example in examples]
+    texts = [example["text"] for example in examples]
+    expected = [prediction for _, prediction in predicted[:10]]
+    if name == "vqa":
+        assert model.predict(images, texts) == expected
+        assert model.answer([image for [image] in images], texts) == [answer.ranked for answer in expected]
+        with pytest.raises(UserError, match="classify_pair is not what a model of config.task=vqa was trained for"):
+            model.classify_pair(images, texts)
+        (tmp_path / "exported" / "answers.json").unlink()
+        with pytest.raises(UserError, match="answers.json, the list of answers, cannot be read"):
+            mvlm_jax.load(tmp_path / "exported")
+    else:
+        for probabilities, other in zip(model.classify_pair(images, texts), expected, strict=True):
+            assert probabilities == pytest.approx(other, rel=1e-4)
+            assert tuple(probabilities) == task.labels and sum(probabilities.values()) == pytest.approx(1)
+        wrong = [image[:1] * (3 - task.images) for image in images]
+        with pytest.raises(UserError, match=rf"takes {task.images} images a text; images\[0\] holds {3 - task.images}"):
+            model.classify_pair(wrong, texts)
+    with pytest.raises(UserError, match=f"encode_image is not what a model of config.task={name} was trained for; use"):
+        model.encode_image(images[0])
+    with pytest.raises(UserError, match="it needs one text for each image"):
+        model.predict(images, texts[:-1])
+
+
 def test_tasks_are_tasks(finetuned):
     name, workdir, _ = finetuned
     task = open_task(read_config(workdir), workdir=workdir)
@@ -322,7 +357,7 @@ def test_questions_start_from_a_run_that_told_no_words(tmp_path):
 def test_words_that_were_told_by_another_head_are_refused(tmp_path):
     exported(tmp_path / "before", config=small(model__token_head="tied"))
     with pytest.raises(
-        UserError, match="no parameter token_classifier/kernel.*; give the run's values in config.model"
+        UserError, match="no parameter token_classifier/kernel.*; give the run's values in config.image_encoder"
     ):
         imported(tmp_path / "before", config=small(task="vqa"))
 
