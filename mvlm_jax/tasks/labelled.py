@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class LabelledTask(BaseTask):
     learned from one side alone.
     """
 
-    verbs = ("predict",)
+    verbs: ClassVar[tuple[str, ...]] = ("predict",)
     open_source = staticmethod(open_labelled)
 
     @classmethod
