@@ -18,7 +18,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
+from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, classify_folder
 from mvlm_jax.files import write_text
 from mvlm_jax.tasks.from_config import make_task
 from mvlm_jax.tasks.labelled import Submitting
@@ -137,12 +137,14 @@ def _classify(task: Task, params: Params, values: flags.FlagValues, config: Conf
     found = classify_folder(
         task.model,
         params,
-        task.tokenizer,
         directory,
+        Prompts(
+            task.tokenizer,
+            max_length=config.text.max_length,
+            templates=read_templates(values.templates) if values.templates else TEMPLATES,
+        ),
         names=read_class_names(values.class_names) if values.class_names else None,
-        templates=read_templates(values.templates) if values.templates else TEMPLATES,
         image_size=config.image.size,
-        max_length=config.text.max_length,
         max_image_pixels=config.data.max_image_pixels,
         batch_size=config.eval.batch_size,
     )

@@ -1,6 +1,5 @@
 """Tasks that choose one of a few labels."""
 
-import functools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -8,15 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
-from jaxtyping import Array, Float, PyTree
 
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.evaluation.batching import fetch
-from mvlm_jax.models.downstream import ClassifyingModel
+from mvlm_jax.evaluation.batching import compute, fetch
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.counts import example_counts
-from mvlm_jax.objectives.reconstruction import cross_entropy
+from mvlm_jax.objectives.downstream import classification_losses
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
@@ -51,19 +47,15 @@ class ClassificationTask(LabelledTask):
         )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
-        count = jnp.float32(logits.shape[0])
-        return {
-            "classification": (cross_entropy(logits, rows["label"]).sum(), count),
-            "accuracy": (100 * (logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
-        }
+        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"])
+        return classification_losses(logits, rows["label"])
 
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str]], list[tuple[LabelledRow, str]]]:
         """The label chosen for each example of the split; and what was left out, with the reason."""
         left_out: list[tuple[LabelledRow, str]] = []
         chosen = []
         for batch, rows in self.evaluation_batches(params, left_out):
-            logits = fetch(_logits(self.model, params, batch["image"], batch["text"]))
+            logits = fetch(compute(self.model, params, batch["image"], batch["text"]))
             chosen += [(row, self.labels[label]) for row, label in zip(rows, logits.argmax(axis=-1))]
         return chosen, left_out
 
@@ -79,9 +71,3 @@ class ClassificationTask(LabelledTask):
         if not judged:
             return {"examples": 0}
         return {"accuracy": 100 * float(np.mean([right for _, right in judged])), "examples": len(judged)}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
-    logits: Any = model.apply({"params": params}, image, text)
-    return logits

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mvlm_jax.data import skipped
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
-from mvlm_jax.data.skipped import in_words
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation import left_out as left_out_lib
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.tasks.configured import ConfiguredTask
 from mvlm_jax.tasks.model import images_of
@@ -119,7 +118,7 @@ class LabelledTask(ConfiguredTask):
                 filled = {name: padded(np.asarray(batch[name]), size) for name in ("image", "text")}
                 yield self.seen(place(filled, params=params)), rows
         if not used:
-            said = in_words(Counter(reason for _, reason in left_out)) or "empty"
+            said = skipped.in_words(Counter(reason for _, reason in left_out)) or "empty"
             raise UserError(
                 f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used ({said})"
             )
@@ -133,4 +132,4 @@ def _examples(read: tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]
 
 def reasons(left_out: Sequence[tuple[LabelledRow, str]]) -> dict[str, Any]:
     """How many examples were left out, and why, for the results."""
-    return left_out_lib.left_out(Counter(reason for _, reason in left_out))
+    return skipped.left_out(Counter(reason for _, reason in left_out))

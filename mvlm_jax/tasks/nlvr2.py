@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.evaluation.consistency import consistency
 from mvlm_jax.tasks.classification import ClassificationTask
 
 
@@ -22,3 +21,17 @@ class Nlvr2(ClassificationTask):
         """Lines of `identifier,prediction` as the official script reads them, which wants every statement judged."""
         every = [*chosen, *((row, self.labels[0]) for row, _ in left_out)]
         return "".join(f"{row.example_id},{label}\n" for row, label in every)
+
+
+def consistency(right: Sequence[bool], groups: Sequence[str]) -> dict[str, float | int]:
+    """`consistency`: percent of the groups all of whose examples are right, and how many groups there are.
+
+    The examples of a group are the image pairs of one sentence. Those without a group are not counted.
+    """
+    of_group: dict[str, bool] = {}
+    for correct, group in zip(right, groups, strict=True):
+        if group:
+            of_group[group] = of_group.get(group, True) and bool(correct)
+    if not of_group:
+        return {}
+    return {"consistency": 100 * sum(of_group.values()) / len(of_group), "groups": len(of_group)}

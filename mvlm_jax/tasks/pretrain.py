@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from mvlm_jax.data.pipeline import EvalSplit
-from mvlm_jax.evaluation.left_out import left_out
+from mvlm_jax.data.skipped import left_out
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
 from mvlm_jax.models.flops import pretraining_step_flops
-from mvlm_jax.objectives import masking
+from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
 from mvlm_jax.tasks.configured import ConfiguredTask
 from mvlm_jax.training.streams import Streams
@@ -32,16 +32,26 @@ class Pretrain(ConfiguredTask):
         return self.eval_split()
 
     @property
+    def masking(self) -> Masking:
+        config, ids = self.config, self.tokenizer.ids
+        return Masking(
+            grid=config.image.size // config.image_encoder.patch,
+            cell=config.mask.image_cell,
+            image_ratio=config.mask.image_ratio,
+            text_ratio=config.mask.text_ratio,
+            special_ids=tuple(ids),
+            mask_id=ids.mask,
+        )
+
+    @property
     def flops_per_step(self) -> float:
-        mask, length = self.config.mask, self.config.text.max_length
-        grid = self.config.image.size // self.config.image_encoder.patch
-        cells = (grid // mask.image_cell) ** 2
+        length = self.config.text.max_length
         return pretraining_step_flops(
             self.model,
             batch_size=self.config.batch_size,
             max_length=length,
-            masked_patches=masking.masked_cells(cells=cells, ratio=mask.image_ratio) * mask.image_cell**2,
-            text_slots=masking.text_slots(max_length=length, ratio=mask.text_ratio),
+            masked_patches=self.masking.masked_patches,
+            text_slots=self.masking.text_slots(length),
         )
 
     @property
@@ -65,22 +75,8 @@ class Pretrain(ConfiguredTask):
         )
 
     def rows(self, batch: Batch, streams: Streams) -> Pairs:
-        config, ids = self.config, self.tokenizer.ids
-        return draw(
-            streams.key("mask"),
-            streams.key("negatives"),
-            batch["image"],
-            batch["text"],
-            batch["image_id"],
-            batch["skipped"],
-            grid=config.image.size // config.image_encoder.patch,
-            cell=config.mask.image_cell,
-            image_ratio=config.mask.image_ratio,
-            text_ratio=config.mask.text_ratio,
-            special_ids=tuple(ids),
-            mask_id=ids.mask,
-            group=config.matching.group,
-        )
+        mask, negatives = streams.key("mask"), streams.key("negatives")
+        return draw(mask, negatives, batch, masking=self.masking, group=self.config.matching.group)
 
     def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
         """Retrieval over the whole split."""
@@ -101,12 +97,8 @@ class Pretrain(ConfiguredTask):
             self.model,
             params,
             self.split,
+            masking=self.masking,
             batch_size=self.config.eval.batch_size,
-            cell=self.config.mask.image_cell,
-            image_ratio=self.config.mask.image_ratio,
-            text_ratio=self.config.mask.text_ratio,
-            special_ids=tuple(self.tokenizer.ids),
-            mask_id=self.tokenizer.ids.mask,
             seed=self.config.seed,
             bootstrap=self.config.eval.bootstrap,
         )

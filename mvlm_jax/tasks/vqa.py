@@ -10,15 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 
 from mvlm_jax.data.formats.vqa import submission
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
+from mvlm_jax.evaluation.answering import rank_answers, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.counts import example_counts
+from mvlm_jax.objectives.downstream import answer_losses
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
@@ -63,17 +63,9 @@ class Vqa(LabelledTask):
         )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        answers, weights = rows["answers"], rows["answer_weights"]
-        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], answers[:, :, :-1])
-        targets = answers[:, :, 1:]
-        likelihood = token_log_likelihoods(logits, targets, pad_id=self.model.pad_id)
-        told = (logits.argmax(axis=-1) == targets) & (targets != self.model.pad_id)
-        tokens = (targets != self.model.pad_id) * weights[:, :, None]
-        count = jnp.float32(answers.shape[0])
-        return {
-            "answer": (-(likelihood.sum(axis=-1) * weights).sum(), count),
-            "token_accuracy": (100 * (told * weights[:, :, None]).sum(), tokens.sum()),
-        }
+        answers = rows["answers"]
+        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"], answers[:, :, :-1])
+        return answer_losses(logits, answers[:, :, 1:], rows["answer_weights"], pad_id=self.model.pad_id)
 
     def predictions(self, params: Params) -> tuple[list[tuple[LabelledRow, str, str]], list[tuple[LabelledRow, str]]]:
         """Each question with the answer that ranks first and the one that is written; what was left out, and why."""
