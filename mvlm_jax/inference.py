@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_rgb
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.batching import index_batches, padded, place
+from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.parameters import read_parameters
@@ -245,58 +246,33 @@ class Inference:
         return SPECIAL[self.config.text_encoder.kind][-1]
 
 
-def _encoded_image(run, pixels, patch_mask=None):
-    patches = run(pixels, method="patches")
-    hidden = jnp.zeros(patches.shape[:2], bool) if patch_mask is None else patch_mask
-    return run(patches, hidden[:, None], method="encode_image")[:, 0]
-
-
-def _encoded_text(run, tokens):
-    return run(tokens, method="encode_text"), run(tokens, method="text_mask")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_images(model, params, pixels):
-    run = functools.partial(model.apply, {"params": params})
-    return run(_encoded_image(run, pixels), method="project_image")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_texts(model, params, tokens):
-    run = functools.partial(model.apply, {"params": params})
-    return run(_encoded_text(run, tokens)[0], method="project_text")
+_embed_images = functools.partial(compute, method=MaskVLM.embed_image)
+_embed_texts = functools.partial(compute, method=MaskVLM.embed_text)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _match(model, params, pixels, tokens):
-    run = functools.partial(model.apply, {"params": params})
-    v, (w, text_mask) = _encoded_image(run, pixels), _encoded_text(run, tokens)
-    first = slice(0, 1)
-    fused_image = run(v, w, text_mask, first, method="fuse_image")[:, 0]
-    fused_text = run(w, text_mask, v, first, method="fuse_text")[:, 0]
-    return jax.nn.softmax(run(fused_image, fused_text, method="match"))[:, 1]
+    return jax.nn.softmax(model.bind({"params": params}).pair_logits(pixels, tokens))[:, 1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _fill_mask(model, params, pixels, tokens, vocab_size):
-    run = functools.partial(model.apply, {"params": params})
-    v = None if pixels is None else _encoded_image(run, pixels)
-    w, text_mask = _encoded_text(run, tokens)
-    fused = run(w, text_mask, v, method="fuse_text")
+    bound = model.bind({"params": params})
+    v = None if pixels is None else bound.encode_whole_image(pixels)
+    fused = bound.fuse_text(bound.encode_text(tokens), bound.text_mask(tokens), v)
     # The embedding table may have more rows than the tokenizer has tokens.
-    return jax.nn.softmax(run(fused, method="classify_tokens")[..., :vocab_size])
+    return jax.nn.softmax(bound.classify_tokens(fused)[..., :vocab_size])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(model, params, pixels, tokens, patch_mask):
-    run = functools.partial(model.apply, {"params": params})
-    w, text_mask = _encoded_text(run, tokens)
-    v = _encoded_image(run, pixels, patch_mask)
-    fused = run(v, w, text_mask, method="fuse_image")
+    bound = model.bind({"params": params})
+    w, text_mask, patches = bound.encode_text(tokens), bound.text_mask(tokens), bound.patches(pixels)
+    fused = bound.fuse_image(bound.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
     slots = jnp.broadcast_to(jnp.arange(patch_mask.shape[1]), patch_mask.shape)
-    painted = run(fused, w, text_mask, slots, method="decode_image")
-    patches = jnp.where(patch_mask[:, :, None], painted, run(pixels, method="patches"))
-    side, patch = model.image_size // model.patch, model.patch
-    grid = patches.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    painted = jnp.where(patch_mask[:, :, None], bound.decode_image(fused, w, text_mask, slots), patches)
+    side = math.isqrt(patch_mask.shape[1])
+    patch = pixels.shape[1] // side
+    grid = painted.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
     colours = grid.reshape(pixels.shape) * jnp.asarray(model.std) + jnp.asarray(model.mean)
     return jnp.round(jnp.clip(colours, 0, 1) * 255).astype(jnp.uint8)

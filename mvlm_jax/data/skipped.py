@@ -12,6 +12,11 @@ def in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
 
 
+def left_out(reasons: Mapping[str, int]) -> dict[str, Any]:
+    """For results: `skipped_images`, how many examples were left out, and `left_out`, the same by reason."""
+    return {"skipped_images": sum(reasons.values()), "left_out": dict(reasons)}
+
+
 class Skipped:
     """Counts per reason, with the first ids of each."""
 

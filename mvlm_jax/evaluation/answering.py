@@ -1,24 +1,15 @@
 """Answers from the answer decoder: the likeliest of a list, or whatever it writes."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Int, PyTree, UInt8
 
 from mvlm_jax.models.downstream import AnsweringModel
-from mvlm_jax.objectives.reconstruction import cross_entropy
+from mvlm_jax.objectives.losses import token_log_likelihoods
 
 TOKENS_AT_ONCE = 8192  # of candidates that a device scores together: bounds the memory that their logits take
-
-
-def token_log_likelihoods(
-    logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"], *, pad_id: int
-) -> Float[Array, "*B T"]:
-    """log p of each target, in nats; 0 where it is padding."""
-    return jnp.where(targets == pad_id, 0.0, -cross_entropy(logits, targets))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("candidates", "parts"))
@@ -40,17 +31,17 @@ def rank_answers(
     Args:
       parts: equal ones into which devices divide the batch; each device scores its own questions.
     """
-    run: Callable[..., Any] = functools.partial(model.apply, {"params": params})
-    context, context_mask = run(image, text, method="read")
+    bound = model.bind({"params": params})
+    context, context_mask = bound.read(image, text)
     start = jnp.broadcast_to(answers[:1, :1], (image.shape[0], 1, 1))
-    first = jax.nn.log_softmax(run(start, context, context_mask, method="next_tokens")[:, 0, 0])
+    first = jax.nn.log_softmax(bound.next_tokens(start, context, context_mask)[:, 0, 0])
     count = min(candidates, answers.shape[0])
     _, best = jax.lax.top_k(first[:, answers[:, 1]], count)
 
     def score(questions):
         context, context_mask, best = questions
         written = answers[best]
-        logits = run(written[:, :, :-1], context, context_mask, method="next_tokens")
+        logits = bound.next_tokens(written[:, :, :-1], context, context_mask)
         total = token_log_likelihoods(logits, written[:, :, 1:], pad_id=model.pad_id).sum(axis=-1)
         return jnp.take_along_axis(best, total.argmax(axis=-1)[:, None], axis=-1)[:, 0]
 
@@ -85,8 +76,8 @@ def write_answers(
     Args:
       forbidden: tokens that are no part of an answer.
     """
-    run: Callable[..., Any] = functools.partial(model.apply, {"params": params})
-    context, context_mask = run(image, text, method="read")
+    bound = model.bind({"params": params})
+    context, context_mask = bound.read(image, text)
     batch, length = image.shape[0], model.answer_length
     written = jnp.full((batch, length), model.pad_id, jnp.int32).at[:, 0].set(start_id)
 
@@ -96,7 +87,7 @@ def write_answers(
 
     def write(carry):
         place, written, done = carry
-        logits = run(written[:, None, :-1], context, context_mask, method="next_tokens")[:, 0]
+        logits = bound.next_tokens(written[:, None, :-1], context, context_mask)[:, 0]
         now = jax.lax.dynamic_index_in_dim(logits, place - 1, axis=1, keepdims=False)
         token = now.at[:, jnp.asarray(forbidden)].set(-jnp.inf).argmax(axis=-1)
         token = jnp.where(done, model.pad_id, token).astype(jnp.int32)

@@ -3,13 +3,26 @@
 Every process of a run holds all examples, its devices work on their part of each batch, and all get the results.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int, PyTree, Shaped
 
 from mvlm_jax.training import mesh as mesh_lib
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def compute(
+    model: nn.Module, params: PyTree, *inputs: PyTree[jax.Array], method: Callable[..., Any] | None = None
+) -> PyTree[jax.Array]:
+    """`method` of the model for one batch; its `__call__` by default."""
+    return model.apply({"params": params}, *inputs, method=method)
 
 
 def index_batches(count: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:

@@ -1,5 +1,6 @@
 """Zero-shot classification: the class whose name, put into prompts, is nearest to the image (Radford et al., 2021)."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,33 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, PyTree, UInt8
+from jaxtyping import Float, Int, Int32, PyTree, UInt8
 
 from mvlm_jax.data.formats.image_folder import open_image_folder
 from mvlm_jax.data.formats.listed import read_image
 from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
 from mvlm_jax.data.processes import available_cpus
+from mvlm_jax.data.skipped import left_out
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
-from mvlm_jax.evaluation.left_out import left_out
+from mvlm_jax.evaluation.batching import compute, fetch, index_batches, padded, place, shared_batch_size
 from mvlm_jax.evaluation.ranking import recall, wrong_before
-from mvlm_jax.evaluation.retrieval import embed_images, encode_texts
+from mvlm_jax.evaluation.retrieval import encode_texts
 from mvlm_jax.models.maskvlm import MaskVLM
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of the {}.", "there is a {}.", "{}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """How a class becomes texts."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    templates: Sequence[str] = TEMPLATES
+
+    def encode(self, classes: Sequence[str]) -> Int32[np.ndarray, "prompts L"]:
+        """The texts of one class after those of the other."""
+        texts = [template.format(name) for name in classes for template in self.templates]
+        return self.tokenizer.encode(texts, max_length=self.max_length)
+
+
 def classify_folder(
     model: MaskVLM,
     params: PyTree,
-    tokenizer: Tokenizer,
     directory: Path,
+    prompts: Prompts,
     *,
     names: Mapping[str, str] | None = None,
-    templates: Sequence[str] = TEMPLATES,
     image_size: int,
-    max_length: int,
     max_image_pixels: int,
     batch_size: int,
 ) -> dict[str, Any]:
@@ -50,9 +63,7 @@ def classify_folder(
     """
     classes, images = open_image_folder(directory, names=names)
     batch_size = shared_batch_size(batch_size, params=params)
-    prototypes = class_embeddings(
-        model, params, tokenizer, classes, templates=templates, max_length=max_length, batch_size=batch_size
-    )
+    prototypes = class_embeddings(model, params, classes, prompts, batch_size=batch_size)
     reasons: Counter[str] = Counter()
     ranks: list[Int[np.ndarray, " b"]] = []
 
@@ -65,42 +76,34 @@ def classify_folder(
 
     with ThreadPoolExecutor(available_cpus()) as pool:
         for indices in index_batches(len(images), batch_size):
-            found = list(pool.map(read, (images[index][0] for index in indices)))
-            reasons.update(pixels for pixels in found if isinstance(pixels, str))
+            read_batch = list(pool.map(read, (images[index][0] for index in indices)))
+            reasons.update(pixels for pixels in read_batch if isinstance(pixels, str))
             usable = [
-                (pixels, images[index][1]) for pixels, index in zip(found, indices) if not isinstance(pixels, str)
+                (pixels, images[index][1]) for pixels, index in zip(read_batch, indices) if not isinstance(pixels, str)
             ]
             if not usable:
                 continue
             pixels, labels = (np.stack(column) for column in zip(*usable))
-            z = fetch(embed_images(model, params, place(padded(pixels, batch_size), params=params)))[: len(labels)]
+            batch = place(padded(pixels, batch_size), params=params)
+            z = fetch(compute(model, params, batch, method=MaskVLM.embed_image))[: len(labels)]
             own = labels[:, None] == np.arange(len(classes))
             ranks.append(wrong_before(z.astype(np.float64) @ prototypes.T, own))
     if not ranks:
         raise UserError(f"none of the {len(images)} images in {str(directory)!r} can be used ({dict(reasons)})")
-    everything = np.concatenate(ranks)
+    all_ranks = np.concatenate(ranks)
     return {
-        "top1": recall(everything, at=1),
-        "top5": recall(everything, at=5),
-        "images": len(everything),
+        "top1": recall(all_ranks, at=1),
+        "top5": recall(all_ranks, at=5),
+        "images": len(all_ranks),
         "classes": len(classes),
-        "templates": list(templates),
+        "templates": list(prompts.templates),
     } | left_out(reasons)
 
 
 def class_embeddings(
-    model: MaskVLM,
-    params: PyTree,
-    tokenizer: Tokenizer,
-    classes: Sequence[str],
-    *,
-    templates: Sequence[str],
-    max_length: int,
-    batch_size: int,
+    model: MaskVLM, params: PyTree, classes: Sequence[str], prompts: Prompts, *, batch_size: int
 ) -> Float[np.ndarray, "classes E"]:
     """The mean of a class's prompts, each of unit norm, and then of unit norm itself."""
-    prompts = [template.format(name) for name in classes for template in templates]
-    text = tokenizer.encode(prompts, max_length=max_length)
-    z, _ = encode_texts(model, params, text, batch_size=batch_size, host_bytes=0)
-    mean = z.astype(np.float64).reshape(len(classes), len(templates), -1).mean(axis=1)
+    z, _ = encode_texts(model, params, prompts.encode(classes), batch_size=batch_size, host_bytes=0)
+    mean = z.astype(np.float64).reshape(len(classes), len(prompts.templates), -1).mean(axis=1)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
-from mvlm_jax.evaluation.bootstrap import ratio_interval
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.objectives import masking, reconstruction
+from mvlm_jax.objectives.masking import Masking
+from mvlm_jax.objectives.reconstruction import masked_image_loss, masked_text_correct
 
 PARTNERS = ("own", "wrong", "none")
 
@@ -26,12 +26,8 @@ def evaluate_reconstruction(
     params: PyTree,
     split: EvalSplit,
     *,
+    masking: Masking,
     batch_size: int,
-    cell: int,
-    image_ratio: float,
-    text_ratio: float,
-    special_ids: tuple[int, ...],
-    mask_id: int,
     seed: int,
     bootstrap: int,
 ) -> dict[str, Any]:
@@ -53,7 +49,7 @@ def evaluate_reconstruction(
     for captions in index_batches(len(split.captions), batch_size):
         own = padded(captions, batch_size)
         wrong = wrong_caption[own]
-        # Most are asked for more than once: an image has several captions, and is the wrong one beside others.
+        # An image is decoded once a batch, although it has several captions and is the wrong partner of others.
         needed, places = np.unique(split.caption_image[np.concatenate([own, wrong])], return_inverse=True)
         images, wrong_images = np.split(split.images(needed)[places], 2)
         batch = place(
@@ -66,18 +62,7 @@ def evaluate_reconstruction(
             },
             params=params,
         )
-        result = _rebuild(
-            model,
-            params,
-            batch,
-            cell=cell,
-            image_ratio=image_ratio,
-            text_ratio=text_ratio,
-            special_ids=special_ids,
-            mask_id=mask_id,
-            seed=seed,
-        )
-        sums.append(fetch(result))
+        sums.append(fetch(_rebuild(model, params, batch, masking=masking, seed=seed)))
     # What the last batch was padded with comes last.
     pairs = len(split.captions)
     per_pair = jax.tree.map(lambda *parts: np.concatenate(parts)[:pairs].astype(np.float64), *sums)
@@ -106,45 +91,57 @@ def _summary(sums: dict[str, Any], *, resamples: int, seed: int) -> dict[str, li
     return result
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("cell", "image_ratio", "text_ratio", "special_ids", "mask_id")
-)
-def _rebuild(model, params, batch, *, cell, image_ratio, text_ratio, special_ids, mask_id, seed):
-    run = functools.partial(model.apply, {"params": params})
-    text = batch["text"]
-    text_mask, wrong_text_mask = run(text, method="text_mask"), run(batch["wrong_text"], method="text_mask")
-    patches, wrong_patches = run(batch["image"], method="patches"), run(batch["wrong_image"], method="patches")
-    grid = model.image_size // model.patch
+def ratio_interval(
+    total: Float[np.ndarray, " I"],
+    count: Float[np.ndarray, " I"],
+    *,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> list[float]:
+    """[sum(total) / sum(count), low, high], a percentile interval by bootstrap.
+
+    The unit that is drawn with replacement is the image, since its captions and masks are not independent. For the
+    difference of two paired measurements pass the difference of their totals.
+    """
+    rng = np.random.default_rng(seed)
+    images = len(total)
+    weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    counts = weights @ count
+    # Resamples that drew nothing countable have no ratio.
+    ratios = (weights @ total)[counts > 0] / counts[counts > 0]
+    tail = 50 * (1 - level)
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return [float(np.divide(total.sum(), count.sum())), float(low), float(high)]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="masking")
+def _rebuild(model, params, batch, *, masking, seed):
+    bound = model.bind({"params": params})
+    text, wrong_text = batch["text"], batch["wrong_text"]
+    text_mask, patches = bound.text_mask(text), bound.patches(batch["image"])
 
     def draw(index, caption):
         # A key for each pair: its masks do not depend on the batch it is evaluated in.
         image_key, text_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), index))
-        hidden = masking.image_mask(image_key, batch=1, grid=grid, cell=cell, ratio=image_ratio)
-        words = masking.text_mask(text_key, caption[None], special_ids=special_ids, mask_id=mask_id, ratio=text_ratio)
-        return jax.tree.map(lambda x: x[0], (hidden, words))
+        masks = masking.image_mask(image_key, batch=1), masking.text_mask(text_key, caption[None])
+        return jax.tree.map(lambda x: x[0], masks)
 
-    hidden, words = jax.vmap(draw)(batch["index"], text)
-    clean = jnp.zeros_like(hidden.patch_mask)
-    views = run(patches, jnp.stack([clean, hidden.patch_mask], axis=1), method="encode_image")
-    v, v_masked = views[:, 0], views[:, 1]
-    w, w_masked = run(text, method="encode_text"), run(words.text, method="encode_text")
-    shown_image = {
-        "own": v,
-        "wrong": run(wrong_patches, clean[:, None], method="encode_image")[:, 0],
-        "none": None,
-    }
-    shown_text = {
-        "own": (w, text_mask),
-        "wrong": (run(batch["wrong_text"], method="encode_text"), wrong_text_mask),
+    (patch_mask, patch_slots), (masked_text, slots, targets, weights) = jax.vmap(draw)(batch["index"], text)
+    views = bound.encode_image(patches, jnp.stack([jnp.zeros_like(patch_mask), patch_mask], axis=1))
+    v_masked, w_masked = views[:, 1], bound.encode_text(masked_text)
+    partner_image = {"own": views[:, 0], "wrong": bound.encode_whole_image(batch["wrong_image"]), "none": None}
+    partner_text = {
+        "own": (bound.encode_text(text), text_mask),
+        "wrong": (bound.encode_text(wrong_text), bound.text_mask(wrong_text)),
         "none": (None, text_mask),
     }
-    target = jnp.take_along_axis(patches, hidden.slots[:, :, None], axis=1)
+    target = jnp.take_along_axis(patches, patch_slots[:, :, None], axis=1)
     correct, error = {}, {}
     for partner in PARTNERS:
-        fused = run(w_masked, text_mask, shown_image[partner], words.slots, method="fuse_text")
-        logits = run(fused, method="classify_tokens")
-        correct[partner] = reconstruction.masked_text_correct(logits, words.targets, words.weights)
-        fused = run(v_masked, *shown_text[partner], method="fuse_image")
-        predicted = run(fused, *shown_text[partner], hidden.slots, method="decode_image")
-        error[partner], values = reconstruction.masked_image_loss(predicted, target)
-    return {"correct": correct, "error": error, "tokens": words.weights.sum(axis=1), "values": values}
+        logits = bound.classify_tokens(bound.fuse_text(w_masked, text_mask, partner_image[partner], slots))
+        correct[partner] = masked_text_correct(logits, targets, weights)
+        fused = bound.fuse_image(v_masked, *partner_text[partner])
+        predicted = bound.decode_image(fused, *partner_text[partner], patch_slots)
+        error[partner], values = masked_image_loss(predicted, target)
+    return {"correct": correct, "error": error, "tokens": weights.sum(axis=1), "values": values}

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
+from jaxtyping import Float, Float32, Int, PyTree
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import ranking
-from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
+from mvlm_jax.evaluation.batching import compute, fetch, index_batches, padded, place, shared_batch_size
 from mvlm_jax.models.maskvlm import MaskVLM
 
 LEVELS = (1, 5, 10)
@@ -63,9 +62,9 @@ def evaluate_retrieval(
 
 
 def _recalls(text_rank: Int[np.ndarray, " I"], image_rank: Int[np.ndarray, " T"], *, suffix: str = "") -> dict:
-    found = {f"tr_r{k}{suffix}": ranking.recall(text_rank, at=k) for k in LEVELS}
-    found |= {f"ir_r{k}{suffix}": ranking.recall(image_rank, at=k) for k in LEVELS}
-    return found | {f"r_mean{suffix}": float(np.mean(list(found.values())))}
+    recalls = {f"tr_r{k}{suffix}": ranking.recall(text_rank, at=k) for k in LEVELS}
+    recalls |= {f"ir_r{k}{suffix}": ranking.recall(image_rank, at=k) for k in LEVELS}
+    return recalls | {f"r_mean{suffix}": float(np.mean(list(recalls.values())))}
 
 
 class Pairs:
@@ -85,7 +84,7 @@ class Pairs:
         return slice(int(start), int(stop)), image, caption
 
     def of_images(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "I k"]:
-        """What was found for the candidates of each image, from what was found for each pair."""
+        """The values of the candidates of each image, from the values of all pairs."""
         return matching[np.searchsorted(self._keys, self._of_images())]
 
     def of_captions(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "T j"]:
@@ -102,28 +101,23 @@ def encode_images(model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_siz
     """Embeddings of every image, on the host."""
     embeddings = []
     for images, indices in split.image_batches(batch_size):
-        z = embed_images(model, params, place(padded(images, batch_size), params=params))
+        batch = place(padded(images, batch_size), params=params)
+        z = compute(model, params, batch, method=MaskVLM.embed_image)
         embeddings.append(fetch(z)[: len(indices)])
     return np.concatenate(embeddings)
-
-
-def embed_images(model: MaskVLM, params: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B E"]:
-    """Of one batch, where it lies."""
-    return _encode_images(model, params, image)[1]
 
 
 def encode_texts(
     model: MaskVLM, params: PyTree, text: Int[np.ndarray, "T L"], *, batch_size: int, host_bytes: int
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T L D"] | None]:
     """Embeddings of every caption, and its features where all of them fit into `host_bytes`; on the host."""
-    fits = text.size * model.width * jnp.dtype(model.dtype).itemsize <= host_bytes
-    embeddings = []
-    # Filled batch by batch: parts that were joined at the end would be there twice.
-    features = np.empty((*text.shape, model.width), model.dtype) if fits else None
+    embeddings, features = [], None
     for indices in index_batches(len(text), batch_size):
         w, z = _encode_texts(model, params, place(padded(text[indices], batch_size), params=params))
         embeddings.append(fetch(z)[: len(indices)])
-        if features is not None:
+        if w.nbytes // len(w) * len(text) <= host_bytes:
+            # Filled batch by batch: parts that were joined at the end would be there twice.
+            features = np.empty((len(text), *w.shape[1:]), w.dtype) if features is None else features
             features[indices] = fetch(w)[: len(indices)]
     return np.concatenate(embeddings), features
 
@@ -144,39 +138,29 @@ def match_pairs(
     """
     matching = np.zeros(len(pairs), np.float32)
     for images, indices in split.image_batches(batch_size):
-        v, _ = _encode_images(model, params, place(padded(images, batch_size), params=params))
+        batch = place(padded(images, batch_size), params=params)
+        v = compute(model, params, batch, method=MaskVLM.encode_whole_image)
         where, image, caption = pairs.with_images(int(indices[0]), int(indices[-1]))
-        found = matching[where]
+        odds = matching[where]  # a view
         for chunk in index_batches(len(image), batch_size):
             captions = padded(caption[chunk], batch_size)
             slots = padded(image[chunk] - indices[0], batch_size).astype(np.int32)
             slots, text = place((slots, split.captions[captions]), params=params)
             features = _encode_texts(model, params, text)[0] if w is None else place(w[captions], params=params)
-            found[chunk] = fetch(_match(model, params, v, slots, features, text))[: len(chunk)]
+            odds[chunk] = fetch(_match(model, params, v, slots, features, text))[: len(chunk)]
     return matching
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_images(model, params, image):
-    patches = model.apply({"params": params}, image, method="patches")
-    nothing = jnp.zeros((image.shape[0], 1, patches.shape[1]), bool)
-    v = model.apply({"params": params}, patches, nothing, method="encode_image")[:, 0]
-    return v, model.apply({"params": params}, v, method="project_image")
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def _encode_texts(model, params, text):
-    w = model.apply({"params": params}, text, method="encode_text")
-    return w, model.apply({"params": params}, w, method="project_text")
+    bound = model.bind({"params": params})
+    w = bound.encode_text(text)
+    return w, bound.project_text(w)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _match(model, params, v, slots, w, text):
     """Of each text with the image in its slot of `v`."""
-    run = functools.partial(model.apply, {"params": params})
-    text_mask = run(text, method="text_mask")
-    v, first = v[slots], slice(0, 1)
-    fused_image = run(v, w, text_mask, first, method="fuse_image")[:, 0]
-    fused_text = run(w, text_mask, v, first, method="fuse_text")[:, 0]
-    logits = run(fused_image, fused_text, method="match")
+    bound = model.bind({"params": params})
+    logits = bound.match_features(v[slots], w, bound.text_mask(text))
     return logits[:, 1] - logits[:, 0]

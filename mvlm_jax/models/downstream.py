@@ -19,13 +19,11 @@ class FusedMaskVLM(MaskVLM):
     ) -> tuple[Float[Array, "B n R D"], Float[Array, "B n Q D"]]:
         """Tokens of each of the n images, and of the text beside each of them; all tokens, or those in `rows`."""
         batch, images = image.shape[:2]
-        patches = self.patches(image.reshape(batch * images, *image.shape[2:]))
-        v = self.encode_image(patches, jnp.zeros((batch * images, 1, patches.shape[1]), bool))[:, 0]
+        v = self.encode_whole_image(image.reshape(batch * images, *image.shape[2:]))
         # The text is encoded once, however many images it is read beside.
         w = jnp.repeat(self.encode_text(text), images, axis=0)
         text_mask = jnp.repeat(self.text_mask(text), images, axis=0)
-        fused_image = self.fuse_image(v, w, text_mask, rows)
-        fused_text = self.fuse_text(w, text_mask, v, rows)
+        fused_image, fused_text = self.fuse_both(v, w, text_mask, rows)
         image_shape, text_shape = ((batch, images, *x.shape[1:]) for x in (fused_image, fused_text))
         return fused_image.reshape(image_shape), fused_text.reshape(text_shape)
 

@@ -78,13 +78,9 @@ class MaskVLM(nn.Module):
 
     def __call__(self, image: UInt8[Array, "B H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B 2"]:
         """Passes through every part once, so that `init` makes every parameter."""
-        patches = self.patches(image)
-        text_mask = self.text_mask(text)
-        v = self.encode_image(patches, jnp.zeros((image.shape[0], 1, patches.shape[1]), bool))[:, 0]
-        w = self.encode_text(text)
+        v, w, text_mask = self.encode_whole_image(image), self.encode_text(text), self.text_mask(text)
         self.project_image(v), self.project_text(w), self.temperature()
-        fused_v = self.fuse_image(v, w, text_mask)
-        fused_w = self.fuse_text(w, text_mask, v)
+        fused_v, fused_w = self.fuse_both(v, w, text_mask)
         self.decode_image(fused_v, w, text_mask, jnp.zeros((image.shape[0], 1), jnp.int32))
         self.classify_tokens(fused_w)
         return self.match(fused_v[:, 0], fused_w[:, 0])
@@ -103,6 +99,11 @@ class MaskVLM(nn.Module):
     ) -> Float[Array, "B views N+1 D"]:
         """Each image seen through each of its masks."""
         return self.image_encoder(patches, patch_masks)
+
+    def encode_whole_image(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B S D"]:
+        """Features of images of which nothing is masked."""
+        patches = self.patches(image)
+        return self.encode_image(patches, jnp.zeros((image.shape[0], 1, patches.shape[1]), bool))[:, 0]
 
     def encode_text(self, text: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         return self.text_encoder(text, self.text_mask(text))
@@ -127,6 +128,16 @@ class MaskVLM(nn.Module):
         """Text tokens that have looked at the image (`v=None`: that were shown none)."""
         return self.text_cross_encoder(w, text_mask, v, None, rows)
 
+    def fuse_both(
+        self,
+        v: Float[Array, "B S D"],
+        w: Float[Array, "B L D"],
+        text_mask: Bool[Array, "B L"],
+        rows: Rows | None = None,
+    ) -> tuple[Float[Array, "B R D"], Float[Array, "B Q D"]]:
+        """`fuse_image` and `fuse_text` of the same pairs."""
+        return self.fuse_image(v, w, text_mask, rows), self.fuse_text(w, text_mask, v, rows)
+
     def decode_image(
         self,
         fused: Float[Array, "B S D"],
@@ -149,9 +160,26 @@ class MaskVLM(nn.Module):
     def project_text(self, w: Float[Array, "B L D"]) -> Float[Array, "B E"]:
         return self.text_projection(w[:, 0])
 
+    def embed_image(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B E"]:
+        return self.project_image(self.encode_whole_image(image))
+
+    def embed_text(self, text: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        return self.project_text(self.encode_text(text))
+
     def temperature(self) -> Float[Array, ""]:
         return clip_temperature(self.temperature_)
 
     def match(self, fused_image: Float[Array, "B D"], fused_text: Float[Array, "B D"]) -> Float[Array, "B 2"]:
         """Logits of (no match, match)."""
         return self.matching_head(fused_image * fused_text).astype(jnp.float32)
+
+    def match_features(
+        self, v: Float[Array, "B S D"], w: Float[Array, "B L D"], text_mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B 2"]:
+        """`match` of encoded images and texts, fused; the last cross blocks compute the first tokens only."""
+        fused_image, fused_text = self.fuse_both(v, w, text_mask, slice(0, 1))
+        return self.match(fused_image[:, 0], fused_text[:, 0])
+
+    def pair_logits(self, image: UInt8[Array, "B H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B 2"]:
+        """Logits of (no match, match) of whole images and texts."""
+        return self.match_features(self.encode_whole_image(image), self.encode_text(text), self.text_mask(text))

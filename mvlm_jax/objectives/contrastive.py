@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mvlm_jax.objectives.losses import SumAndCount
+
 
 def contrastive_loss(
     z_image: Float[Array, "B E"],
     z_text: Float[Array, "B E"],
     image_id: Int[Array, " B"],
     temperature: Float[Array, ""],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> SumAndCount:
     """InfoNCE in nats, the mean of both directions, as (sum over pairs, number of pairs).
 
     Pairs of one image are positives of each other: the target is uniform over them.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from mvlm_jax.objectives.reconstruction import cross_entropy
+from mvlm_jax.objectives.losses import SumAndCount, cross_entropy
 
 
 class HardNegatives(NamedTuple):
@@ -56,7 +56,7 @@ def take_from_groups(x: Shaped[Array, " B *rest"], places: Int[Array, "groups G"
     return jax.vmap(lambda members, chosen: members[chosen])(grouped, places).reshape(x.shape)
 
 
-def matching_loss(logits: Float[Array, "B 3 2"], valid: Bool[Array, " B"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def matching_loss(logits: Float[Array, "B 3 2"], valid: Bool[Array, " B"]) -> SumAndCount:
     """Cross-entropy in nats over (own text, wrong text, wrong image) of each pair, as (sum, count)."""
     targets = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
     weights = matching_weights(valid)

@@ -1,21 +1,18 @@
 """The four losses of a batch, each part of the model run as seldom as they allow (paper, equation 5)."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.objectives import contrastive, masking, matching, reconstruction
-from mvlm_jax.objectives.counts import example_counts
-
-Sums = dict[str, tuple[Num[Array, ""], Num[Array, ""]]]
+from mvlm_jax.objectives import contrastive, matching, reconstruction
+from mvlm_jax.objectives.losses import SumAndCount, Sums, example_counts
+from mvlm_jax.objectives.masking import ImageMask, Masking, TextMask
 
 
 class Pairs(NamedTuple):
@@ -24,8 +21,8 @@ class Pairs(NamedTuple):
     image: UInt8[Array, "B H W 3"]
     text: Int[Array, "B L"]
     image_id: Int[Array, " B"]
-    image_mask: masking.ImageMask
-    text_mask: masking.TextMask
+    image_mask: ImageMask
+    text_mask: TextMask
     negative_noise: Float[Array, "B 2 G"]
     skipped: Int[Array, " B"]  # unusable records stepped over for each pair
 
@@ -40,30 +37,19 @@ class Embeddings(NamedTuple):
 def draw(
     mask_key: Key[Array, ""],
     negatives_key: Key[Array, ""],
-    image: UInt8[Array, "B H W 3"],
-    text: Int[Array, "B L"],
-    image_id: Int[Array, " B"],
-    skipped: Int[Array, " B"],
+    batch: Mapping[str, Num[Array, "B ..."]],
     *,
-    grid: int,
-    cell: int,
-    image_ratio: float,
-    text_ratio: float,
-    special_ids: tuple[int, ...],
-    mask_id: int,
+    masking: Masking,
     group: int,
 ) -> Pairs:
-    """The batch with its masks and the noise that negatives are sampled with; see `masking` for the arguments."""
+    """The batch with its masks and the noise that negatives are sampled with."""
     image_key, text_key = jax.random.split(mask_key)
-    pairs = text.shape[0]
+    pairs = len(batch["text"])
     return Pairs(
-        image,
-        text,
-        image_id,
-        masking.image_mask(image_key, batch=pairs, grid=grid, cell=cell, ratio=image_ratio),
-        masking.text_mask(text_key, text, special_ids=special_ids, mask_id=mask_id, ratio=text_ratio),
-        matching.negative_noise(negatives_key, pairs=pairs, group=group),
-        skipped,
+        **{name: batch[name] for name in ("image", "text", "image_id", "skipped")},
+        image_mask=masking.image_mask(image_key, batch=pairs),
+        text_mask=masking.text_mask(text_key, batch["text"]),
+        negative_noise=matching.negative_noise(negatives_key, pairs=pairs, group=group),
     )
 
 
@@ -88,58 +74,55 @@ class Pretraining:
 
     def row_losses(self, params: PyTree, pairs: Pairs) -> tuple[Sums, Embeddings | tuple[()]]:
         """MIM, MLM and ITM; the embeddings are there where ITC needs them."""
-        run = self._bound(params)
-        patches = run(pairs.image, method="patches")
-        text_mask = run(pairs.text, method="text_mask")
-        masked = pairs.image_mask.patch_mask
+        model = self._bound(params)
+        text_mask = model.text_mask(pairs.text)
         if self.weights["mim"] or self.weights["mlm"]:
-            patch_masks = jnp.stack([jnp.zeros_like(masked), masked], axis=1)
-            v, v_masked = _unstack(run(patches, patch_masks, method="encode_image"))
-            w, w_masked = _unstack(_encode_texts(run, jnp.stack([pairs.text, pairs.text_mask.text], axis=1)))
+            patches, masked = model.patches(pairs.image), pairs.image_mask.patch_mask
+            views = model.encode_image(patches, jnp.stack([jnp.zeros_like(masked), masked], axis=1))
+            v, v_masked = views[:, 0], views[:, 1]
+            texts = jnp.stack([pairs.text, pairs.text_mask.text], axis=1)
+            encoded = model.encode_text(_merge(texts)).reshape(*texts.shape, -1)
+            w, w_masked = encoded[:, 0], encoded[:, 1]
         else:
-            v = run(patches, jnp.zeros_like(masked[:, None]), method="encode_image")[:, 0]
-            w = run(pairs.text, method="encode_text")
+            v, w = model.encode_whole_image(pairs.image), model.encode_text(pairs.text)
         sums: Sums = {}
 
         if self.weights["mim"]:
             context = {"unmasked": w, "masked": w_masked, "none": None}[self.condition_on]
             slots = pairs.image_mask.slots
-            fused = run(v_masked, context, text_mask, method="fuse_image")
-            predicted = run(fused, context, text_mask, slots, method="decode_image")
+            fused = model.fuse_image(v_masked, context, text_mask)
+            predicted = model.decode_image(fused, context, text_mask, slots)
             target = jnp.take_along_axis(patches, slots[:, :, None], axis=1)
             sums["mim"] = _totals(reconstruction.masked_image_loss(predicted, target))
 
         if self.weights["mlm"]:
             context = {"unmasked": v, "masked": v_masked, "none": None}[self.condition_on]
-            hidden = pairs.text_mask
-            fused = run(w_masked, text_mask, context, hidden.slots, method="fuse_text")
-            logits = run(fused, method="classify_tokens")
-            sums["mlm"] = _totals(reconstruction.masked_text_loss(logits, hidden.targets, hidden.weights))
-            correct = reconstruction.masked_text_correct(logits, hidden.targets, hidden.weights)
-            sums["mlm_accuracy"] = (100 * correct.sum(), hidden.weights.sum())
+            slots, targets, weights = pairs.text_mask[1:]
+            logits = model.classify_tokens(model.fuse_text(w_masked, text_mask, context, slots))
+            sums["mlm"] = _totals(reconstruction.masked_text_loss(logits, targets, weights))
+            correct = reconstruction.masked_text_correct(logits, targets, weights)
+            sums["mlm_accuracy"] = (100 * correct.sum(), weights.sum())
 
-        wanted = self.weights["itc"] or self.weights["itm"]
-        embeddings: Embeddings | tuple[()] = _project(run, v, w) if wanted else ()
+        embeddings: Embeddings | tuple[()] = ()
+        if self.weights["itc"] or self.weights["itm"]:
+            embeddings = Embeddings(model.project_image(v), model.project_text(w))
         if self.weights["itm"]:
-            assert embeddings
-            temperature = run(method="temperature")
-            negatives = matching.hard_negatives(pairs.negative_noise, *embeddings, pairs.image_id, temperature)
-            sums |= _match(run, v, w, text_mask, negatives)
+            noise, temperature = pairs.negative_noise, model.temperature()
+            negatives = matching.hard_negatives(noise, *embeddings, pairs.image_id, temperature)
+            sums |= _match(model, v, w, text_mask, negatives)
         return sums, embeddings if self.weights["itc"] else ()
 
     def embed(self, params: PyTree, pairs: Pairs) -> Embeddings | tuple[()]:
         """The embeddings of `row_losses` alone."""
         if not self.weights["itc"]:
             return ()
-        run = self._bound(params)
-        whole = jnp.zeros_like(pairs.image_mask.patch_mask[:, None])
-        v = run(run(pairs.image, method="patches"), whole, method="encode_image")[:, 0]
-        return _project(run, v, run(pairs.text, method="encode_text"))
+        model = self._bound(params)
+        return Embeddings(model.embed_image(pairs.image), model.embed_text(pairs.text))
 
     def batch_losses(self, params: PyTree, embeddings: Embeddings | tuple[()], pairs: Pairs) -> Sums:
         """ITC."""
-        sums: Sums = example_counts(pairs.skipped)
-        temperature = self._bound(params)(method="temperature")
+        sums = example_counts(pairs.skipped)
+        temperature = self._bound(params).temperature()
         if self.weights["itc"] or self.weights["itm"]:
             sums["temperature"] = (temperature, jnp.float32(1))
         if self.weights["itc"]:
@@ -147,12 +130,12 @@ class Pretraining:
             sums["itc"] = contrastive.contrastive_loss(*embeddings, pairs.image_id, temperature)
         return sums
 
-    def _bound(self, params: PyTree) -> Callable[..., Any]:
-        return functools.partial(self.model.apply, FrozenDict(params=params))
+    def _bound(self, params: PyTree) -> MaskVLM:
+        return self.model.bind({"params": params})
 
 
 def _match(
-    run: Callable[..., Any],
+    model: MaskVLM,
     v: Float[Array, "B S D"],
     w: Float[Array, "B L D"],
     text_mask: Bool[Array, "B L"],
@@ -165,10 +148,7 @@ def _match(
     images = _merge(jnp.stack([v, v, wrong_v], axis=1))
     texts = _merge(jnp.stack([w, wrong_w, w], axis=1))
     masks = _merge(jnp.stack([text_mask, wrong_mask, text_mask], axis=1))
-    first = slice(0, 1)
-    fused_image = run(images, texts, masks, first, method="fuse_image")[:, 0]
-    fused_text = run(texts, masks, images, first, method="fuse_text")[:, 0]
-    logits = run(fused_image, fused_text, method="match").reshape(-1, 3, 2)
+    logits = model.match_features(images, texts, masks).reshape(-1, 3, 2)
     valid = negatives.valid.reshape(-1)
     return {
         "itm": matching.matching_loss(logits, valid),
@@ -176,24 +156,9 @@ def _match(
     }
 
 
-def _project(run: Callable[..., Any], v: Float[Array, "B S D"], w: Float[Array, "B L D"]) -> Embeddings:
-    return Embeddings(run(v, method="project_image"), run(w, method="project_text"))
-
-
-def _encode_texts(run: Callable[..., Any], texts: Int[Array, "B views L"]) -> Float[Array, "B views L D"]:
-    encoded = run(_merge(texts), method="encode_text")
-    return encoded.reshape(*texts.shape, -1)
-
-
 def _merge(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _unstack(x: Float[Array, "B 2 S D"]) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
-    return x[:, 0], x[:, 1]
-
-
-def _totals(
-    pair: tuple[Float[Array, " B"], Float[Array, " B"]],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    return pair[0].sum(), pair[1].sum()
+def _totals(of_examples: tuple[Float[Array, " B"], Float[Array, " B"]]) -> SumAndCount:
+    return of_examples[0].sum(), of_examples[1].sum()

@@ -1,11 +1,9 @@
-"""Masked patches and masked words, rebuilt (paper, equations 1 and 2).
+"""Masked patches and masked words, rebuilt (paper, equations 1 and 2)."""
 
-Every loss is a pair (sum, count): the mean is taken once, over the global batch.
-"""
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from mvlm_jax.objectives.losses import cross_entropy
 
 
 def masked_image_loss(
@@ -28,12 +26,3 @@ def masked_text_correct(
 ) -> Float[Array, " B"]:
     """Per caption: how many masked tokens are the model's first guess."""
     return ((logits.argmax(axis=-1) == targets) * weights).sum(axis=1)
-
-
-def cross_entropy(logits: Float[Array, "*dims V"], targets: Int[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """-log softmax(logits)[target], in float32 nats; targets lie in [0, V)."""
-    logits = logits.astype(jnp.float32)
-    # A sum over the vocabulary, which is read anyway: the gradient of a look-up is scattered into an array of zeros.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.where(is_target, logits, 0.0).sum(axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - chosen

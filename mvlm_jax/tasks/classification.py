@@ -1,6 +1,5 @@
 """Tasks that choose one of a few labels."""
 
-import functools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -8,17 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import Classes
-from mvlm_jax.evaluation.batching import fetch
+from mvlm_jax.evaluation.batching import compute, fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.counts import example_counts
-from mvlm_jax.objectives.reconstruction import cross_entropy
+from mvlm_jax.objectives.downstream import classification_losses
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training.accumulation import Independent
@@ -61,16 +59,12 @@ class ClassificationTask(LabelledTask):
         )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"])
-        count = jnp.float32(logits.shape[0])
-        return {
-            "classification": (cross_entropy(logits, rows["label"]).sum(), count),
-            "accuracy": (100 * (logits.argmax(axis=-1) == rows["label"]).sum().astype(jnp.float32), count),
-        }
+        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"])
+        return classification_losses(logits, rows["label"])
 
     def predict(self, params: Params, image: Array, text: Array) -> list[dict[str, float]]:
         """The probability of each label."""
-        probabilities = fetch(_probabilities(self.model, params, image, text))
+        probabilities = fetch(jax.nn.softmax(compute(self.model, params, image, text)))
         return [dict(zip(self.labels, map(float, row))) for row in probabilities]
 
     def results(
@@ -89,9 +83,3 @@ class ClassificationTask(LabelledTask):
 
 def likeliest(probabilities: dict[str, float]) -> str:
     return max(probabilities, key=probabilities.__getitem__)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _probabilities(model: ClassifyingModel, params: PyTree, image: Array, text: Array) -> Float[Array, "B classes"]:
-    logits: Any = model.apply({"params": params}, image, text)
-    return jax.nn.softmax(logits)

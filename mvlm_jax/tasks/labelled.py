@@ -12,16 +12,15 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mvlm_jax.data import skipped
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.background import in_background
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource
 from mvlm_jax.data.labelled_pipeline import LabelledBatches, LabelledExamples, LabelledSplit, Targets, training_texts
 from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
-from mvlm_jax.data.skipped import in_words
 from mvlm_jax.data.sources import as_file_name
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation import left_out as left_out_lib
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.training import hosts
@@ -179,7 +178,7 @@ class LabelledTask(BaseTask):
                 shown = self.shown(place(filled, params=params))
                 predicted += zip(rows, self.predict(params, shown["image"], shown["text"]))
         if not predicted:
-            reasons = in_words(Counter(reason for _, reason in left_out)) or "empty"
+            reasons = skipped.in_words(Counter(reason for _, reason in left_out)) or "empty"
             raise UserError(
                 f"none of the {len(left_out)} examples of config.data.eval={self.config.data.eval} can be used "
                 f"({reasons})"
@@ -195,4 +194,4 @@ def _examples(read: tuple[HostBatch, list[LabelledRow], LeftOut]) -> str:
 
 def reasons(left_out: LeftOut) -> dict[str, Any]:
     """How many examples were left out, and why, for the results."""
-    return left_out_lib.left_out(Counter(reason for _, reason in left_out))
+    return skipped.left_out(Counter(reason for _, reason in left_out))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.evaluation.consistency import consistency
 from mvlm_jax.tasks.classification import ClassificationTask, likeliest
 from mvlm_jax.tasks.labelled import LeftOut
 
@@ -27,3 +26,17 @@ class Nlvr2(ClassificationTask):
         lines = [(row, likeliest(probabilities)) for row, probabilities in predicted]
         lines += [(row, self.labels[0]) for row, _ in left_out]
         return "".join(f"{row.example_id},{label}\n" for row, label in lines)
+
+
+def consistency(right: Sequence[bool], groups: Sequence[str]) -> dict[str, float | int]:
+    """`consistency`: percent of the groups all of whose examples are right, and how many groups there are.
+
+    The examples of a group are the image pairs of one sentence. Those without a group are not counted.
+    """
+    of_group: dict[str, bool] = {}
+    for correct, group in zip(right, groups, strict=True):
+        if group:
+            of_group[group] = of_group.get(group, True) and bool(correct)
+    if not of_group:
+        return {}
+    return {"consistency": 100 * sum(of_group.values()) / len(of_group), "groups": len(of_group)}

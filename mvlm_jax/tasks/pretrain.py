@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.data.pipeline import EvalSplit, TrainExamples, eval_split, train_batches
+from mvlm_jax.data.skipped import left_out
 from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.classification import TEMPLATES, classify_folder
-from mvlm_jax.evaluation.left_out import left_out
+from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, classify_folder
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
 from mvlm_jax.models.flops import pretraining_step_flops
-from mvlm_jax.objectives import masking
+from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.training import hosts
@@ -106,16 +106,26 @@ class Pretrain(BaseTask):
         return split
 
     @property
+    def masking(self) -> Masking:
+        config, ids = self.config, self.tokenizer.ids
+        return Masking(
+            grid=config.image.size // config.image_encoder.patch,
+            cell=config.mask.image_cell,
+            image_ratio=config.mask.image_ratio,
+            text_ratio=config.mask.text_ratio,
+            special_ids=tuple(ids),
+            mask_id=ids.mask,
+        )
+
+    @property
     def flops_per_step(self) -> float:
-        mask, length = self.config.mask, self.config.text.max_length
-        grid = self.config.image.size // self.config.image_encoder.patch
-        cells = (grid // mask.image_cell) ** 2
+        length = self.config.text.max_length
         return pretraining_step_flops(
             self.model,
             batch_size=self.config.batch_size,
             max_length=length,
-            masked_patches=masking.masked_cells(cells=cells, ratio=mask.image_ratio) * mask.image_cell**2,
-            text_slots=masking.text_slots(max_length=length, ratio=mask.text_ratio),
+            masked_patches=self.masking.masked_patches,
+            text_slots=self.masking.text_slots(length),
         )
 
     @property
@@ -139,22 +149,8 @@ class Pretrain(BaseTask):
         )
 
     def rows(self, batch: Batch, streams: Streams) -> Pairs:
-        config, ids = self.config, self.tokenizer.ids
-        return draw(
-            streams.key("mask"),
-            streams.key("negatives"),
-            batch["image"],
-            batch["text"],
-            batch["image_id"],
-            batch["skipped"],
-            grid=config.image.size // config.image_encoder.patch,
-            cell=config.mask.image_cell,
-            image_ratio=config.mask.image_ratio,
-            text_ratio=config.mask.text_ratio,
-            special_ids=tuple(ids),
-            mask_id=ids.mask,
-            group=self.group(config),
-        )
+        mask, negatives = streams.key("mask"), streams.key("negatives")
+        return draw(mask, negatives, batch, masking=self.masking, group=self.group(self.config))
 
     def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
         """Retrieval over the whole split."""
@@ -175,12 +171,8 @@ class Pretrain(BaseTask):
             self.model,
             params,
             self.split,
+            masking=self.masking,
             batch_size=self.config.eval.batch_size,
-            cell=self.config.mask.image_cell,
-            image_ratio=self.config.mask.image_ratio,
-            text_ratio=self.config.mask.text_ratio,
-            special_ids=tuple(self.tokenizer.ids),
-            mask_id=self.tokenizer.ids.mask,
             seed=self.config.seed,
             bootstrap=self.config.eval.bootstrap,
         )
@@ -193,12 +185,14 @@ class Pretrain(BaseTask):
         result = classify_folder(
             self.model,
             params,
-            self.tokenizer,
             directory,
+            Prompts(
+                self.tokenizer,
+                max_length=config.text.max_length,
+                templates=read_templates(templates) if templates else TEMPLATES,
+            ),
             names=read_class_names(class_names) if class_names else None,
-            templates=read_templates(templates) if templates else TEMPLATES,
             image_size=config.image.size,
-            max_length=config.text.max_length,
             max_image_pixels=config.data.max_image_pixels,
             batch_size=config.eval.batch_size,
         )

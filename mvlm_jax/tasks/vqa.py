@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -17,12 +16,13 @@ from mvlm_jax.data.formats.vqa import submission
 from mvlm_jax.data.labelled import LabelledRow, answer_list
 from mvlm_jax.data.labelled_pipeline import WeightedAnswers
 from mvlm_jax.errors import UserError
-from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
+from mvlm_jax.evaluation.answering import rank_answers, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.counts import example_counts
+from mvlm_jax.objectives.downstream import answer_losses
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training import hosts
@@ -134,17 +134,9 @@ class Vqa(LabelledTask):
         )
 
     def _losses(self, params: Params, rows: Rows) -> Sums:
-        answers, weights = rows["answers"], rows["answer_weights"]
-        logits: Any = self.model.apply(FrozenDict(params=params), rows["image"], rows["text"], answers[:, :, :-1])
-        targets = answers[:, :, 1:]
-        likelihood = token_log_likelihoods(logits, targets, pad_id=self.model.pad_id)
-        told = (logits.argmax(axis=-1) == targets) & (targets != self.model.pad_id)
-        tokens = (targets != self.model.pad_id) * weights[:, :, None]
-        count = jnp.float32(answers.shape[0])
-        return {
-            "answer": (-(likelihood.sum(axis=-1) * weights).sum(), count),
-            "token_accuracy": (100 * (told * weights[:, :, None]).sum(), tokens.sum()),
-        }
+        answers = rows["answers"]
+        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"], answers[:, :, :-1])
+        return answer_losses(logits, answers[:, :, 1:], rows["answer_weights"], pad_id=self.model.pad_id)
 
     def predict(self, params: Params, image: Array, text: Array) -> list[Answer]:
         ids, options = self.tokenizer.ids, self.config.vqa

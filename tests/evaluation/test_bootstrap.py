@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mvlm_jax.evaluation.bootstrap import ratio_interval
+from mvlm_jax.evaluation.reconstruction import ratio_interval
 
 
 def test_value_is_the_ratio_of_sums_not_the_mean_of_ratios():

@@ -8,6 +8,7 @@ from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_nam
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import classification
+from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.pretrain import Pretrain
 
 COLOURS = {"dark_blue": (0, 0, 90), "green": (0, 160, 0), "red": (220, 0, 0)}
@@ -36,8 +37,7 @@ def parts():
     return model, params, tokenizer
 
 
-OPTIONS = {"max_length": 28, "batch_size": 4}
-IMAGES = {"image_size": 32, "max_image_pixels": 10**6}
+OPTIONS = {"image_size": 32, "max_image_pixels": 10**6, "batch_size": 4}
 
 
 def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypatch):
@@ -45,41 +45,43 @@ def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypa
     model, params, tokenizer = parts
     names = [name.replace("_", " ") for name in COLOURS]
 
-    def embed(_, __, image):
+    def embed(model, params, image, *, method):
+        assert method is MaskVLM.embed_image
         return jax.numpy.asarray(np.asarray(image).mean(axis=(1, 2)) / 255 - 0.3)
 
     prototypes = {"dark blue": [0, 0, 1.0], "green": [0, 1.0, 0], "red": [0, 1.0, 0]}
-    monkeypatch.setattr(classification, "embed_images", embed)
+    monkeypatch.setattr(classification, "compute", embed)
     monkeypatch.setattr(
         classification, "class_embeddings", lambda *_, **__: np.array([prototypes[name] for name in names])
     )
-    found = classification.classify_folder(model, params, tokenizer, folder, **OPTIONS, **IMAGES)
+    prompts = classification.Prompts(tokenizer, max_length=28)
+    results = classification.classify_folder(model, params, folder, prompts, **OPTIONS)
     # Red stands where green does: a green image ties between both, a red one is nearer to neither.
-    assert found["images"] == 9
-    assert found["left_out"] == {"unrecognized": 1, "absent": 2}
-    assert found["classes"] == 3
-    assert found["top1"] == pytest.approx(100 * 3 / 9)
-    assert found["top5"] == 100
+    assert results["images"] == 9
+    assert results["left_out"] == {"unrecognized": 1, "absent": 2}
+    assert results["classes"] == 3
+    assert results["top1"] == pytest.approx(100 * 3 / 9)
+    assert results["top5"] == 100
 
 
 def test_embeddings_that_are_no_number_find_no_class(parts, folder, monkeypatch):
     model, params, tokenizer = parts
     monkeypatch.setattr(
-        classification, "embed_images", lambda _, __, image: jax.numpy.full((len(image), 3), jax.numpy.nan)
+        classification, "compute", lambda model, params, image, **_: jax.numpy.full((len(image), 3), jax.numpy.nan)
     )
     monkeypatch.setattr(classification, "class_embeddings", lambda *_, **__: np.eye(3))
-    assert classification.classify_folder(model, params, tokenizer, folder, **OPTIONS, **IMAGES)["top1"] == 0
+    prompts = classification.Prompts(tokenizer, max_length=28)
+    assert classification.classify_folder(model, params, folder, prompts, **OPTIONS)["top1"] == 0
 
 
 def test_a_class_is_the_mean_of_its_prompts(parts):
     model, params, tokenizer = parts
-    options = {"max_length": 28, "batch_size": 4}
-    templates = ("a photo of a {}", "a {}")
-    both = classification.class_embeddings(model, params, tokenizer, ["red", "green"], templates=templates, **options)
-    single = [
-        classification.class_embeddings(model, params, tokenizer, ["red", "green"], templates=(one,), **options)
-        for one in templates
-    ]
+
+    def embeddings(*templates):
+        prompts = classification.Prompts(tokenizer, max_length=28, templates=templates)
+        return classification.class_embeddings(model, params, ["red", "green"], prompts, batch_size=4)
+
+    both, single = embeddings("a photo of a {}", "a {}"), [embeddings("a photo of a {}"), embeddings("a {}")]
     mean = sum(single) / 2
     np.testing.assert_allclose(both, mean / np.linalg.norm(mean, axis=1, keepdims=True), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1)

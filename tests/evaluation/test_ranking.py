@@ -10,7 +10,7 @@ ROOMY = 2**30
 
 
 def from_scores(scores, own):
-    """As `rank` gives it, for scores that are at hand."""
+    """What `rank` returns, from given scores."""
     candidates = ranking.top(scores, own, k=scores.shape[1])
     return ranking.Ranked(candidates, np.take_along_axis(own, candidates, axis=1), ranking.wrong_before(scores, own))
 
@@ -44,21 +44,21 @@ def test_a_tie_between_two_own_captions_is_no_tie():
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
-def test_ranks_agree_with_brute_force_on_scores_with_ties(seed, rows_at_once):
+@pytest.mark.parametrize("queries_at_once", [1, 3, 100])
+def test_ranks_agree_with_brute_force_on_scores_with_ties(seed, queries_at_once):
     rng = np.random.default_rng(seed)
     queries, candidates = integers(rng, 12, 3), integers(rng, 32, 3)
     groups = np.arange(12), np.concatenate([np.arange(12), rng.integers(0, 12, 20)])
-    scratch = rows_at_once * ranking.SCRATCH * 32
-    found = ranking.rank(queries, candidates, *groups, k=7, host_bytes=scratch)
+    scratch = queries_at_once * ranking.SCRATCH * 32
+    ranked = ranking.rank(queries, candidates, *groups, k=7, host_bytes=scratch)
     for query in range(12):
         scores = [float(sum(a * b for a, b in zip(queries[query], candidate))) for candidate in candidates]
         own = [group == query for group in groups[1]]
         best = max(score for score, right in zip(scores, own) if right)
-        assert found.rank[query] == sum(score >= best for score, right in zip(scores, own) if not right)
+        assert ranked.rank[query] == sum(score >= best for score, right in zip(scores, own) if not right)
         order = sorted(range(32), key=lambda i: (-scores[i], own[i], i))[:7]
-        assert found.candidates[query].tolist() == order
-        assert found.own[query].tolist() == [own[i] for i in order]
+        assert ranked.candidates[query].tolist() == order
+        assert ranked.own[query].tolist() == [own[i] for i in order]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -70,14 +70,14 @@ def test_re_ranking_agrees_with_brute_force_on_scores_with_ties(seed):
     ranked = from_scores(scores, own)
     matching = rng.integers(0, 3, (20, 30)).astype(np.float32)
     for k in (1, 4, 30):
-        found = ranking.reranked(ranked, matching, k=k)
+        ranks = ranking.reranked(ranked, matching, k=k)
         for query in range(20):
             lifted = scores[query].copy()
             # The candidates stand before all others, in the order of their matching.
             for place, candidate in enumerate(ranked.candidates[query, :k]):
                 lifted[candidate] = 100 + matching[query, place]
             best = lifted[own[query]].max()
-            assert found[query] == ((lifted >= best) & ~own[query]).sum()
+            assert ranks[query] == ((lifted >= best) & ~own[query]).sum()
 
 
 def test_re_ranking_cannot_bring_in_what_was_no_candidate():
@@ -117,7 +117,7 @@ def test_embeddings_and_matching_that_are_no_number_find_nothing():
         assert [ranking.recall(ranks, at=k) for k in (1, 3, 4)] == [0, 0, 100]
 
 
-def test_pairs_name_each_image_and_caption_once_and_find_them_again():
+def test_each_pair_is_listed_once_and_its_value_returned_to_both_queries():
     rng = np.random.default_rng(0)
     images, captions = 7, 15
     texts = np.stack([rng.permutation(captions)[:4] for _ in range(images)])
@@ -126,14 +126,14 @@ def test_pairs_name_each_image_and_caption_once_and_find_them_again():
     wanted = {(i, int(t)) for i in range(images) for t in texts[i]}
     wanted |= {(int(i), t) for t in range(captions) for i in pictures[t]}
     matching = np.full(len(pairs), np.nan, np.float32)
-    seen = []
+    visited = []
     for first, last in ((0, 2), (3, 3), (4, 6)):
         where, image, caption = pairs.with_images(first, last)
         assert first <= image.min() and image.max() <= last
         matching[where] = 100 * image + caption
-        seen += list(zip(image.tolist(), caption.tolist()))
-    assert len(seen) == len(pairs) == len(wanted)
-    assert set(seen) == wanted
+        visited += list(zip(image.tolist(), caption.tolist()))
+    assert len(visited) == len(pairs) == len(wanted)
+    assert set(visited) == wanted
     np.testing.assert_array_equal(pairs.of_images(matching), 100 * np.arange(images)[:, None] + texts)
     np.testing.assert_array_equal(pairs.of_captions(matching), 100 * pictures + np.arange(captions)[:, None])
 

@@ -1,4 +1,4 @@
-"""What is laid beside each caption; what is rebuilt of it is tested with the model."""
+"""Which image and caption each caption is evaluated with; what is rebuilt is tested with the model."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ from tiny import recipe
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import reconstruction
+from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.tasks.pretrain import Pretrain
 
 OWNERS = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4], np.int32)  # the image of each caption
-OPTIONS = {"cell": 1, "image_ratio": 0.5, "text_ratio": 0.5, "special_ids": (0,), "mask_id": 0, "bootstrap": 10}
+MASKING = Masking(grid=1, cell=1, image_ratio=0.5, text_ratio=0.5, special_ids=(0,), mask_id=0)
 
 
 class Unread:
@@ -42,7 +43,7 @@ def split():
 
 
 def test_each_caption_has_its_own_image_and_the_next_one_for_a_wrong_one_batch_by_batch(split, monkeypatch):
-    asked, seen = [], []
+    asked, batches = [], []
     whole = EvalSplit.images
 
     def images(self, indices):
@@ -50,17 +51,19 @@ def test_each_caption_has_its_own_image_and_the_next_one_for_a_wrong_one_batch_b
         return whole(self, indices)
 
     def rebuild(model, params, batch, **_):
-        seen.append({name: np.asarray(rows) for name, rows in batch.items()})
-        found = {partner: np.ones(4) for partner in reconstruction.PARTNERS}
-        return {"correct": found, "error": found, "tokens": np.ones(4), "values": np.ones(4)}
+        batches.append({name: np.asarray(values) for name, values in batch.items()})
+        ones = {partner: np.ones(4) for partner in reconstruction.PARTNERS}
+        return {"correct": ones, "error": ones, "tokens": np.ones(4), "values": np.ones(4)}
 
     model = Pretrain.build_model(recipe("demo"), pad_id=1)
     monkeypatch.setattr(EvalSplit, "images", images)
     monkeypatch.setattr(reconstruction, "_rebuild", rebuild)
     monkeypatch.setattr(reconstruction, "fetch", lambda result: result)
-    found = reconstruction.evaluate_reconstruction(model, {"bias": np.zeros(1)}, split, batch_size=4, seed=0, **OPTIONS)
-    assert (found["images"], found["captions"]) == (5, 9)
-    column = {name: np.concatenate([batch[name] for batch in seen])[:9] for name in seen[0]}
+    results = reconstruction.evaluate_reconstruction(
+        model, {"bias": np.zeros(1)}, split, masking=MASKING, batch_size=4, seed=0, bootstrap=10
+    )
+    assert (results["images"], results["captions"]) == (5, 9)
+    column = {name: np.concatenate([batch[name] for batch in batches])[:9] for name in batches[0]}
     np.testing.assert_array_equal(column["text"][:, 0], np.arange(9))
     np.testing.assert_array_equal(column["image"][:, 0, 0, 0], OWNERS)
     np.testing.assert_array_equal(column["wrong_image"][:, 0, 0, 0], (OWNERS + 1) % 5)

@@ -5,8 +5,8 @@ import pytest
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy, normalised, vqa_accuracy
 
 
-def said(**counts):
-    """Ten answers, for example `said(yes=7, no=3)`."""
+def ten(**counts):
+    """Ten answers, for example `ten(yes=7, no=3)`."""
     answers = [answer.replace("_", " ") for answer, count in counts.items() for _ in range(count)]
     assert len(answers) == 10
     return answers
@@ -18,7 +18,7 @@ def said(**counts):
     [(0, 0), (1, 9 * (1 / 3) / 10), (2, (2 * (1 / 3) + 8 * (2 / 3)) / 10), (3, (3 * (2 / 3) + 7) / 10), (4, 1), (9, 1)],
 )
 def test_the_mean_over_ten_ways_to_leave_one_annotator_out(agreeing, accuracy):
-    assert vqa_accuracy("yes", said(yes=agreeing, no=10 - agreeing)) == pytest.approx(accuracy)
+    assert vqa_accuracy("yes", ten(yes=agreeing, no=10 - agreeing)) == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_normalisation(answer, becomes):
 
 
 def test_where_annotators_disagree_both_sides_are_normalised():
-    assert vqa_accuracy("none", said(**{"0": 9, "nothing": 1})) == 1
-    assert vqa_accuracy("0", said(none=9, nothing=1)) == 1
+    assert vqa_accuracy("none", ten(**{"0": 9, "nothing": 1})) == 1
+    assert vqa_accuracy("0", ten(none=9, nothing=1)) == 1
     assert vqa_accuracy("Dont.", ["don't"] * 6 + ["dont"] * 2 + ["do"] * 2) == 1
     assert vqa_accuracy("1000", ["1,000"] * 5 + ["the 1,000"] * 4 + ["many"]) == 1
 
 
 def test_where_all_ten_are_alike_nothing_is_normalised():
-    assert vqa_accuracy("none", said(none=10)) == 1
-    assert vqa_accuracy("0", said(none=10)) == 0
-    assert vqa_accuracy("None", said(none=10)) == 0
+    assert vqa_accuracy("none", ten(none=10)) == 1
+    assert vqa_accuracy("0", ten(none=10)) == 0
+    assert vqa_accuracy("None", ten(none=10)) == 0
     assert vqa_accuracy("the dog", ["dog"] * 10) == 0
     assert vqa_accuracy("tshirt", ["t-shirt"] * 10) == 0
 
@@ -90,19 +90,19 @@ def test_line_breaks_and_outer_spaces_are_no_difference():
     assert vqa_accuracy("Red", ["red", "red "] * 5) == 0
 
 
-def test_means_by_kind():
+def test_means_by_type_of_answer():
     judged = [
-        Judged("yes", said(yes=10), "yes/no"),
-        Judged("no", said(yes=10), "yes/no"),
-        Judged("2", said(two=3, three=7), "number"),
+        Judged("yes", ten(yes=10), "yes/no"),
+        Judged("no", ten(yes=10), "yes/no"),
+        Judged("2", ten(two=3, three=7), "number"),
     ]
-    found = mean_accuracy(judged)
-    assert found["questions"] == 3
-    assert found["accuracy"] == pytest.approx(100 * (1 + 0 + 0.9) / 3)
-    assert found["accuracy_yes/no"] == pytest.approx(50)
-    assert found["accuracy_number"] == pytest.approx(90)
+    metrics = mean_accuracy(judged)
+    assert metrics["questions"] == 3
+    assert metrics["accuracy"] == pytest.approx(100 * (1 + 0 + 0.9) / 3)
+    assert metrics["accuracy_yes/no"] == pytest.approx(50)
+    assert metrics["accuracy_number"] == pytest.approx(90)
 
 
 def test_no_answer_is_wrong_also_where_an_article_alone_would_be_right():
-    found = mean_accuracy([Judged(None, said(the=9, a=1), "other"), Judged("the", said(the=9, a=1), "other")])
-    assert (found["accuracy"], found["questions"]) == (50, 2)
+    metrics = mean_accuracy([Judged(None, ten(the=9, a=1), "other"), Judged("the", ten(the=9, a=1), "other")])
+    assert (metrics["accuracy"], metrics["questions"]) == (50, 2)

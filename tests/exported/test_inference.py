@@ -101,18 +101,11 @@ def test_masks_are_filled_as_the_model_classifies_them(model, task, pairs):
 
 def classified(model, params, image, tokens, place, vocab_size):
     """Probabilities at one place, computed without a batch or a slot."""
-
-    def run(*inputs, **options):
-        return model.apply({"params": params}, *inputs, **options)
-
+    bound = model.bind({"params": params})
     text, slots = jnp.asarray(tokens), jnp.array([[place]])
-    v = None
-    if image is not None:
-        patches = run(jnp.asarray(np.array(image)[None]), method="patches")
-        v = run(patches, jnp.zeros((1, 1, patches.shape[1]), bool), method="encode_image")[:, 0]
-    text_mask = run(text, method="text_mask")
-    fused = run(run(text, method="encode_text"), text_mask, v, slots, method="fuse_text")
-    return np.asarray(jax.nn.softmax(run(fused, method="classify_tokens")[0, 0, :vocab_size]))
+    v = None if image is None else bound.encode_whole_image(jnp.asarray(np.array(image)[None]))
+    fused = bound.fuse_text(bound.encode_text(text), bound.text_mask(text), v, slots)
+    return np.asarray(jax.nn.softmax(bound.classify_tokens(fused)[0, 0, :vocab_size]))
 
 
 def test_several_masks_are_filled_in_order(model):
@@ -143,17 +136,13 @@ def test_a_painting_is_what_the_objective_scores(model, task, pairs):
     images, texts = pairs
     hidden = np.zeros((1, 16), bool)
     hidden[0, [2, 7, 11]] = True
-
-    def run(*inputs, **options):
-        return task.model.apply({"params": model.params}, *inputs, **options)
-
+    bound = task.model.bind({"params": model.params})
     text = jnp.asarray(task.split.captions[:1])
-    text_mask = run(text, method="text_mask")
-    w = run(text, method="encode_text")
-    patches = run(jnp.asarray(np.array(images[0])[None]), method="patches")
-    v = run(patches, jnp.asarray(hidden[:, None]), method="encode_image")[:, 0]
-    fused = run(v, w, text_mask, method="fuse_image")
-    predicted = run(fused, w, text_mask, jnp.array([[2, 7, 11]]), method="decode_image")[0]
+    text_mask, w = bound.text_mask(text), bound.encode_text(text)
+    patches = bound.patches(jnp.asarray(np.array(images[0])[None]))
+    v = bound.encode_image(patches, jnp.asarray(hidden[:, None]))[:, 0]
+    fused = bound.fuse_image(v, w, text_mask)
+    predicted = bound.decode_image(fused, w, text_mask, jnp.array([[2, 7, 11]]))[0]
     expected = np.round(np.clip(np.asarray(predicted) * 0.5 + 0.5, 0, 1) * 255)
     painted = np.asarray(model.reconstruct(images[0], texts[0], hidden.reshape(4, 4)))
     for patch, values in zip((2, 7, 11), expected):

@@ -10,7 +10,8 @@ from tiny import SMALLER, recipe
 
 from mvlm_jax.aot import hlo
 from mvlm_jax.evaluation import answering
-from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
+from mvlm_jax.evaluation.answering import rank_answers, write_answers
+from mvlm_jax.evaluation.batching import compute
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training.mesh import batch_sharding, make_mesh
@@ -57,9 +58,8 @@ def answer_rows(count, *, seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def token_scores(model, params, image, text, answers):
     """log p of each token of each answer to one question, the padding's included."""
-    run = functools.partial(model.apply, {"params": params})
-    context = run(image[None], text[None], method="read")
-    logits = run(answers[None, :, :-1], *context, method="next_tokens")[0]
+    bound = model.bind({"params": params})
+    logits = bound.next_tokens(answers[None, :, :-1], *bound.read(image[None], text[None]))[0]
     return jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, 1:, None], axis=-1)[..., 0]
 
 
@@ -70,22 +70,22 @@ def log_likelihoods(model, params, image, text, answers):
     return np.array([row[:length].sum() for row, length in zip(scores, lengths)]), scores[:, 0]
 
 
-def test_answers_are_told_by_the_token_classifier(model, params, inputs):
-    run = jax.jit(functools.partial(model.apply, method="next_tokens"))
-    context = jax.jit(functools.partial(model.apply, method="read"))({"params": params}, *inputs)
+def test_answers_are_scored_by_the_token_classifier(model, params, inputs):
+    context = compute(model, params, *inputs, method=AnsweringModel.read)
     answers = jnp.asarray(answer_rows(8)[None, :4, :-1].repeat(5, axis=0))
-    told = params["token_classifier"]
-    raised = params | {"token_classifier": told | {"bias": told["bias"].at[7].add(1.0)}}
-    before, after = (run({"params": values}, answers, *context) for values in (params, raised))
+    classifier = params["token_classifier"]
+    raised = params | {"token_classifier": classifier | {"bias": classifier["bias"].at[7].add(1.0)}}
+    before, after = (
+        compute(model, values, answers, *context, method=AnsweringModel.next_tokens) for values in (params, raised)
+    )
     np.testing.assert_allclose(after - before, jnp.broadcast_to(jax.nn.one_hot(7, VOCABULARY), before.shape), atol=1e-5)
 
 
 def test_answers_do_not_see_what_follows_nor_each_other(model, params, inputs):
-    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
     answers = jnp.asarray(answer_rows(8)[None, :4, :-1].repeat(5, axis=0))
-    before = run(*inputs, answers)
+    before = compute(model, params, *inputs, answers)
     changed = answers.at[:, 1, 3:].set(7).at[:, 2].set(9)
-    after = run(*inputs, changed)
+    after = compute(model, params, *inputs, changed)
     np.testing.assert_array_equal(before[:, 0], after[:, 0])
     np.testing.assert_array_equal(before[:, 3], after[:, 3])
     np.testing.assert_allclose(before[:, 1, :3], after[:, 1, :3], atol=1e-6)
@@ -95,48 +95,48 @@ def test_answers_do_not_see_what_follows_nor_each_other(model, params, inputs):
 def test_the_decoder_reads_both_streams_and_no_padding(model, params, inputs):
     image, text = inputs
     answers = jnp.asarray(answer_rows(4)[None, :1, :-1].repeat(5, axis=0))
-    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
-    before = run(image, text, answers)
-    context, mask = run(image, text, method="read")
+    next_tokens = functools.partial(compute, model, params, method=AnsweringModel.next_tokens)
+    before = compute(model, params, image, text, answers)
+    context, mask = compute(model, params, image, text, method=AnsweringModel.read)
     np.testing.assert_array_equal(mask, [[True] * (GRID + 6) + [False] * 2] * 5)
     hidden = context.at[:, GRID + 6 :].set(99.0)
-    np.testing.assert_allclose(run(answers, hidden, mask, method="next_tokens"), before, atol=1e-5)
+    np.testing.assert_allclose(next_tokens(answers, hidden, mask), before, atol=1e-5)
     for part in (slice(0, GRID), slice(GRID, GRID + 6)):
         other = context.at[:, part].set(0.0)
-        assert not np.allclose(run(answers, other, mask, method="next_tokens"), before, atol=1e-3)
+        assert not np.allclose(next_tokens(answers, other, mask), before, atol=1e-3)
 
 
 def test_ranking_all_finds_the_likeliest_answer(model, params, inputs):
     answers = answer_rows(40)
-    found = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=1000)
+    ranked = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=1000)
     for question in range(5):
         image, text = inputs[0][question], inputs[1][question]
         scores, _ = log_likelihoods(model, params, image, text, answers)
-        assert int(found[question]) == int(np.argmax(scores))
-    assert len(set(np.asarray(found).tolist())) > 1
+        assert int(ranked[question]) == int(np.argmax(scores))
+    assert len(set(np.asarray(ranked).tolist())) > 1
 
 
 def test_candidates_are_those_with_the_likeliest_first_token(model, params, inputs):
     answers = answer_rows(40)
-    found = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=6)
+    ranked = rank_answers(model, params, *inputs, jnp.asarray(answers), candidates=6)
     for question in range(5):
         image, text = inputs[0][question], inputs[1][question]
         scores, first = log_likelihoods(model, params, image, text, answers)
         best = np.argsort(-first, kind="stable")[:6]
-        assert int(found[question]) == best[np.argmax(scores[best])]
+        assert int(ranked[question]) == best[np.argmax(scores[best])]
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 def test_each_device_ranks_for_its_own_questions_in_rounds(model, params, inputs, monkeypatch):
     answers = jnp.asarray(answer_rows(40))
-    found = np.asarray(rank_answers(model, params, *inputs, answers, candidates=6))
+    ranked = np.asarray(rank_answers(model, params, *inputs, answers, candidates=6))
     image, text = (jnp.tile(x, (10,) + (1,) * (x.ndim - 1))[:48] for x in inputs)
     # Room for two and a half questions: the six of a device take three rounds.
     monkeypatch.setattr(answering, "TOKENS_AT_ONCE", 5 * 6 * LENGTH // 2)
     mesh = make_mesh(data=4, fsdp=2, tensor=1)
     placed = jax.device_put((image, text), batch_sharding(mesh))
     compiled = rank_answers.lower(model, params, *placed, answers, candidates=6, parts=8).compile()
-    np.testing.assert_array_equal(compiled(params, *placed, answers), np.tile(found, 10)[:48])
+    np.testing.assert_array_equal(compiled(params, *placed, answers), np.tile(ranked, 10)[:48])
     program = hlo.read(compiled.as_text())
     instructions = [one for each in program.computations.values() for one in each.instructions.values()]
     [loop] = (one for one in instructions if one.opcode == "while")
@@ -148,22 +148,16 @@ def test_each_device_ranks_for_its_own_questions_in_rounds(model, params, inputs
 
 def test_written_answers_are_the_greedy_ones(model, params, inputs):
     forbidden = (START, PAD, 3)
-    run = jax.jit(functools.partial(model.apply, {"params": params}), static_argnames="method")
     written = write_answers(model, params, *inputs, start_id=START, end_id=END, forbidden=forbidden)
     assert written.shape == (5, LENGTH)
     for question in range(5):
-        context = run(inputs[0][question : question + 1], inputs[1][question : question + 1], method="read")
+        context = compute(model, params, *(x[question : question + 1] for x in inputs), method=AnsweringModel.read)
         tokens = [START]
         while len(tokens) < LENGTH and tokens[-1] != END:
             # What stands behind the last token is not seen.
             beginning = jnp.asarray([[(tokens + [7] * LENGTH)[: LENGTH - 1]]], jnp.int32)
-            logits = np.array(run(beginning, *context, method="next_tokens")[0, 0, len(tokens) - 1])
+            logits = compute(model, params, beginning, *context, method=AnsweringModel.next_tokens)
+            logits = np.array(logits[0, 0, len(tokens) - 1])
             logits[list(forbidden)] = -np.inf
             tokens.append(int(logits.argmax()))
         np.testing.assert_array_equal(written[question], tokens + [PAD] * (LENGTH - len(tokens)))
-
-
-def test_log_likelihoods_leave_out_padding():
-    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
-    found = token_log_likelihoods(logits, jnp.asarray([2, 1]), pad_id=1)
-    np.testing.assert_allclose(found, [np.log(0.25), 0.0], rtol=1e-6)

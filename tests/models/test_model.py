@@ -41,7 +41,7 @@ def test_patches_are_row_major_and_flattened_by_row_column_channel():
 def test_pixels_are_normalised_as_the_config_says():
     model = make_model(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     image = jnp.full((1, 32, 32, 3), 255, jnp.uint8)
-    patches = model.apply({"params": {"temperature": jnp.float32(0.07)}}, image, method="patches")
+    patches = model.bind({"params": {"temperature": jnp.float32(0.07)}}).patches(image)
     np.testing.assert_allclose(patches[0, 0, :3], [1, 3, 1], rtol=1e-6)
 
 

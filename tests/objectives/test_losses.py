@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from mvlm_jax.objectives.contrastive import contrastive_loss
+from mvlm_jax.objectives.downstream import answer_losses, classification_losses
+from mvlm_jax.objectives.losses import token_log_likelihoods
 from mvlm_jax.objectives.matching import (
     hard_negatives,
     matching_correct,
@@ -84,8 +86,8 @@ def test_negatives_never_share_the_image_and_never_leave_the_group():
     for seed in range(30):
         keys = jax.random.split(jax.random.key(seed), 3)
         noise = negative_noise(keys[0], pairs=8, group=4)
-        found = hard_negatives(noise, unit(keys[1], 8), unit(keys[2], 8), ids, jnp.float32(0.07))
-        for places in (found.text, found.image):
+        negatives = hard_negatives(noise, unit(keys[1], 8), unit(keys[2], 8), ids, jnp.float32(0.07))
+        for places in (negatives.text, negatives.image):
             chosen = take_from_groups(ids, places)
             assert np.all(np.asarray(chosen) != np.asarray(ids))
             assert np.all((np.asarray(places) >= 0) & (np.asarray(places) < 4))
@@ -95,8 +97,8 @@ def test_a_group_of_one_image_has_no_valid_negative():
     ids = jnp.array([7, 7, 1, 2])
     z = unit(jax.random.key(0), 4)
     noise = negative_noise(jax.random.key(1), pairs=4, group=2)
-    found = hard_negatives(noise, z, z, ids, jnp.float32(0.1))
-    np.testing.assert_array_equal(found.valid, [[False, False], [True, True]])
+    negatives = hard_negatives(noise, z, z, ids, jnp.float32(0.1))
+    np.testing.assert_array_equal(negatives.valid, [[False, False], [True, True]])
 
 
 def test_negatives_are_drawn_by_the_softmax_of_similarity():
@@ -115,3 +117,27 @@ def test_take_from_groups_by_hand():
     x = jnp.arange(12.0).reshape(6, 2)
     taken = take_from_groups(x, jnp.array([[2, 0, 0], [1, 1, 2]]))
     np.testing.assert_array_equal(taken[:, 0], [4, 0, 0, 8, 8, 10])
+
+
+def test_log_likelihoods_leave_out_padding():
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    likelihoods = token_log_likelihoods(logits, jnp.asarray([2, 1]), pad_id=1)
+    np.testing.assert_allclose(likelihoods, [np.log(0.25), 0.0], rtol=1e-6)
+
+
+def test_answers_count_by_their_weights_and_without_their_padding():
+    # One question; answers (2, 0) of weight 0.75 and (0, padding) of weight 0.25.
+    rows = [[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], [[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]
+    targets, weights = jnp.array([[[2, 0], [0, 1]]]), jnp.array([[0.75, 0.25]])
+    sums = answer_losses(jnp.log(jnp.array([rows])), targets, weights, pad_id=1)
+    np.testing.assert_allclose(sums["answer"][0], 0.75 * 2 * np.log(4) + 0.25 * np.log(2), rtol=1e-6)
+    assert float(sums["answer"][1]) == 1  # question
+    # The first guesses are 0 and 2, then 0: one of them is right, of weight 0.25 among 2 x 0.75 + 0.25.
+    np.testing.assert_allclose(sums["token_accuracy"], (25, 1.75), rtol=1e-6)
+
+
+def test_classification_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
+    sums = classification_losses(logits, jnp.array([0, 1]))
+    np.testing.assert_allclose(sums["classification"], (np.log(2) + np.log(4), 2), rtol=1e-6)
+    np.testing.assert_allclose(sums["accuracy"], (100, 2))

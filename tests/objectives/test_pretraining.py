@@ -8,6 +8,7 @@ import pytest
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import matching, reconstruction
+from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.objectives.pretraining import Pretraining, draw
 from mvlm_jax.training.accumulation import whole_batch
 
@@ -49,14 +50,8 @@ def batch():
 def pairs(batch):
     return draw(
         *jax.random.split(jax.random.key(7)),
-        *batch.values(),
-        jnp.zeros(BATCH, jnp.int32),
-        grid=4,
-        cell=2,
-        image_ratio=0.6,
-        text_ratio=0.3,
-        special_ids=SPECIAL,
-        mask_id=MASK,
+        {**batch, "skipped": jnp.zeros(BATCH, jnp.int32)},
+        masking=Masking(grid=4, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK),
         group=GROUP,
     )
 
@@ -84,35 +79,35 @@ def plain_form(model, params, pairs, *, condition_on):
 
     apply = jax.jit(model.apply, static_argnames="method")  # each part is compiled once, however often it is used
 
-    def run(*args, method):
+    def call(method, *args):
         return apply({"params": params}, *args, method=method)
 
     def encode_image(patches, patch_mask):
-        return run(patches, patch_mask[:, None], method="encode_image")[:, 0]
+        return call(MaskVLM.encode_image, patches, patch_mask[:, None])[:, 0]
 
     text, image_id = pairs.text, pairs.image_id
     text_mask = text != PAD
-    patches = run(pairs.image, method="patches")
+    patches = call(MaskVLM.patches, pairs.image)
     v = encode_image(patches, jnp.zeros_like(pairs.image_mask.patch_mask))
     v_masked = encode_image(patches, pairs.image_mask.patch_mask)
-    w = run(text, method="encode_text")
-    w_masked = run(pairs.text_mask.text, method="encode_text")
+    w = call(MaskVLM.encode_text, text)
+    w_masked = call(MaskVLM.encode_text, pairs.text_mask.text)
     shown_w = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]
     shown_v = {"unmasked": v, "masked": v_masked, "none": None}[condition_on]
 
     every_patch = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    fused = run(v_masked, shown_w, text_mask, method="fuse_image")
-    pixels = run(fused, shown_w, text_mask, every_patch, method="decode_image")
+    fused = call(MaskVLM.fuse_image, v_masked, shown_w, text_mask)
+    pixels = call(MaskVLM.decode_image, fused, shown_w, text_mask, every_patch)
     hidden = pairs.image_mask.patch_mask[..., None]
     mim = (jnp.abs(pixels - patches) * hidden).sum() / (hidden.sum() * patches.shape[-1])
 
-    logits = run(run(w_masked, text_mask, shown_v, method="fuse_text"), method="classify_tokens")
+    logits = call(MaskVLM.classify_tokens, call(MaskVLM.fuse_text, w_masked, text_mask, shown_v))
     masked = pairs.text_mask.text != text
     mlm = (-jax.nn.log_softmax(logits)[jnp.arange(BATCH)[:, None], jnp.arange(LENGTH), text] * masked).sum()
     mlm = mlm / masked.sum()
 
-    z_image, z_text = run(v, method="project_image"), run(w, method="project_text")
-    temperature = run(method="temperature")
+    z_image, z_text = call(MaskVLM.project_image, v), call(MaskVLM.project_text, w)
+    temperature = call(MaskVLM.temperature)
     similarity = z_image @ z_text.T / temperature
     share = (image_id[:, None] == image_id) / (image_id[:, None] == image_id).sum(1, keepdims=True)
     itc = -(share * jax.nn.log_softmax(similarity)).sum(1) - (share * jax.nn.log_softmax(similarity.T)).sum(1)
@@ -123,9 +118,9 @@ def plain_form(model, params, pairs, *, condition_on):
     wrong_text, wrong_image = base + negatives.text.reshape(-1), base + negatives.image.reshape(-1)
 
     def verdict(v, w, text_mask):
-        a = run(v, w, text_mask, method="fuse_image")[:, 0]
-        b = run(w, text_mask, v, method="fuse_text")[:, 0]
-        return jax.nn.log_softmax(run(a, b, method="match"))
+        a = call(MaskVLM.fuse_image, v, w, text_mask)[:, 0]
+        b = call(MaskVLM.fuse_text, w, text_mask, v)[:, 0]
+        return jax.nn.log_softmax(call(MaskVLM.match, a, b))
 
     itm = -verdict(v, w, text_mask)[:, 1].sum()
     itm -= verdict(v, w[wrong_text], text_mask[wrong_text])[:, 0].sum()
@@ -171,9 +166,8 @@ def _at(tree, path):
 def test_masked_pixels_get_no_gradient_from_mim(model, params, pairs):
     """MIM must not read what it is to rebuild: its prediction depends on no masked pixel."""
 
-    def predicted(run, v, w, text_mask):
-        fused = run(v, w, text_mask, method="fuse_image")
-        return run(fused, w, text_mask, pairs.image_mask.slots, method="decode_image")
+    def predicted(bound, v, w, text_mask):
+        return bound.decode_image(bound.fuse_image(v, w, text_mask), w, text_mask, pairs.image_mask.slots)
 
     _assert_only_shown_pixels_matter(model, params, pairs, predicted)
 
@@ -181,22 +175,21 @@ def test_masked_pixels_get_no_gradient_from_mim(model, params, pairs):
 def test_masked_pixels_get_no_gradient_from_mlm(model, params, pairs):
     """Shown the masked image, the words are guessed from what is left of it."""
 
-    def predicted(run, v, w, text_mask):
-        return run(run(w, text_mask, v, pairs.text_mask.slots, method="fuse_text"), method="classify_tokens")
+    def predicted(bound, v, w, text_mask):
+        return bound.classify_tokens(bound.fuse_text(w, text_mask, v, pairs.text_mask.slots))
 
     _assert_only_shown_pixels_matter(model, params, pairs, predicted)
 
 
 def _assert_only_shown_pixels_matter(model, params, pairs, predicted):
-    def run(*args, method):
-        return model.apply({"params": params}, *args, method=method)
-
     def total(patches):
-        v = run(patches, pairs.image_mask.patch_mask[:, None], method="encode_image")[:, 0]
-        w = run(pairs.text, method="encode_text")
-        return (predicted(run, v, w, pairs.text != PAD) ** 2).sum()
+        bound = model.bind({"params": params})
+        v = bound.encode_image(patches, pairs.image_mask.patch_mask[:, None])[:, 0]
+        w = bound.encode_text(pairs.text)
+        return (predicted(bound, v, w, pairs.text != PAD) ** 2).sum()
 
-    gradient = np.asarray(jax.jit(jax.grad(total))(run(pairs.image, method="patches")))
+    patches = model.bind({"params": params}).patches(pairs.image)
+    gradient = np.asarray(jax.jit(jax.grad(total))(patches))
     hidden = np.asarray(pairs.image_mask.patch_mask)
     assert np.all(gradient[hidden] == 0)
     assert np.all(np.abs(gradient[~hidden]).max(axis=-1) > 0)
@@ -274,11 +267,11 @@ def test_groups_keep_negatives_at_home(model, params, pairs):
     z = jax.random.normal(jax.random.key(3), (BATCH, 16))
     z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
     noise, ids = pairs.negative_noise, pairs.image_id
-    found = matching.hard_negatives(noise, z, z, ids, jnp.float32(0.1))
+    before = matching.hard_negatives(noise, z, z, ids, jnp.float32(0.1))
     changed = z.at[GROUP:].set(-z[GROUP:])
-    again = matching.hard_negatives(noise, changed, changed, ids, jnp.float32(0.1))
-    np.testing.assert_array_equal(found.text[0], again.text[0])
-    np.testing.assert_array_equal(found.image[0], again.image[0])
+    after = matching.hard_negatives(noise, changed, changed, ids, jnp.float32(0.1))
+    np.testing.assert_array_equal(before.text[0], after.text[0])
+    np.testing.assert_array_equal(before.image[0], after.image[0])
 
 
 def _only(name):

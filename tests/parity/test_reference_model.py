@@ -21,6 +21,7 @@ from mvlm_jax.models.compute import Compute  # noqa: E402
 from mvlm_jax.models.maskvlm import MaskVLM  # noqa: E402
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES  # noqa: E402
 from mvlm_jax.objectives import matching  # noqa: E402
+from mvlm_jax.objectives.masking import Masking  # noqa: E402
 from mvlm_jax.objectives.pretraining import Pretraining, draw  # noqa: E402
 from mvlm_jax.training.accumulation import whole_batch  # noqa: E402
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer  # noqa: E402
@@ -75,20 +76,19 @@ class Pair:
         self.twin = twin.MaskVLM(twin.Sizes(**SIZES, text_kind=kind, token_head=token_head))
         twin.load_from_jax(self.twin, self.params)
         self.pairs = draw(
-            jax.random.key(2), jax.random.key(3), *(jnp.asarray(x) for x in batch), jnp.zeros(BATCH, jnp.int32),
-            grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK, group=GROUP,
-        )  # fmt: skip
+            jax.random.key(2),
+            jax.random.key(3),
+            dict(zip(("image", "text", "image_id", "skipped"), (*batch, np.zeros(BATCH, np.int32)))),
+            masking=Masking(grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK),
+            group=GROUP,
+        )
 
     @functools.cached_property
     def negatives(self):
         image, text, image_id = (jnp.asarray(x) for x in self.batch)
-        run = functools.partial(self.ours.apply, {"params": self.params})
-        patches = run(image, method="patches")
-        v = run(patches, jnp.zeros((BATCH, 1, GRID * GRID), bool), method="encode_image")[:, 0]
-        z_image, z_text = run(v, method="project_image"), run(run(text, method="encode_text"), method="project_text")
-        places = matching.hard_negatives(
-            self.pairs.negative_noise, z_image, z_text, image_id, run(method="temperature")
-        )
+        ours = self.ours.bind({"params": self.params})
+        z_image, z_text = ours.embed_image(image), ours.embed_text(text)
+        places = matching.hard_negatives(self.pairs.negative_noise, z_image, z_text, image_id, ours.temperature())
         start = np.arange(0, BATCH, GROUP)[:, None]
         assert not np.asarray(places.valid)[2].any() and np.asarray(places.valid)[:2].all()
         return torch_pretraining.Negatives(

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from mvlm_jax.evaluation.consistency import consistency
+from mvlm_jax.tasks.nlvr2 import consistency
 
 
 def test_a_group_is_consistent_if_all_of_it_is_right():
-    found = consistency([True, True, True, False, True], ["a", "a", "b", "b", "c"])
-    assert found == {"consistency": pytest.approx(200 / 3), "groups": 3}
+    metrics = consistency([True, True, True, False, True], ["a", "a", "b", "b", "c"])
+    assert metrics == {"consistency": pytest.approx(200 / 3), "groups": 3}
 
 
 def test_examples_without_a_group_do_not_count():
