@@ -17,12 +17,12 @@ from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.answering import rank_answers, token_log_likelihoods, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
+from mvlm_jax.files import write_json
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.objectives.counts import example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
-from mvlm_jax.training.workdir import write_json
 
 ANSWERS_FILE = "answers.json"
 
