@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.training.fingerprint import fingerprints
 from mvlm_jax.training.state import TrainState
 
 ITEMS = ("params", "optimizer", "fingerprints")
@@ -279,6 +279,29 @@ class Checkpoints:
         if step not in steps:
             there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
             raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
+
+
+def fingerprints(tree: PyTree) -> list[int]:
+    """A 32-bit sum of the bits of each leaf, computed on the devices; the same on every mesh."""
+    return [int(value) for value in jax.device_get(_fingerprints(jax.tree.leaves(tree)))]
+
+
+@jax.jit
+def _fingerprints(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    return [_fingerprint(leaf) for leaf in leaves]
+
+
+def _fingerprint(leaf: Array) -> UInt32[Array, ""]:
+    words = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype)).astype(jnp.uint32)
+    # Odd factors that differ along every axis: a changed bit always changes the sum, swapped values do almost always.
+    for axis in range(leaf.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        words = words * (place * jnp.uint32(2654435760) + jnp.uint32(1))
+    return words.sum(dtype=jnp.uint32)
+
+
+def _unsigned(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"uint{8 * dtype.itemsize}")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
