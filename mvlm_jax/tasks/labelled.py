@@ -73,7 +73,7 @@ class LabelledTask(ConfiguredTask):
         """Of the targets in a batch."""
         raise NotImplementedError
 
-    def rows(self, batch: Batch, streams: Streams) -> Rows:
+    def prepare(self, batch: Batch, streams: Streams) -> Rows:
         return {**batch, **self.seen(batch)}
 
     def seen(self, batch: Batch) -> dict[str, Array]:

@@ -64,7 +64,7 @@ class Pretrain(ConfiguredTask):
             weights=config.loss.to_dict(),
         )
 
-    def rows(self, batch: Batch, streams: Streams) -> Pairs:
+    def prepare(self, batch: Batch, streams: Streams) -> Pairs:
         config, ids = self.config, self.tokenizer.ids
         return draw(
             streams.key("mask"),
