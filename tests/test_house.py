@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from pathlib import Path
@@ -24,14 +25,18 @@ LAYERS = (
     "objectives",
     "models  data",
     "training",
+    "configs",  # the shipped recipes
     "config",
+    "config_migration",
     "files  lock  signals",
     "errors",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 MOST_PARAMETERS = 8
 
-SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+# With the recipes, to which a link leads.
+FILES = [Path(folder, name) for folder, _, names in os.walk(PACKAGE, followlinks=True) for name in names]
+SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted(FILES) if path.suffix == ".py"}
 
 
 def folder(module: str) -> str:
@@ -56,8 +61,8 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def test_every_folder_has_its_place_in_the_order():
-    names = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
-    assert names - {"__init__"} == set(LEVEL)
+    names = {path.parts[1].removesuffix(".py") for path in SOURCES}
+    assert names - {"__init__"} <= set(LEVEL)
 
 
 def test_no_import_points_upwards():
@@ -123,8 +128,9 @@ def test_a_pattern_that_the_package_must_not_contain(pattern, allowed, instead):
 
 def test_every_path_in_the_description_of_the_architecture_exists():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    # Paths are relative to the repository or to the package; `<…>` stands for a name of the reader's own.
+    # Relative to the repository, the package or the page. A path with `<…>` is one that the reader adds.
     paths = set(re.findall(r"(?<![\w./<>-])((?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w-]+\.(?:py|md|toml))(?![\w/<*-])", text))
     assert len(paths) > 40
-    missing = sorted(path for path in paths if not ((ROOT / path).exists() or (PACKAGE / path).exists()))
+    roots = (ROOT, PACKAGE, ROOT / "docs")
+    missing = sorted(path for path in paths if not any((root / path).exists() for root in roots))
     assert not missing, missing
