@@ -1,17 +1,18 @@
-"""Single files: which path is meant, what is no JSON object, and texts that are whole or as before."""
+"""Local files: which path is meant, what is not a JSON object, and files and folders that are written atomically."""
 
 import codecs
 import os
 
+import numpy as np
 import pytest
 
 from mvlm_jax.data.paths import local_path
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import read_json, user_path, write_text
+from mvlm_jax.files import atomically, read_json, user_path, write_json, write_text
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket", "file:///run"])
-def test_an_address_is_refused_with_the_name_of_what_gives_it(address):
+def test_an_address_is_refused_with_the_name_of_its_flag(address):
     with pytest.raises(UserError, match=f"^{address} is not a local path; mount the bucket"):
         user_path(address)
     for read in (user_path, local_path):
@@ -30,7 +31,7 @@ def test_a_json_object_is_read_with_a_byte_order_mark_and_without(tmp_path, mark
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (None, "cannot be read as JSON: [Errno 2] No such file"),
         (b"{", "cannot be read as JSON: Expecting property name"),
@@ -38,15 +39,15 @@ def test_a_json_object_is_read_with_a_byte_order_mark_and_without(tmp_path, mark
         (b"[1]", "holds a list; a JSON object is needed"),
     ],
 )
-def test_what_is_no_json_object_is_refused_in_one_line(tmp_path, content, said):
+def test_a_file_without_a_json_object_is_refused_in_one_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_json(tmp_path / "a.json")
-    assert str(caught.value).startswith(f"'{tmp_path}/a.json' {said}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"'{tmp_path}/a.json' {message}") and "\n" not in str(caught.value)
 
 
-def test_a_text_is_written_as_a_whole_or_the_old_one_stays(tmp_path, monkeypatch):
+def test_a_text_is_written_whole_or_the_old_one_stays(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
@@ -59,3 +60,35 @@ def test_a_text_is_written_as_a_whole_or_the_old_one_stays(tmp_path, monkeypatch
     monkeypatch.undo()
     write_text(path, "\ud83d", errors="replace")
     assert path.read_text() == "?"
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError):
+        with atomically(tmp_path / "export") as folder:
+            folder.mkdir()
+            (folder / "weights").touch()
+            raise KeyError
+    assert not list(tmp_path.iterdir())
+    with atomically(tmp_path / "export") as folder:
+        folder.mkdir()
+        (folder / "weights").touch()
+        assert not (tmp_path / "export").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "weights"]
+
+
+def test_numpy_values_and_numbers_that_are_not_finite_are_written_as_json(tmp_path):
+    values = {
+        "a": np.float32(0.5),
+        "b": np.arange(2),
+        "c": [float("nan"), float("inf")],
+        "d": np.float64("nan"),
+        3: "x",
+    }
+    write_json(tmp_path / "eval" / "values.json", values)
+    assert read_json(tmp_path / "eval" / "values.json") == {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": [None, None],
+        "d": None,
+        "3": "x",
+    }

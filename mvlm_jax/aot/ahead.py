@@ -1,4 +1,4 @@
-"""The training step, compiled for devices that need not be there."""
+"""The training step, compiled for devices that this machine does not have."""
 
 import math
 import re
@@ -9,7 +9,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mvlm_jax.aot.fitting import largest_fit
 from mvlm_jax.aot.hlo import Program, read
 from mvlm_jax.errors import UserError
 from mvlm_jax.models.compute import check_attention
@@ -21,6 +20,9 @@ from mvlm_jax.training.program import Program as TrainingProgram
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Task
 
+REMAT = ("none", "dots", "full")  # cheapest first
+# With this many groups a chip its matrix units are busy: a larger batch gains nothing.
+MOST_GROUPS = 64
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -42,7 +44,7 @@ class DescribedStep(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """Bytes are those of one chip. `program` is missing where the compiler found no room for it."""
+    """Bytes are of one chip. `program` is None where the compiler found no room for it."""
 
     task: Task
     params: int
@@ -60,7 +62,7 @@ class CompiledStep(NamedTuple):
 
 
 def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
-    """The step that `training.loop` runs, with every `auto` as it is on these devices, not on this machine.
+    """The step that `training.loop` runs, with every `auto` resolved for these devices, not for this machine.
 
     Raises:
       UserError: the config does not fit the number of devices, or asks for a kernel that they do not have.
@@ -99,8 +101,8 @@ def compile_step(config: ConfigDict, devices: Sequence[Any]) -> CompiledStep:
             raise
         return CompiledStep(task, params, described.arguments, wanted, own_rows, program=None)
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None, "every compiler that this is for tells them"
-    # The program itself lies in the same memory, and so do outputs that do not take an argument's place.
+    assert memory is not None and text is not None, "the compilers of every supported platform report both"
+    # The program itself takes memory, and so do outputs that are not written over an argument.
     temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     temporaries += memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments = memory.argument_size_in_bytes
@@ -139,12 +141,33 @@ def fit(
     return tried[found]
 
 
+def largest_fit(fits: Callable[[int, str], bool], *, group: int) -> tuple[int, str] | None:
+    """(pairs a chip, remat policy), the pairs a multiple of `group`; None where not even one group fits.
+
+    `fits(pairs, policy)` compiles for minutes, so it is called seldom: about 2 log2(n) + 4 times for n groups, at most
+    14 times. A policy that fits is assumed to fit with fewer pairs too, and to fit wherever a cheaper policy does.
+    """
+    best, too_many = 0, 1
+    while too_many <= MOST_GROUPS and fits(too_many * group, REMAT[-1]):
+        best, too_many = too_many, 2 * too_many
+    if best == 0:
+        return None
+    while best < MOST_GROUPS and too_many - best > 1:
+        middle = (best + too_many) // 2
+        if fits(middle * group, REMAT[-1]):
+            best = middle
+        else:
+            too_many = middle
+    pairs = best * group
+    return pairs, next((policy for policy in REMAT[:-1] if fits(pairs, policy)), REMAT[-1])
+
+
 def mesh_of(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
     return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
 
 
 def wanted_memory(message: str, *, arguments: int) -> int | None:
-    """Bytes of temporaries for which libtpu found no room in HBM; None where it complains of something else."""
+    """Bytes of temporaries that did not fit in HBM, from libtpu's message; None for any other message."""
     number = r"([\d.]+)([KMGT]?)"
     found = re.search(rf"memory required for HLO temporaries \({number}\) exceeds", message)
     if found:

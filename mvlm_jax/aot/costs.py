@@ -244,27 +244,3 @@ def _shape(name: str, computation: Computation) -> Shape:
 def _target(instruction: Instruction) -> str:
     found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     return found[1].lower() if found else ""
-
-
-def gathered_features(
-    found: list[Collective], *, batch_size: int, lengths: tuple[int, ...], width: int
-) -> Iterator[Collective]:
-    """Collectives that carry tokens' features, [.., length, .., width] or its heads, from one chip to another.
-
-    Rows of features, [rows, width], are known by their number: the tokens of the whole batch, or its three matching
-    pairings.
-    """
-    rows = {3 * batch_size, *(batch_size * length for length in lengths)}
-    for collective in found:
-        if any(_is_features(shape.dims, rows=rows, lengths=lengths, width=width) for shape in collective.shapes):
-            yield collective
-
-
-def _is_features(dims: tuple[int, ...], *, rows: set[int], lengths: tuple[int, ...], width: int) -> bool:
-    if len(dims) == 2:
-        return dims[0] in rows and dims[1] == width
-    # One row alone, [1, length, width], is a table of positions.
-    return any(
-        dims[place] in lengths and math.prod(dims[:place]) > 1 and math.prod(dims[place + 1 :]) % width == 0
-        for place in range(1, len(dims) - 1)
-    )

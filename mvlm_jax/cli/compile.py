@@ -1,11 +1,11 @@
-"""Compiles the training step for a TPU topology on a machine without one: does it fit, what does it cost, how long?
+"""Compiles the training step for a TPU topology on a machine without one: whether it fits, its cost and its time.
 
 Example:
   mvlm compile --config=configs/pretrain_4m.py --topology=v6e:4x4
 
-Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes half an hour of one core
-and 13 GB of memory. --fit looks for the largest batch a chip holds, and for the cheapest remat policy that holds it,
-with about ten such compilations.
+Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes half an hour of one CPU
+and 13 GB of memory. --fit searches for the largest batch that a chip holds, and for the cheapest remat policy that
+holds it; that takes about ten compilations.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from mvlm_jax.aot.ahead import compile_step, fit, mesh_of
 from mvlm_jax.aot.report import summary, table, what_to_change
 from mvlm_jax.aot.topology import EXAMPLES, describe
 from mvlm_jax.cli import commands
+from mvlm_jax.files import write_json
 from mvlm_jax.training.mesh import batch_parts
-from mvlm_jax.training.workdir import write_json
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "slices",
         1,
-        "Slices of this topology, joined by the data centre's network, for which no time is estimated.",
+        "Slices of this topology, joined by the data centre's network; no time is estimated for more than one.",
         flag_values=values,
     )
     commands.define_path(values, "json", "File to write the figures to.")
@@ -42,7 +42,7 @@ def main(values: flags.FlagValues) -> None:
     if values.fit:
         asked = config
         config, step = fit(asked, topology.devices, capacity=topology.chip.hbm_bytes, report=print)
-        # The run is of as many pairs as were asked for.
+        # The run sees as many pairs as the config asked for.
         config.steps = max(1, round(asked.steps * asked.batch_size / config.batch_size))
     else:
         step = compile_step(config, topology.devices)

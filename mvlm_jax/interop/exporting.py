@@ -1,7 +1,6 @@
 """A trained model as a folder that others can use."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.numpy import save_file
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import read_json, user_path
+from mvlm_jax.files import atomically, read_json, user_path
 from mvlm_jax.interop.model_card import model_card
 from mvlm_jax.interop.parameters import restore_parameters
 from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
@@ -99,12 +98,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     target = user_path(path).absolute()
     if target.exists():
         raise UserError(f"--output={path} exists already; give a folder that does not")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(target)
+        with atomically(target) as folder:
+            folder.mkdir(parents=True)
+            yield folder
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

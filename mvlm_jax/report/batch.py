@@ -76,7 +76,7 @@ def step_pairs(task: Pretrain, *, step: int) -> Pairs:
     made: Any = task.train_batches(step)  # an iterator that ends its threads or processes in `close`
     with contextlib.closing(made) as batches:
         batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
-    return task.rows(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
+    return task.prepare(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
 
 
 def masked_image(image: UInt8[np.ndarray, "S S 3"], patch_mask: Bool[np.ndarray, " N"]) -> UInt8[np.ndarray, "S S 3"]:

@@ -90,7 +90,7 @@ class LabelledTask(BaseTask):
             **self.target_shapes(batch_size),
         }
 
-    def rows(self, batch: Batch, streams: Streams) -> Rows:
+    def prepare(self, batch: Batch, streams: Streams) -> Rows:
         return {**batch, **self.shown(batch)}
 
     def shown(self, batch: Batch) -> dict[str, Array]:

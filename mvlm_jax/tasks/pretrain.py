@@ -148,7 +148,7 @@ class Pretrain(BaseTask):
             weights=config.loss.to_dict(),
         )
 
-    def rows(self, batch: Batch, streams: Streams) -> Pairs:
+    def prepare(self, batch: Batch, streams: Streams) -> Pairs:
         mask, negatives = streams.key("mask"), streams.key("negatives")
         return draw(mask, negatives, batch, masking=self.masking, group=self.group(self.config))
 

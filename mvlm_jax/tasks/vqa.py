@@ -19,6 +19,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.answering import rank_answers, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
+from mvlm_jax.files import write_json
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.objectives.downstream import answer_losses
@@ -28,7 +29,6 @@ from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training import hosts
 from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
-from mvlm_jax.training.workdir import write_json
 
 ANSWERS_FILE = "answers.json"
 

@@ -31,7 +31,7 @@ class Independent:
     weights: Mapping[str, float]
     dtype: DTypeLike
     group: int = 1
-    counts: Callable[[Rows], Sums] = lambda rows: {}  # metrics that count the whole batch
+    counts: Callable[[Rows], Sums] = lambda rows: {}  # metrics that are counted over the whole batch
 
     def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
         return self.losses(params, rows), ()
@@ -69,7 +69,7 @@ def whole_batch(
     """The loss of the whole batch and all its sums.
 
     Args:
-      on_devices: what spreads a function of parameters and rows over devices, as `per_device` does.
+      on_devices: spreads a function of parameters and rows over devices, as `per_device` does.
     """
     sums, embeddings = on_devices(objective.row_losses)(params, rows)
     sums |= objective.batch_losses(params, embeddings, rows)
@@ -107,7 +107,7 @@ def _accumulated(
         sums, embeddings = objective.row_losses(params, rows)
         totals = {name: total for name, (total, _) in sums.items()}
         loss = weighted_mean({name: (total, counts[name]) for name, total in totals.items()}, objective.weights)
-        # Its gradient is the one that the losses of the whole batch send through these embeddings.
+        # Its gradient is that of the whole batch's losses through these embeddings.
         pulled = sum(map(jnp.vdot, jax.tree.leaves(pull), jax.tree.leaves(embeddings)), jnp.float32(0))
         return loss + pulled, totals
 
@@ -121,7 +121,7 @@ def _accumulated(
     _, embeddings = on_devices(embed)(params, rows)
     of_batch = jax.value_and_grad(batch_loss, argnums=(0, 1), has_aux=True)
     (_, sums), (gradients, pull) = of_batch(params, embeddings)
-    # Counts need neither features nor losses: the compiler drops those, which nothing reads.
+    # Counts need neither features nor losses; the compiler removes those as unused.
     counts, _ = on_devices(count)(params, rows)
     (_, totals), further = jax.value_and_grad(row_loss, has_aux=True)(params, pull)
     sums |= {name: (total, counts[name]) for name, total in totals.items()}
@@ -129,9 +129,9 @@ def _accumulated(
 
 
 def _summed_with_gradient(loss: Callable[[Params, Any], tuple[Float[Array, ""], Any]]) -> Callable[[Params, Any], Any]:
-    """(params, parts) -> the sums of what `loss` gives over the leading axis of `parts`.
+    """(params, parts) -> the sums of the results of `loss` over the leading axis of `parts`.
 
-    The gradient of the first sum is taken on the way, so that nothing of one part outlives it.
+    The gradient of the first sum is computed part by part in the forward pass, so that no part is kept for later.
     """
     with_gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -143,7 +143,7 @@ def _summed_with_gradient(loss: Callable[[Params, Any], tuple[Float[Array, ""], 
             ), ()
 
         value, aux = jax.eval_shape(loss, params, jax.tree.map(lambda x: x[0], parts))
-        # In float32, whatever the parameters were gathered in.
+        # In float32, whatever type the parameters were gathered in.
         zeros = jax.tree.map(lambda x: varying(jnp.zeros(x.shape, jnp.float32)), (value, aux, params))
         (value, aux, gradients), _ = jax.lax.scan(add, zeros, parts)
         return (value, aux), jax.tree.map(lambda total, param: total.astype(param.dtype), gradients, params)
@@ -160,7 +160,7 @@ def _summed_with_gradient(loss: Callable[[Params, Any], tuple[Float[Array, ""], 
 
 
 def _cut(rows: Rows, *, count: int, mesh: Mesh) -> Rows:
-    """[B, …] to [count, B / count, …]; of rows of the whole mesh, each part is spread over all devices."""
+    """[B, …] to [count, B / count, …]; each part of a global batch is spread over all devices."""
     spread = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     whole = not set(BATCH_AXES) & set(jax.sharding.get_abstract_mesh().manual_axes)
 

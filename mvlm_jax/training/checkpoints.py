@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.training.fingerprint import fingerprints
 from mvlm_jax.training.state import TrainState
 
 ITEMS = ("params", "optimizer", "fingerprints")
@@ -27,16 +27,16 @@ ITEMS = ("params", "optimizer", "fingerprints")
 def check_path(directory: Path, *, write: bool = True) -> None:
     """
     Raises:
-      UserError: the libraries below would not find again what they write there, or not read what others wrote.
+      UserError: the libraries below could not find or read a checkpoint at this path.
     """
     path = str(directory.absolute())
-    # TensorStore takes a backslash for a slash. Orbax looks for the parts of a step that it has just written with a
-    # pattern made of the path itself.
+    # TensorStore takes a backslash for a slash. Orbax makes the path part of a glob pattern, with which it looks for
+    # what it has just written.
     unusable = next((character for character in ("\\*?[" if write else "\\") if character in path), None)
     if unusable is not None:
         raise UserError(
-            f"checkpoints in {path} could not be read back, for the {unusable} in the path; "
-            "give a directory without \\ * ? [ in its own name and those above it, or a symbolic link to it"
+            f"checkpoints in {path} could not be read back, because of the {unusable} in the path; "
+            "give a directory whose path has none of \\ * ? [, or a symbolic link to this one"
         )
     try:
         path.encode()
@@ -45,17 +45,17 @@ def check_path(directory: Path, *, write: bool = True) -> None:
 
 
 class Damaged(Exception):
-    """A step that cannot be read, or is not what was written."""
+    """A step that cannot be read, or differs from what was written."""
 
 
 class Checkpoints:
     """A directory of steps, each there whole or not at all.
 
-    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes; the
-    fingerprints of both tell whether what is read is what was written.
+    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes. The
+    fingerprints of both show whether what is read is what was written.
     """
 
-    _opened: int | None = None  # the directory's handle, where it is open for writing
+    _opened: int | None = None  # the directory's descriptor, where it is open for writing
 
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
         """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none.
@@ -67,13 +67,13 @@ class Checkpoints:
         keep = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+            cleanup_tmp_directories=True,  # half-written steps of a killed run
         )
         self._directory = Path(directory).absolute()
         check_path(self._directory)
         with self._writing():
             self._open(options)
-            # Tells of a removal also where a write in the background has made the directory anew.
+            # Shows that the directory was removed even after a background write has made a new one.
             self._opened = os.open(self._directory, os.O_RDONLY)
             self._links = os.fstat(self._opened).st_nlink
 
@@ -82,7 +82,7 @@ class Checkpoints:
         """Opens without touching anything, also while another process writes, and without waiting for other processes.
 
         Raises:
-          UserError: what is in the place of the directory cannot be read as one.
+          UserError: something else than a readable directory is there.
         """
         self = cls.__new__(cls)
         self._directory = Path(directory).absolute()
@@ -91,7 +91,7 @@ class Checkpoints:
             read_only=True,
             save_interval_steps=0,
             create=False,
-            save_root_metadata=False,  # which would wait for them
+            save_root_metadata=False,  # saving it would wait for other processes
         )
         try:
             self._open(options)
@@ -119,7 +119,7 @@ class Checkpoints:
             return
         try:
             self._manager.close()
-        except Exception as error:  # whatever it is, the error on its way out came first
+        except Exception as error:  # the error that is being raised already came first
             logging.debug("closing %s: %s", self._directory, _in_one_line(error))
 
     def steps(self) -> list[int]:
@@ -171,8 +171,8 @@ class Checkpoints:
     def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState] | None:
         """The last step whose state can be read, and that state; None where there is no step.
 
-        Where it is open for writing, later ones, which could not be read, are moved aside, so that the run can store
-        those steps anew. They are not deleted: what failed may have been the reading alone.
+        Later steps, which could not be read, are moved aside where the directory is open for writing, so that the run
+        can store them again. They are not deleted: the failure may have been of the file system alone.
 
         Raises:
           UserError: there are steps, and none of them can be read.
@@ -190,9 +190,9 @@ class Checkpoints:
             names = (self._directory / f"damaged.{step}.{count}" for count in itertools.count(1))
             aside = next(path for path in names if not path.exists())
             (self._directory / str(step)).rename(aside)
-            logging.warning("it is now %s; the run stores step %d anew when it comes to it", aside, step)
-        # Finds nothing to delete any more: every process forgets the step, also one that a network file system still
-        # shows the old name.
+            logging.warning("it is now %s; the run stores step %d again when it gets there", aside, step)
+        # Nothing is left to delete. This makes every process forget the step, even where a network file system still
+        # shows its old name.
         self._manager.delete(step)
 
     def restore_latest_params(self, abstract: PyTree) -> tuple[int, PyTree] | None:
@@ -235,7 +235,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"none of the checkpoints in {self._directory} can be read (steps {', '.join(map(str, steps))}); "
-                "move the directory away to begin anew"
+                "move the directory away to start over"
             )
         return None
 
@@ -258,8 +258,8 @@ class Checkpoints:
             restored = {name: read[name] for name in abstract}
             written = {name: read.fingerprints[name] for name in abstract}
         except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # no room for it here, which says nothing of the checkpoint
-        except Exception as error:  # Orbax and TensorStore raise whatever the broken bytes lead them to
+            raise  # no memory for it here, which says nothing about the checkpoint
+        except Exception as error:  # broken bytes make Orbax and TensorStore raise anything
             failure = _in_one_line(error)
         shared = any(not leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
         if _anywhere(bool(failure)) if shared else failure:
@@ -284,7 +284,7 @@ class Checkpoints:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # ValueError: TensorStore's, whatever the disk says
+        except (OSError, ValueError, RuntimeError) as error:  # ValueError: from TensorStore, for any error of the disk
             whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
             left = f"the last whole one is of step {whole[-1]}" if whole else "there is no whole one"
             reason = "the directory was removed" if self._removed() else _in_one_line(error)
@@ -297,7 +297,7 @@ class Checkpoints:
         try:
             os.stat(self._directory)
             return os.fstat(self._opened).st_nlink == 0 < self._links  # some file systems count no links at all
-        except OSError as error:  # any other is a passing fault, of which the next write will tell
+        except OSError as error:  # any other may pass; if not, the next write fails
             return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
     def _check(self, step: int) -> None:
@@ -307,13 +307,36 @@ class Checkpoints:
             raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
 
 
+def fingerprints(tree: PyTree) -> list[int]:
+    """A 32-bit sum of the bits of each leaf, computed on the devices; the same on every mesh."""
+    return [int(value) for value in jax.device_get(_fingerprints(jax.tree.leaves(tree)))]
+
+
+@jax.jit
+def _fingerprints(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    return [_fingerprint(leaf) for leaf in leaves]
+
+
+def _fingerprint(leaf: Array) -> UInt32[Array, ""]:
+    words = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype)).astype(jnp.uint32)
+    # Odd factors that differ along every axis: a changed bit always changes the sum, swapped values do almost always.
+    for axis in range(leaf.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        words = words * (place * jnp.uint32(2654435760) + jnp.uint32(1))
+    return words.sum(dtype=jnp.uint32)
+
+
+def _unsigned(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"uint{8 * dtype.itemsize}")
+
+
 def _items(state: TrainState) -> dict[str, PyTree]:
     optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
     return {"params": state.params, "optimizer": optimizer}
 
 
 def _reader() -> ocp.Checkpointer:
-    """Reads this process's part without waiting for the others, one of which may fail to read its own."""
+    """Reads this process's part without waiting for the others, which may fail to read theirs."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader_{me}"
@@ -325,7 +348,7 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _anywhere(failed: bool) -> bool:
-    """Whether it failed in any process: those that read parts of one state must all go on from the same step."""
+    """Whether it failed in any process: processes that share one state must all continue from the same step."""
     return bool(multihost_utils.process_allgather(np.array(failed)).any())
 
 

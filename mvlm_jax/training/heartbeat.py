@@ -1,4 +1,4 @@
-"""The other processes of a run: when one of them is lost, this one ends, rather than wait for it in a collective."""
+"""A heartbeat between the processes of a run: a process ends when another one is lost, instead of waiting for it."""
 
 import atexit
 import os
@@ -10,22 +10,22 @@ from typing import Any
 
 import jax
 from absl import logging
-from jax._src import distributed  # the store that the processes share has no public name
+from jax._src import distributed  # the key-value store that the processes share has no public API
 
 BEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
-# For `jax.distributed.initialize`: later than this module, which says more, and still within two minutes.
+# For `jax.distributed.initialize`. Later than this module, whose message says more, but within two minutes.
 HEARTBEAT_TIMEOUT_SECONDS = 90
 DONE, FAILED = "done", "failed "
 
 
 class Heartbeat:
-    """While entered, tells the other processes that this one lives, and ends it once one of them does not.
+    """While entered, reports to the other processes that this one is alive, and ends this one when another is not.
 
-    A single process has no peers, and nothing happens.
+    In a run of one process it does nothing.
     """
 
-    _entered = 0  # the same in every process; keeps the keys of one run apart from those of the next
+    _entered = 0  # the same in every process; separates the keys of one run from those of the next
 
     def __init__(self, *, beat_seconds: float = BEAT_SECONDS, lost_after_seconds: float = LOST_AFTER_SECONDS):
         self._beat_seconds = beat_seconds
@@ -35,9 +35,9 @@ class Heartbeat:
     def __enter__(self) -> "Heartbeat":
         if jax.process_count() > 1:
             Heartbeat._entered += 1
-            self._prefix = f"mvlm_jax/peers/{Heartbeat._entered}"
+            self._prefix = f"mvlm_jax/heartbeat/{Heartbeat._entered}"
             self._tell("0")
-            self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+            self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
             self._thread.start()
         return self
 
@@ -45,7 +45,7 @@ class Heartbeat:
         if jax.process_count() == 1:
             return
         if isinstance(error, jax.errors.JaxRuntimeError):
-            # Most likely a collective that a lost peer broke off; the watch will then say which one, and end this.
+            # Most likely a collective failed because a process is lost. The watch then names it and ends this process.
             logging.warning("%s; waiting to see whether a process is lost", " ".join(str(error).split())[:300])
             self._thread.join(self._lost_after_seconds + 3 * self._beat_seconds)
         self._over.set()
@@ -54,7 +54,7 @@ class Heartbeat:
             self._tell(DONE)
             return
         self._tell(FAILED + (str(error) or kind.__name__))
-        # JAX would wait for the peers at exit, for minutes, though they have no way to come there any more.
+        # At exit JAX would wait for the others for minutes, though they can no longer get there.
         atexit.register(self._end_process, getattr(error, "status", 1))
 
     def _tell(self, value: str) -> None:
@@ -71,7 +71,7 @@ class Heartbeat:
                 self._tell(str(beat))
                 entries = _store().key_value_dir_get(self._prefix)
             except jax.errors.JaxRuntimeError:
-                entries = []  # process 0 holds the store: its beats stand still with those of all others
+                entries = []  # process 0, which holds the store, is gone: no beat arrives any more
             verdict = lost.verdict({int(key.rpartition("/")[2]): value for key, value in entries})
             if verdict:
                 print(f"mvlm: {verdict}; ending this process ({jax.process_index()})", file=sys.stderr, flush=True)
@@ -81,33 +81,33 @@ class Heartbeat:
         sys.stdout.flush()
         sys.stderr.flush()
         if jax.process_index() == 0:
-            # The store ends with this process; the others are to read there first why.
+            # The store ends with this process. The others must read the reason there first.
             time.sleep(2 * self._beat_seconds)
         os._exit(status)
 
 
 def _store() -> Any:
-    """What the processes share; there once `jax.distributed` is initialized, as it is with several of them."""
+    """The store that the processes share. It exists where `jax.distributed` is initialized."""
     return distributed.global_state.client
 
 
 class LostProcesses:
-    """Tells from the beats that a process has seen so far which of its peers is lost."""
+    """Decides, from the beats that have arrived, which of the other processes is lost."""
 
     def __init__(self, *, me: int, count: int, lost_after_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._lost_after_seconds = lost_after_seconds
         self._clock = clock
-        self._last: dict[int, tuple[str | None, float]] = {peer: (None, clock()) for peer in range(count) if peer != me}
+        self._last: dict[int, tuple[str | None, float]] = {each: (None, clock()) for each in range(count) if each != me}
 
     def verdict(self, beats: dict[int, str]) -> str | None:
-        """What has become of the first peer that is lost, by the latest beat of each process; None: all are well."""
+        """A message about the first process that is lost, from the latest beat of each; None where all are alive."""
         now = self._clock()
-        for peer, (last, since) in self._last.items():
-            beat = beats.get(peer, last)
+        for process, (last, since) in self._last.items():
+            beat = beats.get(process, last)
             if beat is not None and beat.startswith(FAILED):
-                return f"process {peer} has stopped: {beat.removeprefix(FAILED)}"
+                return f"process {process} has stopped: {beat.removeprefix(FAILED)}"
             if beat != last or beat == DONE:
-                self._last[peer] = beat, now
+                self._last[process] = beat, now
             elif now - since > self._lost_after_seconds:
-                return f"process {peer} is lost: nothing was heard of it for {now - since:.0f} s"
+                return f"process {process} is lost: it sent no heartbeat for {now - since:.0f} s"
         return None

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and how a mistake that one of them sees ends them all."""
+"""The processes of a run: how they find each other, and how an error in one of them ends them all."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 
 T = TypeVar("T")
-MESSAGE_BYTES = 4096  # of what a process tells the others; longer messages are cut
+MESSAGE_BYTES = 4096  # of an error message to the other processes; longer ones are cut
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -24,10 +24,10 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 def connect(
     *, coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of the run; to be called before anything uses a device, and without effect afterwards.
+    """Joins the other processes of the run. Must be called before anything uses a device; a second call does nothing.
 
-    With nothing given, the processes are those of the cluster that the environment describes; where it describes none
-    this process is the whole run, and nothing is looked for on a network. `num_processes=1` alone asks for that too.
+    Without arguments the processes are those of the cluster that the environment describes. Where it describes none,
+    this process is the whole run, and no network is searched. `num_processes=1` alone asks for that too.
 
     Args:
       coordinator_address: HOST:PORT of process 0, as the others reach it.
@@ -70,10 +70,10 @@ def connect(
 
 
 def cluster_of(environment: Mapping[str, str]) -> str | None:
-    """The kind of cluster in which this is one of several processes, by environment variables alone.
+    """The type of cluster in which this is one of several processes, from environment variables alone.
 
-    The cases are those in which `jax.distributed.initialize` finds its arguments by itself. That function is not asked
-    outright: alone on a machine it raises, or waits for a network.
+    These are the cases in which `jax.distributed.initialize` finds its arguments by itself. It cannot simply be tried:
+    on a single machine it raises, or waits for a network.
     """
     if _number(environment, "SLURM_NTASKS") > 1 and all(name in environment for name in _SLURM):
         return "SLURM job"
@@ -82,7 +82,7 @@ def cluster_of(environment: Mapping[str, str]) -> str | None:
     if environment.get("TPU_ML_PLATFORM") == "JAX":  # set by `import jax` where it finds the chips of a Cloud TPU
         workers = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
         if workers is None:
-            # A TPU VM, whose metadata names its workers; a notebook with a TPU forbids to ask for them.
+            # The metadata server of a TPU VM names its workers; a notebook with a TPU forbids the query.
             return None if "TPU_SKIP_MDS_QUERY" in environment else "TPU VM"
         return "TPU pod" if "," in workers or _number(environment, "MEGASCALE_NUM_SLICES") > 1 else None
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
@@ -92,12 +92,12 @@ def cluster_of(environment: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that every process of the run enters and none leaves before all; what fails in one ends each.
+    """A block that all processes enter, and leave only once all have finished it; an error in one is raised in each.
 
-    Without it the others would wait for the one that has gone. Nothing in the block may itself wait for others.
+    Without it the others would wait for the one that failed. Nothing in the block may itself wait for other processes.
 
     Raises:
-      UserError: what another process failed with.
+      UserError: the error of another process.
     """
     failed = None
     try:
@@ -105,8 +105,8 @@ def together() -> Iterator[None]:
     except Exception as error:
         failed = error
     if jax.distributed.is_initialized():
-        said = "" if failed is None else str(failed) or type(failed).__name__
-        for process, row in enumerate(_gathered(said.encode())):
+        own = "" if failed is None else str(failed) or type(failed).__name__
+        for process, row in enumerate(_gathered(own.encode())):
             message = bytes(row).rstrip(b"\0").decode("utf-8", "replace")
             if message and failed is None:
                 failed = UserError(f"process {process}: {message}")
@@ -133,23 +133,23 @@ def check_same(**values: str) -> None:
 
 
 def in_step(values: Iterable[T], *, name: str, identity: Callable[[T], str]) -> Iterator[T]:
-    """`values` one by one; every process takes them, and all have the same ones by their `identity`.
+    """`values` one by one. Every process iterates over them; the `identity` of each value must be the same in all.
 
     Raises:
-      UserError: what another process failed with, or a value `name` that differs, or that only some processes have.
+      UserError: the error of another process, or a value that differs or is missing in one; `name` says what it is.
     """
     values = iter(values)
     while True:
         with together():
-            found = list(itertools.islice(values, 1))
-        check_same(**{name: repr([identity(value) for value in found])})
-        if not found:
+            following = list(itertools.islice(values, 1))
+        check_same(**{name: repr([identity(value) for value in following])})
+        if not following:
             return
-        yield found[0]
+        yield following[0]
 
 
 def _gathered(content: bytes) -> np.ndarray:
-    """What each process gave, in a row of its own, filled up with zeros."""
+    """The content of each process in a row of its own, padded with zeros."""
     row = np.zeros(MESSAGE_BYTES, np.uint8)
     sent = content[:MESSAGE_BYTES]
     row[: len(sent)] = np.frombuffer(sent, np.uint8)
@@ -168,6 +168,6 @@ def _initialize(*, described: str, **arguments) -> None:
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
-    """0 where the variable is absent or no number."""
+    """0 where the variable is absent or not a number."""
     value = environment.get(name, "")
     return int(value) if value.isdecimal() else 0

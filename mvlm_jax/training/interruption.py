@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, a preemption notice, or Ctrl-C once."""
+"""How a run is asked to stop: SIGTERM, a preemption notice, or Ctrl-C once."""
 
 import signal
 import threading
@@ -11,11 +11,11 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """While entered, takes these signals as a wish to stop after the step in progress.
+    """While entered, these signals stop the run after the step in progress.
 
-    Ctrl-C is one only from the first step on: before it there is nothing to save. With several processes, a signal to
+    Ctrl-C does so from the first step on: before that there is nothing to save. With several processes, a signal to
     any of them stops all of them after the same step. A second Ctrl-C is a KeyboardInterrupt. Outside the main thread,
-    where no signal arrives, nothing happens.
+    which no signal reaches, nothing is handled.
     """
 
     def __init__(self):
@@ -24,7 +24,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if _agreed_by_processes():
-            # JAX handles SIGTERM and tells the other processes; replacing it would leave them waiting.
+            # JAX handles SIGTERM and notifies the other processes. With another handler they would wait for ever.
             self._handle(signal.SIGINT, self._interrupted)
         else:
             self._handle(signal.SIGTERM, self._terminated)

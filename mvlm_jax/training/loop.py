@@ -1,4 +1,4 @@
-"""Training, from the first step or from where a run was interrupted."""
+"""Training, from the first step or from the last checkpoint."""
 
 import functools
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
     _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
     with hosts.together():
-        # Before anything is written: weights that do not fit leave no workdir behind.
+        # Weights are read before anything is written: those that do not fit leave no workdir behind.
         start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
     with hosts.together():
@@ -84,7 +84,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
     ):
         restored = checkpoints.restore_latest(program.state)
         first, state = restored or (0, program.init())
-        # A run that ended since may have left a checkpoint after all.
+        # Another run, ended since the check above, may have left a checkpoint.
         if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
@@ -100,9 +100,9 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
                 for step in range(first + 1, steps + 1):
                     state, metrics = program.step(state, batch)
                     interruption.step_begun()
-                    # The device works on this step meanwhile.
+                    # The device works on this step while the host makes the next batch.
                     batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
-                    # Without a bound the host would run ahead and pile up batches on the device.
+                    # Waiting for the step before keeps the host from piling up batches on the device.
                     if before is not None:
                         watch.check(step - 1, before, checkpoints=checkpoints.steps())
                     before = metrics
@@ -129,7 +129,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
 
 @contextmanager
 def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """Ends the threads or processes of an iterator that has any."""
+    """Closes an iterator that has threads or processes."""
     try:
         yield batches
     finally:
@@ -142,8 +142,8 @@ def _check_own_rows(task: Task, *, config: ConfigDict, mesh: Mesh) -> None:
     multiple = config.accumulate * task.objective.group
     if not has_own_rows(config.batch_size, mesh=mesh, multiple=multiple):
         logging.warning(
-            "config.batch_size=%d is no multiple of %d (%d microbatches of groups of %d rows on %d devices): features "
-            "are sent between devices, and a parameter's gradient once for each use, which is slower",
+            "config.batch_size=%d is not a multiple of %d (%d microbatches, groups of %d examples, %d devices): "
+            "features are sent between devices, and a parameter's gradient once for each use, which is slower",
             config.batch_size, batch_parts(mesh) * multiple, config.accumulate, task.objective.group, batch_parts(mesh),
         )  # fmt: skip
 
@@ -174,9 +174,9 @@ def _log(step: int, metrics: dict[str, Any], *, steps: int, throughput: Throughp
 
 
 def _evaluated(directory: Path, *, step: int, source: str) -> dict[str, dict[str, Any]]:
-    """What an earlier start of the run found at that step."""
-    found = workdir_lib.read_evaluations(directory, step=step).values()
-    return {evaluation.name: evaluation.metrics for evaluation in found if evaluation.source in (source, "")}
+    """The results of an evaluation of this step by an earlier start of the run."""
+    evaluations = workdir_lib.read_evaluations(directory, step=step).values()
+    return {evaluation.name: evaluation.metrics for evaluation in evaluations if evaluation.source in (source, "")}
 
 
 def _evaluate(

@@ -18,7 +18,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices on each axis; -1 on at most one of them stands for all that are left.
+    """A mesh with so many devices on each axis; -1 on at most one axis stands for all that are left.
 
     TPU slices lie side by side on `data`, so that no other axis crosses the network between them.
 
@@ -31,20 +31,20 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | Non
 
 
 def device_grid(devices: Sequence[Any], *, data: int, fsdp: int, tensor: int) -> Shaped[np.ndarray, "data fsdp tensor"]:
-    """The devices in the places where their connections serve the axes best.
+    """The devices, arranged so that their connections serve the axes best.
 
     Raises:
       UserError: the axis data is not a multiple of the TPU slices.
     """
     slices = len({_slice_of(device) for device in devices})
     if devices[0].platform != "tpu":
-        # Neighbours on the last axes share a host, or else a network.
+        # Neighbours on the last axes share a host, or a network.
         ordered = sorted(devices, key=lambda device: (_slice_of(device), device.process_index, device.id))
         return np.array(ordered).reshape(data, fsdp, tensor)
     if slices == 1:
         return mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
     if data % slices:
-        raise UserError(f"config.mesh.data={data} must be a multiple of {slices}, the TPU slices, which it goes over")
+        raise UserError(f"config.mesh.data={data} must be a multiple of {slices}, the number of TPU slices")
     return mesh_utils.create_hybrid_device_mesh(
         (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
@@ -78,15 +78,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many equal parts the global batch is cut."""
+    """The number of equal parts into which the global batch is cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
-    """Refuses a global batch of which the devices cannot have equal parts in each of `accumulate` microbatches.
+    """Checks that every device gets an equal part of each of `accumulate` microbatches.
 
     Raises:
-      UserError: the devices on the axes data and fsdp, times the microbatches, do not divide it.
+      UserError: the number of devices on the axes data and fsdp, times the microbatches, does not divide the batch.
     """
     parts = batch_parts(mesh)
     if batch_size % (accumulate * parts):

@@ -2,26 +2,26 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mvlm_jax.files import write_text
-from mvlm_jax.training.events import EventsFile
-from mvlm_jax.training.workdir import METRICS, plain, writing
+from mvlm_jax.files import plain, write_text
+from mvlm_jax.training.workdir import METRICS, writing
 
 
 class MetricsLog:
-    """`metrics.jsonl` reads as if the run had never been interrupted, but for what a line holds under `timing`."""
+    """`metrics.jsonl` reads as if the run had never been interrupted, except for the `timing` of its lines."""
 
     def __init__(self, directory: Path, *, resumed_step: int, writes: bool = True):
-        """Drops what an earlier start of this run logged after the step that it now resumes from.
-
-        Every process of a run opens the log, one of them `writes`.
-        """
+        """Drops what was logged after `resumed_step`. Every process of a run opens the log; one of them `writes`."""
         path = directory / METRICS
         lines = [line for line in read_metrics(path) if line["step"] <= resumed_step]
         self._evaluated = {line["step"] for line in lines if _is_evaluation(line)}
@@ -63,14 +63,39 @@ class MetricsLog:
         self.write(step, dict(scalars({f"eval/{stem}": metrics for stem, metrics in results.items()})))
 
 
+class EventsFile:
+    """Scalars for TensorBoard, in a new events file.
+
+    It is written in this thread. The thread of tensorboardX's `SummaryWriter` dies on a full disk, and its queue then
+    blocks the run.
+    """
+
+    def __init__(self, directory: Path, *, purge_step: int):
+        """TensorBoard ignores the steps of older files from `purge_step` on."""
+        self._writer = EventsWriter(str(directory / "events"))
+        self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalar(self, name: str, value: float | int, step: int) -> None:
+        self._write(step, summary=summary.scalar(name, value))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+
+
 def scalars(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:
     """(name, number) of every metric.
 
     An interval [value, low, high] becomes `name`, `name_low` and `name_high`, a mapping `name/key` for each key, and
-    None a nan. Only texts have none: they stay in the file of the evaluation.
+    None a nan. Texts are left out: they stay in the file of the evaluation.
 
     Raises:
-      TypeError: a metric of another kind, which would be missing among the curves.
+      TypeError: a metric of another type, which would have no curve.
     """
     for name, value in metrics.items():
         path = f"{prefix}{name}"

@@ -1,4 +1,4 @@
-"""Updates that are left out because the loss or a gradient is not finite."""
+"""Updates that are skipped because the loss or a gradient is not finite."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 from mvlm_jax.errors import RunError
 
 IN_A_ROW = "skipped_in_a_row"
-SHOWN_IDS = 16  # of a batch, in the line that ends a run
+SHOWN_IDS = 16  # of the batch, in the message that ends a run
 
 
 @flax.struct.dataclass
@@ -35,7 +35,7 @@ class Skipped:
 
 
 def kept_unless(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """`new` where the update is finite, else `old`; schedules go on either way, as the step does."""
+    """`new` where the update is finite, else `old`. Schedules advance either way, as the step does."""
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
@@ -47,15 +47,15 @@ def kept_unless(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 class NonFiniteWatch:
-    """Reports skipped updates as their metrics arrive, and ends a run that makes no other ones."""
+    """Reports skipped updates as their metrics arrive, and ends a run in which too many are skipped in a row."""
 
     def __init__(self, *, limit: int, example_ids: Callable[[int], Sequence[str]]):
-        """`limit` updates skipped in a row end the run; `example_ids` names what the batch of a step is made of."""
+        """`limit` skipped updates in a row end the run; `example_ids` names the examples in the batch of a step."""
         self._limit = limit
         self._example_ids = example_ids
 
     def check(self, step: int, metrics: dict[str, jax.Array], *, checkpoints: Sequence[int]) -> None:
-        """Waits for the step. `checkpoints` are the steps that the run could be continued from.
+        """Waits for the step. `checkpoints` are the steps from which the run could be continued.
 
         Raises:
           RunError: the limit is reached.
@@ -67,7 +67,7 @@ class NonFiniteWatch:
         logging.warning("step %d: %s; its update is skipped (%d in a row)", step, values, in_a_row)
         if in_a_row < self._limit:
             return
-        # The batch of the first step is that of step 0 of the data.
+        # Steps are counted from 1 here, from 0 in the data.
         ids = list(self._example_ids(step - 1))
         more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
         good = [saved for saved in checkpoints if saved <= step - in_a_row]

@@ -16,7 +16,7 @@ def learning_rates(
     """Each group's learning rate as a function of the update, counted from 1; the last update is `steps`.
 
     Raises:
-      UserError: the warm-up leaves no step to the cosine.
+      UserError: the warm-up leaves no steps for the cosine.
     """
     if warmup_steps >= steps:
         raise UserError(f"config.optimizer.warmup_steps={warmup_steps} must be less than config.steps={steps}")
@@ -29,9 +29,9 @@ def learning_rates(
 def warmup_cosine(*, steps: int, warmup_steps: int, peak: float, final: float) -> optax.Schedule:
     """From 0 at update 0 straight to `peak` at `warmup_steps`, then along a cosine to `final` at `steps`.
 
-    It differs from `optax.warmup_cosine_decay_schedule` in two points. That one keeps `final` as a multiple of `peak`,
-    so with a peak of 0 it stays at 0, whatever `final` is. Its other rates are these to 2e-7 of the peak, but not bit
-    for bit, as a run that is continued needs them.
+    It differs from `optax.warmup_cosine_decay_schedule` in two ways. Optax keeps `final` as a multiple of `peak`, so
+    that a peak of 0 stays at 0, whatever `final` is. Its other rates agree with these to 2e-7 of the peak, but not bit
+    for bit, as continued runs need.
     """
 
     def schedule(update):
@@ -62,7 +62,7 @@ def make_optimizer(
     unknown = sorted({group for _, group in rules} - set(schedules))
     if unknown:
         raise ValueError(f"the optimizer rules name the group {unknown[0]!r}; there are {sorted(schedules)}")
-    # Optax counts updates from 0, which would spend the first one on a learning rate of 0.
+    # Optax counts updates from 0: the first one would have a learning rate of 0.
     steps_down = {
         group: optax.scale_by_schedule(lambda count, rate=rate: -rate(count + 1)) for group, rate in schedules.items()
     }

@@ -1,4 +1,4 @@
-"""The part of a loss that each device computes from its own rows, with communication at its two ends only."""
+"""The part of a loss that each device computes from its own rows; devices communicate only before and after it."""
 
 from collections.abc import Callable
 
@@ -17,11 +17,11 @@ Local = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 def per_device(local: Local, *, mesh: Mesh, shardings: PyTree[NamedSharding], dtype: DTypeLike, multiple: int) -> Local:
     """`local(params, rows) -> (sums, rows)`, each device on its own rows of the batch, the sums added up over devices.
 
-    Parameters that lie in parts on the axis fsdp are gathered once, in `dtype`; the gradient of each parameter is
-    reduced once, in its own type, however often `local` uses it. XLA's partitioner, left alone, would reduce it once
-    for each use, and would rather send features than gather parameters.
+    Parameters in parts on the axis fsdp are gathered once, in `dtype`. The gradient of each parameter is reduced once,
+    in its own type, however often `local` uses it. XLA's partitioner alone would reduce it once for each use, and would
+    send features instead of gathering parameters.
 
-    Where the devices do not have their own rows, as `has_own_rows` says, or there is one device, `local` sees the whole
+    Where devices do not have rows of their own (see `has_own_rows`), or there is one device, `local` gets the whole
     batch.
 
     Args:
@@ -57,7 +57,7 @@ def has_own_rows(count: int, *, mesh: Mesh, multiple: int) -> bool:
 
 
 def varying(x: jax.Array) -> jax.Array:
-    """`x` as a value that each device has its own of; the same outside of `per_device`."""
+    """Marks `x` as a value that may differ between devices; outside of `per_device` it stays as it is."""
     axes = tuple(axis for axis in BATCH_AXES if axis in jax.sharding.get_abstract_mesh().manual_axes)
     return jax.lax.pcast(x, axes, to="varying") if axes else x
 
@@ -68,7 +68,7 @@ def _gathered(param: jax.Array, *, spec: PartitionSpec, dtype: DTypeLike) -> jax
     dimension = tuple(spec).index(FSDP)
     own_dtype = param.dtype
 
-    # Written out because the transpose of a gather in `dtype` would add the gradients up in it as well.
+    # Written out because the transpose of a gather in `dtype` would also sum the gradients in `dtype`.
     @jax.custom_vjp
     def gather(part):
         whole = jax.lax.all_gather(part.astype(dtype), FSDP, axis=dimension, tiled=True)
@@ -87,5 +87,5 @@ def _others() -> tuple[str, ...]:
 
 
 def _on_fsdp(spec: PartitionSpec, *, mesh: Mesh) -> PartitionSpec:
-    """What of a sharding concerns the axis fsdp; the axis tensor stays with XLA's partitioner."""
+    """The entries of a sharding for the axis fsdp; the axis tensor is left to XLA's partitioner."""
     return PartitionSpec(*(entry if entry == FSDP and mesh.shape[FSDP] > 1 else None for entry in spec))

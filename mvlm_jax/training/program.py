@@ -1,4 +1,4 @@
-"""Everything that is compiled for a run, described before any array exists."""
+"""The functions that are compiled for a run, and the shapes of its state, known before any array exists."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +20,9 @@ class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
     init: Callable[[], TrainState]
-    step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `step.lower(...)` compiles it ahead of time
+    step: (
+        jax.stages.Wrapped
+    )  # (state, batch) -> (state, metrics); `step.lower(...).compile()` compiles it ahead of time
 
 
 def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
@@ -54,7 +56,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     shardings = state_shardings(state)
 
     def step_value_and_grad(params, batch, streams):
-        rows = task.rows(batch, streams)
+        rows = task.prepare(batch, streams)
         options = {"accumulate": config.accumulate, "mesh": mesh, "shardings": shardings.params}
         return value_and_grad(task.objective, params, rows, **options)
 

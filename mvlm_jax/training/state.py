@@ -1,4 +1,4 @@
-"""What a run carries from one step to the next, and the step."""
+"""The state of a run, and the training step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ ValueAndGrad = Callable[[Params, Batch, Streams], tuple[tuple[Float[Array, ""], 
 
 @flax.struct.dataclass
 class TrainState:
-    """Arrays, or in their places the shapes or shardings that describe them."""
+    """Arrays, or shapes or shardings in their places."""
 
     step: Any  # steps made so far, an int32 scalar
     params: PyTree
     opt_state: PyTree
-    skipped: Skipped  # the steps among them that changed no parameter
+    skipped: Skipped  # counts the steps that changed no parameter
 
 
 def abstract_state(
@@ -38,7 +38,7 @@ def abstract_state(
     mesh: Mesh,
     sharding_rules: Sequence[tuple[str, PartitionSpec]],
 ) -> TrainState:
-    """Shape, type and sharding of every array; `params` may be shapes. Optimizer moments lie as their parameters do.
+    """Shape, type and sharding of every array; `params` may be shapes. Moments are sharded as their parameters.
 
     Raises:
       ValueError, UserError: as `param_shardings`.
@@ -72,7 +72,7 @@ def init_state(
     seed: int,
     shardings: TrainState,
 ) -> TrainState:
-    """A new state, of which no device ever holds more than its own part."""
+    """A new state; no device holds more than its own part at any time."""
 
     def build() -> TrainState:
         step = jnp.zeros((), jnp.int32)
@@ -83,14 +83,14 @@ def init_state(
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:
-    """The state with other values for the parameters at these "/"-joined paths, on the shardings they have."""
+    """The state with other values for the parameters at these "/"-joined paths; shardings stay."""
 
     def replaced(key_path, leaf):
         value = weights.get(path_of(key_path))
         if value is None:
             return leaf
         value = value.astype(leaf.dtype)
-        # Each device gets its own part only, also where other processes hold the other parts.
+        # Each device gets its own part only; other parts may belong to other processes.
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
     return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(replaced, state.params))
@@ -105,7 +105,7 @@ def make_train_step(
     shardings: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """The jitted (state, batch) -> (state, metrics); the state given to it is consumed, metrics are scalars by name."""
+    """The jitted (state, batch) -> (state, metrics). The given state is donated; metrics are scalars by name."""
 
     def step(state, batch):
         streams = Streams(seed=seed, step=state.step)

@@ -1,4 +1,4 @@
-"""Where every random number of a run comes from."""
+"""The random keys of a run."""
 
 import zlib
 
@@ -12,9 +12,9 @@ class Streams:
     """The independent random streams of one step; the same seed, name and step give the same key everywhere."""
 
     seed: int = flax.struct.field(pytree_node=False)
-    step: Int[Array, ""]  # updates made before this one
+    step: Int[Array, ""]  # the number of updates made before this one
 
     def key(self, name: str) -> Key[Array, ""]:
-        # crc32 rather than hash(): Python salts the hash of a string anew in every process.
+        # Not hash(): Python salts the hash of a string in every process.
         stream = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
         return jax.random.fold_in(stream, self.step)

@@ -1,4 +1,4 @@
-"""What the trainer knows of the thing it trains."""
+"""All that the trainer knows of what it trains: a task and its objective."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ class StartWeights(NamedTuple):
 class Objective(Protocol):
     """Losses that are means over the global batch, in the parts that many devices and microbatches need.
 
-    Nothing random happens in it: that is drawn for the whole batch before, as rows (`Task.rows`).
+    It draws nothing at random: `Task.prepare` has drawn everything for the whole batch before.
     """
 
     @property
@@ -41,7 +41,7 @@ class Objective(Protocol):
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of the computation."""
+        """That the losses compute in."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Objective(Protocol):
         ...
 
     def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
-        """Sums over these rows, their counts a matter of `rows` alone, and the embeddings that `batch_losses` reads."""
+        """Sums over these rows, and the embeddings that `batch_losses` reads. The counts depend on `rows` alone."""
         ...
 
     def embed(self, params: Params, rows: Rows) -> Rows:
@@ -58,7 +58,7 @@ class Objective(Protocol):
         ...
 
     def batch_losses(self, params: Params, embeddings: Rows, rows: Rows) -> Sums:
-        """Sums that compare all rows of the batch, under names of their own."""
+        """Sums that compare all rows of the batch, under names that `row_losses` does not use."""
         ...
 
 
@@ -116,29 +116,29 @@ class Task(Protocol):
         ...
 
     def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
-        """What a new run starts from instead of some of the parameters that `init` makes; None: those it makes.
+        """Values for a new run, in place of some of those that `init` makes; None where `init` makes them all.
 
         Raises:
           UserError: weights that cannot be read, or do not fit parameters of these `shapes`.
         """
         ...
 
-    def rows(self, batch: Batch, streams: Streams) -> Rows:
-        """The global batch as its objective takes it, with everything random that a step needs."""
+    def prepare(self, batch: Batch, streams: Streams) -> Rows:
+        """The global batch as the objective takes it, with everything random that a step needs."""
         ...
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """This host's rows of the batches of steps `start_step`, `start_step + 1`, …; the first step is 0."""
+        """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0."""
         ...
 
     def example_ids(self, step: int) -> Sequence[str]:
-        """What the global batch of a step is made of, as the source names it; for messages."""
+        """The ids of the examples in the global batch of a step, as the source gives them; for messages."""
         ...
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         """Metrics for each `<task>-<split>`: numbers, [value, low, high], texts, or maps of these.
 
-        No metric is called as `workdir.ORIGIN` is.
+        No metric has a name of `workdir.ORIGIN`.
         """
         ...
 
@@ -165,5 +165,5 @@ class Task(Protocol):
         ...
 
     def save_assets(self, workdir: Path) -> None:
-        """Writes what the parameters are useless without, such as the tokenizer; called at every start."""
+        """Writes the files without which the parameters are useless, such as the tokenizer; called at every start."""
         ...

@@ -4,7 +4,7 @@ import datetime
 import time
 from collections.abc import Callable
 
-# Peak dense bfloat16 FLOP/s of a device, from the makers' data sheets; the longest prefix of `device_kind` counts.
+# Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets, by the longest prefix of `device_kind`.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -20,7 +20,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """None where the device is not known."""
+    """None for a device that is not in the table."""
     known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
@@ -49,7 +49,7 @@ class Throughput:
         self._since = (step, self._clock())
 
     def report(self, step: int) -> dict[str, float]:
-        """Empty where no whole step has been timed; `mfu` is a part of 1, seconds are those of the wall clock."""
+        """Empty where no whole step has been timed. `mfu` is a fraction of 1, seconds are wall-clock time."""
         since, now = self._since, self._clock()
         self._since = (step, now)
         if since is None or since[0] == step or since[1] == now:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -11,12 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import user_path, write_text
+from mvlm_jax.files import plain, user_path, write_json, write_text
 from mvlm_jax.lock import only_one
 from mvlm_jax.training.checkpoints import check_path
 
@@ -207,22 +205,3 @@ def writing(directory: Path) -> Iterator[None]:
             f"workdir {directory} cannot be written to any more: {reason}; "
             "once that is mended, the same command continues from the last checkpoint"
         ) from error
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Indented and in one move, see `write_text`; the directory is made. What is not finite becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
-
-
-def plain(values: Any) -> Any:
-    """Python values that JSON can hold, from nested ones of NumPy or JAX."""
-    if isinstance(values, dict):
-        return {str(name): plain(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [plain(value) for value in values]
-    if isinstance(values, np.generic) or hasattr(values, "tolist"):
-        return plain(np.asarray(values).tolist())
-    if isinstance(values, float) and not math.isfinite(values):
-        return None
-    return values

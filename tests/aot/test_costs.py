@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from communication import gathered_features
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mvlm_jax.aot.costs import bytes_by_kind, collectives, gathered_features, matrix_flops, operations
+from mvlm_jax.aot.costs import bytes_by_kind, collectives, matrix_flops, operations
 from mvlm_jax.aot.hlo import read
 from mvlm_jax.training.mesh import make_mesh
 

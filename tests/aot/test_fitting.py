@@ -3,8 +3,7 @@ import pytest
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.aot import ahead
-from mvlm_jax.aot.ahead import CompiledStep, fit
-from mvlm_jax.aot.fitting import REMAT, largest_fit
+from mvlm_jax.aot.ahead import REMAT, CompiledStep, fit, largest_fit
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks import registry
 

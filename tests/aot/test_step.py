@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from communication import gathered_features, least_collective_bytes
 from tiny import recipe, sizes
 
 from mvlm_jax.aot.ahead import compile_step, describe_step
-from mvlm_jax.aot.costs import bytes_by_kind, collectives, gathered_features, matrix_flops
-from mvlm_jax.aot.needed import least_collective_bytes
+from mvlm_jax.aot.costs import bytes_by_kind, collectives, matrix_flops
 from mvlm_jax.tasks.registry import describe_task, open_task
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")

@@ -96,7 +96,7 @@ def result(tokenizer, params):
         shardings = param_shardings(params, mesh=mesh, rules=task.sharding_rules)
 
         def step(params, batch):
-            drawn = task.rows(batch, Streams(seed=0, step=jnp.int32(3)))
+            drawn = task.prepare(batch, Streams(seed=0, step=jnp.int32(3)))
             return value_and_grad(task.objective, params, drawn, accumulate=accumulate, mesh=mesh, shardings=shardings)
 
         batch = shard_batch(rows(config, tokenizer, 0), batch_sharding(mesh))

@@ -28,7 +28,7 @@ def test_pairs_are_those_of_a_run_that_came_to_the_step(task):
     batches = iter(task.train_batches(0))
     for step in range(STEP + 1):
         batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
-        reached = task.rows(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
+        reached = task.prepare(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
     jax.tree.map(np.testing.assert_array_equal, step_pairs(task, step=STEP), reached)
     assert not np.array_equal(step_pairs(task, step=0).image_mask.patch_mask, reached.image_mask.patch_mask)
 

@@ -76,7 +76,7 @@ def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(tmp_path, monkeyp
     def full(self, name, value, step):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mvlm_jax.training.events.EventsFile.add_scalar", full)
+    monkeypatch.setattr("mvlm_jax.training.metrics_log.EventsFile.add_scalar", full)
     with pytest.raises(RunError, match=r"cannot be written to any more: No space left on device; once that is mended"):
         train(ToyTask(), config=toy_config(), workdir=tmp_path)
 

@@ -105,15 +105,15 @@ def end(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim, said", [(1, "process 1 is lost: nothing was heard of it"), (0, "another task died")])
-def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, said):
+@pytest.mark.parametrize("victim, message", [(1, "process 1 is lost: it sent no heartbeat"), (0, "another task died")])
+def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, message):
     processes = started(tmp_path / "run", fields={"steps": 100_000})
     try:
         wait_for_step(tmp_path / "run", processes)
         processes[victim].kill()
         survivor = processes[1 - victim]
         assert survivor.wait(timeout=TIMEOUT) not in (0, 2)
-        assert said in (tmp_path / f"{1 - victim}.log").read_text()
+        assert message in (tmp_path / f"{1 - victim}.log").read_text()
     finally:
         end(processes)
 
@@ -137,9 +137,9 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(t
 def test_a_process_that_fails_ends_the_other_one_which_says_why(tmp_path, failing):
     processes = started(tmp_path / "run", fields={"steps": 100_000}, fails=failing, lost_after=60.0)
     assert ended(processes, timeout=TIMEOUT) == [1, 1]
-    said = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
-    assert "mvlm train: no batch any more" in said[failing]
-    assert f"mvlm: process {failing} has stopped: no batch any more" in said[1 - failing]
+    logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
+    assert "mvlm train: no batch any more" in logs[failing]
+    assert f"mvlm: process {failing} has stopped: no batch any more" in logs[1 - failing]
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_processes_that_would_start_from_different_steps_are_refused(trained, tm
     processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
     assert ended(processes, timeout=TIMEOUT) == [2, 2]
     for index in range(2):
-        said = (tmp_path / f"{index}.log").read_text()
-        assert "mvlm train: process 1 has another set of start weights than process 0" in said
+        log = (tmp_path / f"{index}.log").read_text()
+        assert "mvlm train: process 1 has another set of start weights than process 0" in log
     assert not (tmp_path / "run").exists()
 
 
@@ -190,14 +190,14 @@ def test_a_beat_that_stands_still_is_a_lost_process():
     now[0] = 9.0
     assert lost.verdict({0: "1", 1: "2", 2: "1"}) is None
     now[0] = 11.0
-    assert lost.verdict({0: "1", 1: "2", 2: "1"}) == "process 2 is lost: nothing was heard of it for 11 s"
+    assert lost.verdict({0: "1", 1: "2", 2: "1"}) == "process 2 is lost: it sent no heartbeat for 11 s"
 
 
 def test_a_process_that_never_came_is_lost_and_one_that_is_done_is_not():
     now = [0.0]
     lost = LostProcesses(me=0, count=2, lost_after_seconds=10.0, clock=lambda: now[0])
     now[0] = 11.0
-    assert lost.verdict({}) == "process 1 is lost: nothing was heard of it for 11 s"
+    assert lost.verdict({}) == "process 1 is lost: it sent no heartbeat for 11 s"
     assert lost.verdict({1: "done"}) is None
     now[0] = 100.0
     assert lost.verdict({1: "done"}) is None

@@ -118,9 +118,9 @@ def test_devices_that_do_not_hold_whole_groups_are_warned_of(tmp_path, caplog, g
         def objective(self):
             return dataclasses.replace(super().objective, group=group)
 
-    # Two rows a device are two microbatches of groups of one.
+    # Two examples a device are two microbatches of groups of one.
     train(Grouped(), config=toy_config(steps=3, accumulate=2), workdir=tmp_path)
-    message = "config.batch_size=16 is no multiple of 32 (2 microbatches of groups of 2 rows on 8 devices)"
+    message = "config.batch_size=16 is not a multiple of 32 (2 microbatches, groups of 2 examples, 8 devices)"
     assert (message in caplog.text) is warned
 
 

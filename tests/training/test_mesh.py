@@ -90,7 +90,7 @@ def test_only_the_axis_data_goes_from_one_tpu_slice_to_another(data, fsdp, tenso
 
 
 def test_an_axis_data_that_cuts_through_a_tpu_slice_is_refused():
-    with pytest.raises(UserError, match=r"config.mesh.data=1 must be a multiple of 2, the TPU slices"):
+    with pytest.raises(UserError, match=r"config.mesh.data=1 must be a multiple of 2, the number of TPU slices"):
         device_grid(CHIPS, data=1, fsdp=8, tensor=2)
 
 

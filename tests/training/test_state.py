@@ -77,9 +77,9 @@ def test_the_mesh_does_not_change_what_is_computed():
 
 def test_metrics_are_divided_once_over_the_global_batch():
     class Uneven(ToyTask):
-        def rows(self, batch, streams):
+        def prepare(self, batch, streams):
             # Three of sixteen rows are counted, all of them on the first devices.
-            return super().rows(batch, streams) | {"counted": (jnp.arange(16) < 3).astype(jnp.float32)}
+            return super().prepare(batch, streams) | {"counted": (jnp.arange(16) < 3).astype(jnp.float32)}
 
         def losses(self, params, rows):
             slope = 3 * params["head"]["bias"].sum() * rows["y"].size

@@ -5,12 +5,12 @@ import os
 import re
 from contextlib import ExitStack
 
-import numpy as np
 import pytest
 from toy import toy_config
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import write_json
 from mvlm_jax.training.workdir import (
     Evaluation,
     evaluation_stem,
@@ -18,7 +18,6 @@ from mvlm_jax.training.workdir import (
     read_config,
     read_evaluations,
     write_evaluations,
-    write_json,
 )
 
 
@@ -101,29 +100,6 @@ def test_a_process_that_does_not_write_makes_nothing(tmp_path):
 def test_a_directory_without_a_run_is_refused_to_readers(tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a run"):
         read_config(tmp_path)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"recall": 1.0})
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_json(path, {"recall": 2.0})
-    assert json.loads(path.read_text()) == {"recall": 1.0}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_what_json_cannot_hold_becomes_plain(tmp_path):
-    values = {
-        "a": np.float32(0.5),
-        "b": np.arange(2),
-        "c": [float("nan"), float("inf")],
-        "d": np.float64("nan"),
-        3: "x",
-    }
-    write_json(tmp_path / "values.json", values)
-    text = (tmp_path / "values.json").read_text()
-    assert json.loads(text) == {"a": 0.5, "b": [0, 1], "c": [None, None], "d": None, "3": "x"}
 
 
 def test_evaluations_are_read_back_for_their_own_step_only(tmp_path):

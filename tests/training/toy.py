@@ -54,7 +54,7 @@ class ToyTask(Task):
     def objective(self):
         return Independent(self.losses, weights={"squared_error": 1.0}, dtype=jnp.float32)
 
-    def rows(self, batch, streams):
+    def prepare(self, batch, streams):
         keep = jax.random.bernoulli(streams.key("dropout"), 0.8, batch["x"].shape)
         return {**batch, "keep": keep, "step": jnp.broadcast_to(streams.step, batch["y"].shape)}
 
@@ -103,7 +103,7 @@ def toy_config(**fields):
 
 
 def metrics_lines(workdir):
-    """What the log holds, without what depends on the clock."""
+    """The lines of the log, without the timing, which depends on the clock."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "timing"} for line in lines]
 

@@ -144,7 +144,7 @@ def _continue_or_start_over(directory: Path, plan: Mapping[str, Any]) -> None:
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir()
-    file.write_text(json.dumps(plan))
+    write_text(file, json.dumps(plan))
 
 
 def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard]:
@@ -310,7 +310,7 @@ def _describe(
     )
     reports_of_shards = (report_path(shard.path) for shard in shards)
     # Of processes that were killed while they wrote, too.
-    for remains in (directory / PLAN, *directory.glob("*.partial-*"), *directory.glob(".*.tmp"), *reports_of_shards):
+    for remains in (directory / PLAN, *directory.glob(".*.tmp"), *reports_of_shards):
         remains.unlink(missing_ok=True)
 
 
