@@ -9,8 +9,9 @@ from typing import Any, cast
 import jax
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.background import in_background
-from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.augmentation import Augment
+from mvlm_jax.data.background import Batch, Steps, in_background
+from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource, answer_list
 from mvlm_jax.data.labelled_pipeline import (
     Classes,
@@ -22,7 +23,7 @@ from mvlm_jax.data.labelled_pipeline import (
 )
 from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
 from mvlm_jax.data.mixtures import Mixture, open_mixture
-from mvlm_jax.data.pipeline import TrainExamples, eval_split, train_batches
+from mvlm_jax.data.pipeline import PairBatches, PairExamples, eval_split
 from mvlm_jax.data.sources import as_file_name, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
@@ -165,25 +166,23 @@ def _rows(config: ConfigDict) -> tuple[int, ...]:
 
 
 def _batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
-    data = config.data
-    return train_batches(
-        _mixture(config),
-        tokenizer,
-        image_size=config.image.size,
-        max_length=config.text.max_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        rows=_rows(config),
-        workers=data.workers,
-        prefetch=data.prefetch,
-        max_image_pixels=data.max_image_pixels,
-        **data.augment,
-    )
+    return _started(config, PairBatches(_pairs(config), tokenizer, **_batched_as(config)), start_step=start_step)
+
+
+def _started(config: ConfigDict, batches: Steps, *, start_step: int) -> Iterator[Batch]:
+    return in_background(batches, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+
+
+def _batched_as(config: ConfigDict) -> dict[str, Any]:
+    return {"max_length": config.text.max_length, "batch_size": config.batch_size, "rows": _rows(config)}
+
+
+def _pairs(config: ConfigDict) -> PairExamples:
+    return PairExamples(mixture=_mixture(config), **_made_as(config))
 
 
 def _image_ids(config: ConfigDict, step: int) -> list[str]:
-    examples = TrainExamples(mixture=_mixture(config), **_made_as(config))
+    examples = _pairs(config)
     return [examples[index].image_id for index in _of_step(config, step)]
 
 
@@ -197,12 +196,11 @@ def _of_step(config: ConfigDict, step: int) -> range:
 
 
 def _made_as(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "seed": config.seed,
-        "image_size": config.image.size,
-        "max_image_pixels": config.data.max_image_pixels,
-        **config.data.augment,
-    }
+    return {"seed": config.seed, "spec": _image_spec(config), "augment": Augment(**config.data.augment)}
+
+
+def _image_spec(config: ConfigDict) -> ImageSpec:
+    return ImageSpec(size=config.image.size, max_pixels=config.data.max_image_pixels)
 
 
 def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
@@ -211,8 +209,7 @@ def _eval_split(config: ConfigDict, tokenizer: Tokenizer):
             open_source(config.data.eval, data_dir=config.data.data_dir),
             tokenizer,
             max_length=config.text.max_length,
-            max_image_pixels=config.data.max_image_pixels,
-            image_size=config.image.size,
+            spec=_image_spec(config),
             host_bytes=config.eval.host_bytes,
         )
     # Where a host lacks an image, its devices would work on rows of other images than those of the others.
@@ -255,14 +252,8 @@ def _labelled_examples(config: ConfigDict, tokenizer: Tokenizer) -> LabelledExam
 
 
 def _labelled_batches(config: ConfigDict, tokenizer: Tokenizer, start_step: int):
-    steps = LabelledBatches(
-        _labelled_examples(config, tokenizer),
-        tokenizer,
-        max_length=config.text.max_length,
-        batch_size=config.batch_size,
-        rows=_rows(config),
-    )
-    return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+    batches = LabelledBatches(_labelled_examples(config, tokenizer), tokenizer, **_batched_as(config))
+    return _started(config, batches, start_step=start_step)
 
 
 def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:
@@ -272,7 +263,6 @@ def _labelled_split(config: ConfigDict, tokenizer: Tokenizer) -> LabelledSplit:
         source=source,
         tokenizer=tokenizer,
         images=images_of(config),
-        image_size=config.image.size,
+        spec=_image_spec(config),
         max_length=config.text.max_length,
-        max_image_pixels=config.data.max_image_pixels,
     )

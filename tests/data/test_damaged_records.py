@@ -9,9 +9,10 @@ from tiny import recipe
 
 from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data import pipeline
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.images import ImageSpec, UndecodableImage
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
 from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.mixtures import Component, Mixture, subset
@@ -24,8 +25,8 @@ from mvlm_jax.tasks.from_config import make_task
 
 DAMAGED = 5  # the record of which a byte is turned over
 LIMITS = Limits(max_pixels=10**6, image_size=32, max_length=16)
-IMAGES = {"max_image_pixels": 10**6, "image_size": 16, "max_length": 16}
-AUGMENT = {"min_scale": 0.5, "flip": False, "operations": 0, "magnitude": 0}
+SPEC = ImageSpec(size=16, max_pixels=10**6)
+AUGMENT = Augment(min_scale=0.5, flip=False, operations=0, magnitude=0)
 
 
 def turn_a_byte_over(directory: Path, image: bytes) -> None:
@@ -71,7 +72,7 @@ def test_the_others_are_read_as_before(damaged):
 
 def test_a_run_steps_over_it(damaged):
     mixture = Mixture([Component(damaged, records=subset(damaged, fraction=1.0, seed=0))])
-    examples = pipeline.TrainExamples(mixture=mixture, seed=0, image_size=16, max_image_pixels=10**6, **AUGMENT)
+    examples = pipeline.PairExamples(mixture=mixture, seed=0, spec=SPEC, augment=AUGMENT)
     seen = [examples[index] for index in range(12)]
     assert {example.image_id for example in seen} == {f"image-{index}" for index in range(12) if index != DAMAGED}
     assert sum(example.skipped for example in seen) == 1
@@ -79,7 +80,7 @@ def test_a_run_steps_over_it(damaged):
 
 
 def test_an_evaluation_leaves_it_out_and_counts_it(damaged, tokenizer):
-    split = pipeline.eval_split(damaged, tokenizer, host_bytes=2**20, **IMAGES)
+    split = pipeline.eval_split(damaged, tokenizer, host_bytes=2**20, spec=SPEC, max_length=16)
     assert len(split) == 11 and split.left_out == {"corrupt": 1}
 
 
@@ -148,7 +149,7 @@ def questions(tmp_path_factory):
 def test_a_damaged_question_is_left_out_of_an_evaluation(questions, tokenizer):
     data_dir, count = questions
     source = open_labelled("tfds:shapes_vqa:train", data_dir=str(data_dir))
-    split = LabelledSplit(source=source, tokenizer=tokenizer, images=1, **IMAGES)
+    split = LabelledSplit(source=source, tokenizer=tokenizer, images=1, spec=SPEC, max_length=16)
     read = list(split.batches(8))
     assert sum(len(rows) for _, rows, _ in read) == count - 1
     left_out = [(row.example_id, reason) for _, _, unusable in read for row, reason in unusable]
