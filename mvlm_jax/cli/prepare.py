@@ -19,9 +19,7 @@ With --preview a page shows what a step of a run sees: its images as augmented, 
     mvlm prepare --preview --config=configs/demo.py --config.data.data_dir=data --step=100
 """
 
-import functools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,13 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands
-from mvlm_jax.data.builders import fetched, flickr8k, karpathy, pairs4m, shapes, shapes_tasks, visual_genome
-from mvlm_jax.data.codecs import PairCodec
-from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.builders.registry import KNOWN, collect, name_and_uri
+from mvlm_jax.data.collection import Collection, PairCodec
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.paths import local_path
-from mvlm_jax.data.sources import OPENERS, Source, open_source, resolved_data_dir, source_files
+from mvlm_jax.data.sources import open_source, resolved_data_dir
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import ImageChecks
@@ -50,22 +48,6 @@ from mvlm_jax.tasks.configured import TOKENIZER_FILE
 from mvlm_jax.tasks.from_config import LABELLED, make_task, open_tokenizer
 from mvlm_jax.tasks.pretrain import Pretrain
 
-# Collections that need no files.
-DRAWN: dict[str, Callable[[], Collection]] = {
-    "shapes": shapes.collection,
-    **{name: functools.partial(shapes_tasks.collection, name) for name in shapes_tasks.TASKS},
-}
-# Collections read from the files that they are published as.
-BUILDERS: dict[str, Callable[[Path], Collection]] = {
-    "flickr8k": flickr8k.collection,
-    "flickr30k": karpathy.flickr30k,
-    "coco": karpathy.coco,
-    "cc3m": fetched.cc3m,
-    "sbu": fetched.sbu,
-    "visual_genome": visual_genome.collection,
-    "pairs4m": pairs4m.collection,
-}
-KNOWN = ", ".join([*DRAWN, *BUILDERS])
 TOKENIZER_EXAMPLES = 20_000  # whose captions a tokenizer is trained on, to measure lengths with
 PREVIEW = "preview.html"
 ONLY_WITH = {  # flags that say nothing without another one
@@ -113,41 +95,6 @@ def prepare(
         if isinstance(error, RuntimeError) and "write() failed" not in str(error):
             raise
         raise UserError(f"--data_dir={str(data_dir)!r} cannot be written: {error}") from error
-
-
-def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collection:
-    """The collection that `--dataset` and `--source` describe.
-
-    Raises:
-      UserError: they describe none.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", dataset):
-        raise UserError(f"--dataset={dataset!r} must be lower-case letters, digits and _, for example my_pairs")
-    uris = dict(map(_split_and_uri, sources))
-    if sources and all(uris.values()):
-        if len(uris) < len(sources):
-            raise UserError(f"--source names a split twice; splits are {', '.join(uris)}: write --source=SPLIT=URI")
-        if "all" in uris:
-            raise UserError("--source names a split 'all', which stands for all splits together; choose another name")
-        return Collection(
-            splits={split: open_source(uri, data_dir=str(data_dir)) for split, uri in uris.items()},
-            source=", ".join(f"{split}={uri}" for split, uri in uris.items()),
-            files=tuple(file for uri in uris.values() for file in source_files(uri)),
-        )
-    if dataset in DRAWN:
-        if sources:
-            raise UserError(
-                f"--source={sources[0]!r} has no use with --dataset={dataset}, which is drawn; leave it out"
-            )
-        return DRAWN[dataset]()
-    forms = ", ".join(f"{scheme}:" for scheme in OPENERS)
-    if dataset not in BUILDERS:
-        raise UserError(
-            f"--dataset={dataset!r} is not one of {KNOWN}; any other needs --source=URI with one of {forms}"
-        )
-    if len(sources) != 1:
-        raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
-    return BUILDERS[dataset](local_path(sources[0], name="--source").absolute())
 
 
 def check(
@@ -219,7 +166,7 @@ def preview(*, config: ConfigDict, workdir: Path | None, step: int, examples: in
 
 
 def _evaluation_sets(against: Sequence[str], *, splits: Mapping[str, Source], data_dir: Path) -> dict[str, Source]:
-    uris = [_split_and_uri(text, default="") for text in against]
+    uris = [name_and_uri(text, default="") for text in against]
     for text, (name, uri) in zip(against, uris):
         if not name or not uri:
             raise UserError(f"--against={text!r} is not NAME=URI, for example coco=json:dataset_coco.json?split=test")
@@ -246,11 +193,6 @@ def _some_captions(source: Source) -> Iterator[str]:
             yield from source[index]["captions"]
         except UnusableImage:
             continue
-
-
-def _split_and_uri(source: str, *, default: str = "train") -> tuple[str, str]:
-    found = re.fullmatch(rf"(?:(\w+)=)?((?:{'|'.join(OPENERS)}):.*)", source)
-    return (found[1] or default, found[2]) if found else (source, "")
 
 
 def summary(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -13,10 +13,10 @@ from absl import logging
 from jaxtyping import Int32, UInt8
 
 from mvlm_jax.data.background import Batch
+from mvlm_jax.data.examples import Example, Source
 from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.skipped import in_words
-from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples, UnusableExample
 from mvlm_jax.errors import UserError

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 from tqdm import tqdm
 
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.processes import available_cpus
-from mvlm_jax.data.sources import Source
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.doctor.captions import SHAPELESS, caption_problems, normalized
 from mvlm_jax.doctor.faults import KINDS

@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.skipped import in_words
-from mvlm_jax.data.sources import Source
 from mvlm_jax.doctor.checkup import LONGEST, Checkup, Finding, Place
 from mvlm_jax.doctor.faults import KINDS, Policy
 from mvlm_jax.errors import UserError

@@ -1,5 +1,6 @@
 """Visual entailment: does an image entail a hypothesis, contradict it, or leave it open? (paper, section 4.2)"""
 
+from mvlm_jax.data.formats.snli_ve import LABELS
 from mvlm_jax.tasks.classification import ClassificationTask
 
 
@@ -7,4 +8,4 @@ class Entailment(ClassificationTask):
     """A three-way head on the fused feature; SNLI-VE's labels."""
 
     name = "entailment"
-    labels = ("contradiction", "neutral", "entailment")
+    labels = LABELS

@@ -21,10 +21,9 @@ from mvlm_jax.data.labelled_pipeline import (
     WeightedAnswers,
     training_texts,
 )
-from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
 from mvlm_jax.data.mixtures import Mixture, open_mixture
 from mvlm_jax.data.pipeline import PairBatches, PairExamples, eval_split
-from mvlm_jax.data.sources import as_file_name, open_source, split_name
+from mvlm_jax.data.sources import open_labelled, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
@@ -79,7 +78,7 @@ def make_task(config: ConfigDict, *, workdir: str | Path | None) -> Task:
         batches=functools.partial(_labelled_batches, config, tokenizer),
         batch_ids=functools.partial(_example_ids, config, tokenizer),
         eval_split=functools.partial(_labelled_split, config, tokenizer),
-        eval_name=as_file_name(parse_labelled(config.data.eval)[2]),
+        eval_name=split_name(config.data.eval),
         **answers,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mvlm_jax.data.formats.nlvr2 import LABELS
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.evaluation.consistency import consistency
 from mvlm_jax.tasks.classification import ClassificationTask
@@ -12,7 +13,7 @@ class Nlvr2(ClassificationTask):
     """Each image goes through the model with the statement; a head judges both fused features together."""
 
     name = "nlvr2"
-    labels = ("False", "True")
+    labels = LABELS
 
     def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:
         right, groups = [right for _, right in judged], [row.group for row, _ in judged]

@@ -14,9 +14,8 @@ from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import ImageSpec, UndecodableImage
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
-from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.mixtures import Component, Mixture, subset
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
 from mvlm_jax.doctor.checkup import Limits, examine

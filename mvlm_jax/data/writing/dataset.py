@@ -20,11 +20,10 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from mvlm_jax import signals
-from mvlm_jax.data.codecs import Codec
-from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.collection import Codec, Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.processes import available_cpus, end_with_parent
-from mvlm_jax.data.sources import Source
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
