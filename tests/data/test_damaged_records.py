@@ -18,7 +18,7 @@ from mvlm_jax.data.mixtures import Component, Mixture, subset
 from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
-from mvlm_jax.doctor.checkup import Limits, examine
+from mvlm_jax.doctor.check import Limits, check_collection
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks.from_config import make_task
 
@@ -84,8 +84,8 @@ def test_an_evaluation_leaves_it_out_and_counts_it(damaged, tokenizer):
 
 
 def test_the_doctor_reports_it(damaged):
-    checkup = examine(Collection({"train": damaged}, "memory"), limits=LIMITS, tokenizer=None)
-    found = [finding for finding in checkup.findings if finding.kind == "undecodable"]
+    result = check_collection(Collection({"train": damaged}, "memory"), limits=LIMITS, tokenizer=None)
+    found = [finding for finding in result.findings if finding.fault == "undecodable"]
     assert [(finding.id, finding.place.index) for finding in found] == [(id_of_damaged(damaged), DAMAGED)]
     assert "Corrupted" in found[0].detail
 
@@ -97,7 +97,7 @@ def test_prepare_leaves_it_out_and_counts_it(damaged, tmp_path):
     assert split["skipped"] == {"corrupt": {"count": 1, "ids": [id_of_damaged(damaged)]}}
 
 
-def test_the_door_of_the_doctor_writes_its_report(data_dir, tmp_path):
+def test_check_writes_its_report(data_dir, tmp_path):
     source = "--source=tfds:pairs:train"
     flags = [f"--data_dir={data_dir}", f"--report_dir={tmp_path}", "--policy=undecodable"]
     assert prepare_command.run(["--check", "--dataset=pairs", source, *flags]) == 1
@@ -120,8 +120,8 @@ def test_a_record_that_is_no_such_example_is_left_out(tmp_path):
         writer.write(record)
     writer.close()
     source = open_source(f"arrayrecord:{tmp_path}/x.array_record", data_dir="")
-    checkup = examine(Collection({"train": source}, "memory"), limits=LIMITS, tokenizer=None)
-    found = [(finding.id, finding.place.index) for finding in checkup.findings if finding.kind == "undecodable"]
+    result = check_collection(Collection({"train": source}, "memory"), limits=LIMITS, tokenizer=None)
+    found = [(finding.id, finding.place.index) for finding in result.findings if finding.fault == "undecodable"]
     assert found == [("record 1", 1), ("record 2", 2), ("one", 3)]
 
 

@@ -2,11 +2,12 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mvlm_jax.data.builders import fetched, flickr8k, karpathy, pairs4m, shapes, shapes_tasks, visual_genome
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.paths import local_path
 from mvlm_jax.data.sources import CAPTIONED, LABELLED, open_source, source_files
 from mvlm_jax.errors import UserError
@@ -63,6 +64,23 @@ def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collecti
     if len(sources) != 1:
         raise UserError(f"--dataset={dataset} needs one --source, the directory that holds the published files")
     return PUBLISHED[dataset](local_path(sources[0], name="--source").absolute())
+
+
+def evaluation_sets(against: Sequence[str], *, splits: Iterable[str], data_dir: Path) -> dict[str, Source]:
+    """The sources that `--against` names, each as `NAME=URI`.
+
+    Raises:
+      UserError: not of this form, a name that is taken, or a source that cannot be opened.
+    """
+    uris = [name_and_uri(text, default="") for text in against]
+    for text, (name, uri) in zip(against, uris):
+        if not name or not uri:
+            raise UserError(f"--against={text!r} is not NAME=URI, for example coco=json:dataset_coco.json?split=test")
+    names = [*splits, *(name for name, _ in uris)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--against: {twice!r} is the name of a split or of another evaluation set; choose another")
+    return {name: open_source(uri, data_dir=str(data_dir)) for name, uri in uris}
 
 
 def name_and_uri(text: str, *, default: str = "train") -> tuple[str, str]:

@@ -101,6 +101,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / MANIFEST).read_text())
 
 
+def summary(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Lines that say what was written and what was left out."""
+    for split, counts in manifest["splits"].items():
+        captioned = f"images, {counts['captions']} captions" if counts["captions"] else "examples"
+        yield f"{split}: {counts['examples']} {captioned}"
+        yield from _skips(counts["skipped"])
+    yield from _skips(manifest["lines_left_out"])
+
+
+def _skips(skipped: Mapping[str, Any]) -> Iterator[str]:
+    for reason, left_out in skipped.items():
+        more = ", …" if left_out["count"] > len(left_out["ids"]) else ""
+        yield f"  left out, {reason}: {left_out['count']} ({', '.join(left_out['ids'])}{more})"
+
+
 def _write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     write_text(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
