@@ -1,7 +1,7 @@
 """Whether `mvlm prepare --check` finds every fault that is planted in a copy of Flickr8k's dev images, and no other.
 
 The copy is shared out to two splits and an evaluation set. The last line is one JSON object; `missed` and `unplanted`
-list (kind, split, id). Status 1 where anything was missed; what was found though it was not planted is for a person to
+list (fault, split, id). Status 1 where anything was missed; what was found though it was not planted is for a person to
 look at, in DIRECTORY/report/check.html.
 
 Example:
@@ -50,10 +50,10 @@ class Copy:
         self.planted: list[tuple[str, str, str]] = []
         self._untouched = {split: iter(names[5:]) for split, names in self.splits.items()}
 
-    def plant(self, kind: str, *, split: str = "train") -> str:
+    def plant(self, fault: str, *, split: str = "train") -> str:
         """The name of an image that nothing was done to yet, and that is now said to have a fault."""
         name = self.untouched(split)
-        self.planted.append((kind, split, Path(name).stem))
+        self.planted.append((fault, split, Path(name).stem))
         return name
 
     def untouched(self, split: str = "train") -> str:
@@ -137,7 +137,7 @@ def plant_faults(copy: Copy) -> None:
         original = copy.picture(copy.untouched())
         copy.images[copy.plant("near_duplicate")] = change(original)
     # Of two splits, the finding is at the later one; dev comes before train.
-    for kind, split, change in (
+    for fault, split, change in (
         ("split_overlap", "dev", None),
         ("split_overlap", "dev", None),
         ("split_near_overlap", "dev", copies[0]),
@@ -148,7 +148,7 @@ def plant_faults(copy: Copy) -> None:
     ):
         original = copy.untouched(split)
         data = copy.images[original] if change is None else change(copy.picture(original))
-        copy.images[copy.plant(kind)] = data
+        copy.images[copy.plant(fault)] = data
 
     for said in ([], ["", " "]):
         copy.captions[copy.plant("no_captions")] = said
@@ -211,15 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"doctor.py: mvlm prepare --check ended with status {status}", file=sys.stderr)
         return 1
     content = json.loads((report / "check.json").read_text())
-    found = {(finding["kind"], finding["split"], finding["id"]) for finding in content["findings"]}
+    found = {(finding["fault"], finding["split"], finding["id"]) for finding in content["findings"]}
     planted = set(copy.planted)
     missed, unplanted = sorted(planted - found), sorted(found - planted)
     shutil.rmtree(collection)
     result = {
         "planted": len(planted),
-        "kinds": len({kind for kind, _, _ in planted}),
+        "faults": len({fault for fault, _, _ in planted}),
         "found": len(planted & found),
-        "by_kind": dict(collections.Counter(kind for kind, _, _ in copy.planted)),
+        "by_fault": dict(collections.Counter(fault for fault, _, _ in copy.planted)),
         "missed": missed,
         "unplanted": unplanted,
         "unchanged": copy.unchanged(),

@@ -93,24 +93,23 @@ def training_batch_ms(source, *, batches: int, warmup: int) -> float:
     """Milliseconds a batch of decoded, augmented and tokenized records."""
     from absl import flags
 
+    from mvlm_jax.data.augmentation import Augment
+    from mvlm_jax.data.background import in_background
+    from mvlm_jax.data.images import ImageSpec
     from mvlm_jax.data.mixtures import Component, Mixture
-    from mvlm_jax.data.pipeline import train_batches
+    from mvlm_jax.data.pipeline import PairBatches, PairExamples
     from mvlm_jax.data.text import train_tokenizer
 
     flags.FLAGS.mark_as_parsed()
-    iterator = train_batches(
-        Mixture([Component(source)]),
-        train_tokenizer(["a red square"], kind="bert", vocab_size=100),
-        image_size=64,
-        max_length=8,
-        batch_size=BATCH,
+    examples = PairExamples(
+        mixture=Mixture([Component(source)]),
         seed=0,
-        max_image_pixels=10_000,
-        min_scale=0.2,
-        flip=True,
-        operations=2,
-        magnitude=7,
+        spec=ImageSpec(size=64, max_pixels=10_000),
+        augment=Augment(min_scale=0.2, flip=True, operations=2, magnitude=7),
     )
+    tokenizer = train_tokenizer(["a red square"], kind="bert", vocab_size=100)
+    steps = PairBatches(examples, tokenizer, max_length=8, batch_size=BATCH, rows=tuple(range(BATCH)))
+    iterator = in_background(steps, start_step=0, workers=0, prefetch=2)
     for _ in range(warmup):
         next(iterator)
     started = time.perf_counter()

@@ -29,17 +29,18 @@ import psutil
 from absl import flags
 from PIL import Image
 
-from mvlm_jax.data.augmentation import decode_for_crop, distorted, random_crop, resized_crop
-from mvlm_jax.data.images import EncodedImage
+from mvlm_jax.data.augmentation import Augment, decode_for_crop, distorted, random_crop, resized_crop
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import EncodedImage, ImageSpec
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
-from mvlm_jax.data.pipeline import TrainBatches, TrainExamples, train_batches
+from mvlm_jax.data.pipeline import PairBatches, PairExamples
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 
 PARTS = ("stages", "core", "workers", "memory")
 IMAGE_LIMIT = 89_478_485  # pixels
 LENGTH = 40  # tokens
-AUGMENT = {"min_scale": 0.2, "flip": True, "operations": 2, "magnitude": 7}  # config.py's defaults
+AUGMENT = Augment(min_scale=0.2, flip=True, operations=2, magnitude=7)  # config.py's defaults
 LOADED = 5_000  # images, at most, that are written out as files for PyTorch
 
 
@@ -83,11 +84,7 @@ class Bench:
             # PyTorch's loader drops the last batch, and would have no other.
             raise SystemExit(f"--batch_size={self.rows} is too large for {arguments.source}; give {largest} or less")
         self.tokenizer = _tokenizer(self.mixture)
-        examples = TrainExamples(
-            mixture=self.mixture, seed=0, image_size=self.size, max_image_pixels=IMAGE_LIMIT, **AUGMENT
-        )
-        rows = tuple(range(self.rows))
-        self.batches = TrainBatches(examples, self.tokenizer, max_length=LENGTH, batch_size=self.rows, rows=rows)
+        self.batches = self._batches(seed=0)
         self._files: tempfile.TemporaryDirectory | None = None
 
     def stages(self) -> dict[str, float]:
@@ -109,8 +106,7 @@ class Bench:
                 for image, box, e in zip(images, boxes, encoded)
             ]
             clock.lap("crop and resize")
-            options = {"flip": True, "operations": AUGMENT["operations"], "magnitude": AUGMENT["magnitude"]}
-            images = [distorted(crop, rng=rng, **options) for crop in crops]
+            images = [distorted(crop, rng=rng, augment=AUGMENT) for crop in crops]
             clock.lap("augment")
             text = self.tokenizer.encode([example["captions"][0] for example in examples], max_length=LENGTH)
             clock.lap("tokenize")
@@ -201,17 +197,13 @@ class Bench:
         return peaks
 
     def _iterator(self, *, workers: int, seed: int) -> Iterator:
-        return train_batches(
-            self.mixture,
-            self.tokenizer,
-            image_size=self.size,
-            max_length=LENGTH,
-            batch_size=self.rows,
-            seed=seed,
-            workers=workers,
-            max_image_pixels=IMAGE_LIMIT,
-            **AUGMENT,
-        )
+        return in_background(self._batches(seed=seed), start_step=0, workers=workers, prefetch=2)
+
+    def _batches(self, *, seed: int) -> PairBatches:
+        spec = ImageSpec(size=self.size, max_pixels=IMAGE_LIMIT)
+        examples = PairExamples(mixture=self.mixture, seed=seed, spec=spec, augment=AUGMENT)
+        rows = tuple(range(self.rows))
+        return PairBatches(examples, self.tokenizer, max_length=LENGTH, batch_size=self.rows, rows=rows)
 
     def _bare(self, make: Callable[[bytes, random.Random, int], object]) -> Callable[[int], None]:
         rng = random.Random(0)
@@ -234,7 +226,7 @@ class Bench:
         if self._files is None:
             self._files = tempfile.TemporaryDirectory()
             self._pairs = _write_files(self.mixture, Path(self._files.name))
-        options = {name: AUGMENT[name] for name in ("min_scale", "operations", "magnitude")}
+        options = {name: getattr(AUGMENT, name) for name in ("min_scale", "operations", "magnitude")}
         dataset = Pairs(self._pairs, self.tokenizer, size=self.size, max_length=LENGTH, **options)
         return batches(dataset, batch_size=self.rows, workers=workers, seed=seed)
 
@@ -253,14 +245,14 @@ class Clock:
 
 def _bare_pillow(data: bytes, rng: random.Random, size: int) -> np.ndarray:
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    box = random_crop(rng, width=image.width, height=image.height, min_scale=AUGMENT["min_scale"])
+    box = random_crop(rng, width=image.width, height=image.height, min_scale=AUGMENT.min_scale)
     box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _bare_own(data: bytes, rng: random.Random, size: int) -> np.ndarray:
     encoded = EncodedImage(data, max_pixels=IMAGE_LIMIT)
-    box = random_crop(rng, width=encoded.width, height=encoded.height, min_scale=AUGMENT["min_scale"])
+    box = random_crop(rng, width=encoded.width, height=encoded.height, min_scale=AUGMENT.min_scale)
     return resized_crop(decode_for_crop(encoded, box=box, size=size), box=box, width=encoded.width, size=size)
 
 

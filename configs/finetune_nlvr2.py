@@ -9,8 +9,8 @@ mvlm train --config=configs/finetune_nlvr2.py:shapes --workdir=runs/nlvr2 --conf
 mvlm train --config=configs/finetune_nlvr2.py --workdir=runs/nlvr2 --config.init_from.checkpoint=PRETRAINED
 
 `NLVR2/` holds the published JSON files beside images/train/, images/dev/ and images/test1/; another place is named with
---config.data.train=nlvr2:DIR:train. What the drawn statements give is in docs/results.md; the published ones are not
-measured.
+--config.data.train=nlvr2:DIR?split=train. What the drawn statements give is in docs/results.md; the published ones
+are not measured.
 """
 
 import runpy
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"variant {variant!r} is not shapes")
     config = config_lib.default()
     config.task = "nlvr2"
-    config.data.train, config.data.eval = "nlvr2:NLVR2:train", "nlvr2:NLVR2:dev"
+    config.data.train, config.data.eval = "nlvr2:NLVR2?split=train", "nlvr2:NLVR2?split=dev"
     config.image.size = 384
     config.batch_size = 128
     config.steps = EPOCHS * STATEMENTS // config.batch_size

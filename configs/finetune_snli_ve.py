@@ -9,8 +9,8 @@ mvlm train --config=configs/finetune_snli_ve.py:shapes --workdir=runs/ve --confi
 mvlm train --config=configs/finetune_snli_ve.py --workdir=runs/ve --config.init_from.checkpoint=PRETRAINED
 
 `SNLI-VE/` holds the published JSON lines beside flickr30k-images/; another place is named with
---config.data.train=snli_ve:DIR:train. What the drawn hypotheses give is in docs/results.md; the published ones are not
-measured.
+--config.data.train=snli_ve:DIR?split=train. What the drawn hypotheses give is in docs/results.md; the published ones
+are not measured.
 """
 
 import runpy
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"variant {variant!r} is not shapes")
     config = config_lib.default()
     config.task = "entailment"
-    config.data.train, config.data.eval = "snli_ve:SNLI-VE:train", "snli_ve:SNLI-VE:dev"
+    config.data.train, config.data.eval = "snli_ve:SNLI-VE?split=train", "snli_ve:SNLI-VE?split=dev"
     config.image.size = 384
     config.batch_size = 256
     config.steps = EPOCHS * HYPOTHESES // config.batch_size

@@ -7,8 +7,8 @@ mvlm train --config=configs/finetune_vqa.py:shapes --workdir=runs/vqa --config.d
   --config.init_from.checkpoint=runs/demo
 
 mvlm train --config=configs/finetune_vqa.py --workdir=runs/vqa --config.init_from.checkpoint=PRETRAINED \
-  --config.data.train=vqa:VQA:trainval --config.data.eval=vqa:VQA:minival
-mvlm evaluate --config=configs/finetune_vqa.py --workdir=runs/vqa --config.data.eval=vqa:VQA:test \
+  --config.data.train=vqa:VQA?split=trainval --config.data.eval=vqa:VQA?split=minival
+mvlm evaluate --config=configs/finetune_vqa.py --workdir=runs/vqa --config.data.eval=vqa:VQA?split=test \
   --submission=evalai.json
 
 VQA is a directory with the published JSON files beside COCO's train2014/, val2014/ and test2015/. What the drawn ones
@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"variant {variant!r} is not shapes")
     config = config_lib.default()
     config.task = "vqa"
-    config.data.train, config.data.eval = "vqa:VQA:trainval", "vqa:VQA:minival"
+    config.data.train, config.data.eval = "vqa:VQA?split=trainval", "vqa:VQA?split=minival"
     config.image.size = 384
     config.batch_size = 256
     config.steps = EPOCHS * QUESTIONS // config.batch_size

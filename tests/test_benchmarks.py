@@ -98,7 +98,7 @@ def test_the_doctor_finds_every_planted_fault_and_no_other(tmp_path, monkeypatch
 def test_a_doctor_that_cannot_report_is_a_failure(tmp_path, monkeypatch, capsys):
     published(tmp_path / "source", images=112)
     module = benchmark("doctor", monkeypatch)
-    monkeypatch.setattr(module.prepare, "command", lambda argv: 2)
+    monkeypatch.setattr(module.prepare, "run", lambda argv: 2)
     given = [f"--source={tmp_path / 'source'}", f"--directory={tmp_path / 'copy'}", "--evaluation=10", "--dev=12"]
     assert module.main(given) == 1
     assert capsys.readouterr().err.endswith("mvlm prepare --check ended with status 2\n")

@@ -3,6 +3,7 @@
 The operations and their magnitudes are ALBEF's, which computes them with OpenCV too.
 """
 
+import dataclasses
 import functools
 import math
 import random
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mvlm_jax.data.images import EncodedImage
+from mvlm_jax.data.images import EncodedImage, ImageSpec
 
 RATIO = (3 / 4, 4 / 3)  # width : height of a random crop
 GREY = (128, 128, 128)  # fills what a shear, a shift or a turn uncovers
@@ -25,31 +26,30 @@ SIDE_WORDS = re.compile(r"\b(?:left|right)(?:most|wards?|hand(?:ed)?|side)?\b", 
 cv2.setNumThreads(0)
 
 
-def training_image(
-    data: bytes,
-    *,
-    rng: random.Random,
-    caption: str,
-    size: int,
-    max_pixels: int,
-    min_scale: float,
-    flip: bool,
-    operations: int,
-    magnitude: int,
-) -> UInt8[np.ndarray, "S S 3"]:
-    """Random crop of at least `min_scale` of the area, flip, and RandAugment without colour, to `size` pixels a side.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training images are augmented; the fields of config.data.augment."""
 
-    `magnitude` is 0 to 10. An image whose caption says left or right is never flipped. Of a JPEG no more pixels are
-    decoded than the crop needs.
+    min_scale: float  # smallest area of the crop, as a part of the image
+    flip: bool  # half of the images, except where the text says left or right
+    operations: int  # of RandAugment
+    magnitude: int  # of each operation, 0 to 10
+
+
+def training_image(
+    data: bytes, *, rng: random.Random, caption: str, spec: ImageSpec, augment: Augment
+) -> UInt8[np.ndarray, "S S 3"]:
+    """A random crop, flipped and distorted. Of a JPEG no more pixels are decoded than the crop needs.
 
     Raises:
       UndecodableImage: as `decode_image`.
     """
-    encoded = EncodedImage(data, max_pixels=max_pixels)
-    box = random_crop(rng, width=encoded.width, height=encoded.height, min_scale=min_scale)
+    size, encoded = spec.size, EncodedImage(data, max_pixels=spec.max_pixels)
+    box = random_crop(rng, width=encoded.width, height=encoded.height, min_scale=augment.min_scale)
     picture = resized_crop(decode_for_crop(encoded, box=box, size=size), box=box, width=encoded.width, size=size)
-    flip = flip and not SIDE_WORDS.search(caption)
-    return distorted(picture, rng=rng, flip=flip, operations=operations, magnitude=magnitude)
+    if SIDE_WORDS.search(caption):
+        augment = dataclasses.replace(augment, flip=False)
+    return distorted(picture, rng=rng, augment=augment)
 
 
 def random_crop(rng: random.Random, *, width: int, height: int, min_scale: float) -> tuple[float, float, float, float]:
@@ -91,17 +91,15 @@ def resized_crop(
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def distorted(
-    image: UInt8[np.ndarray, "S S 3"], *, rng: random.Random, flip: bool, operations: int, magnitude: int
-) -> UInt8[np.ndarray, "S S 3"]:
-    """Flipped every other time where that is allowed, then so many random operations of a magnitude of 0 to 10."""
+def distorted(image: UInt8[np.ndarray, "S S 3"], *, rng: random.Random, augment: Augment) -> UInt8[np.ndarray, "S S 3"]:
+    """Flipped with a probability of one half, then distorted by random operations."""
     # Drawn even where it is not used: two captions of one image then get the same crop and operations.
-    if (rng.random() < 0.5) and flip:
+    if (rng.random() < 0.5) and augment.flip:
         image = cv2.flip(image, 1)
-    for name in rng.choices(NAMES, k=operations):
+    for name in rng.choices(NAMES, k=augment.operations):
         applied, negative = rng.random() < OPERATION_PROBABILITY, rng.random() < 0.5
         if applied:
-            image = OPERATIONS[name](image, magnitude / 10, -1 if negative else 1)
+            image = OPERATIONS[name](image, augment.magnitude / 10, -1 if negative else 1)
     return image
 
 

@@ -1,12 +1,92 @@
-"""What `mvlm prepare` turns into a dataset: sources by split, and what was left out before an image was read."""
+"""What `mvlm prepare` turns into a dataset: sources by split, and how their examples become records."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from mvlm_jax.data.codecs import Codec, PairCodec
+import tensorflow_datasets as tfds
+
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.skipped import Skipped, left_out_of
-from mvlm_jax.data.sources import Source
+
+Values = dict[str, list[bytes]]  # by feature
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """How the examples of a collection become records; pickled into worker processes."""
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict: ...
+
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
+        """The values of an example; None where nothing in it is of use, which `skipped` then counts.
+
+        Args:
+          checked: an image as it is to be written.
+
+        Raises:
+          UnusableImage: of `checked`.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCodec:
+    """Images with their captions: each example is an `Example`, with the further texts."""
+
+    texts: tuple[str, ...] = ()  # names of further text features, which examples carry and later tasks read
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict:
+        return tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "captions": tfds.features.Sequence(tfds.features.Text()),
+                "image_id": tfds.features.Text(),
+                **{name: tfds.features.Text() for name in self.texts},
+            }
+        )
+
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
+        said = [caption.strip() for caption in example["captions"]]
+        for _ in range(said.count("")):
+            skipped.add("empty_caption", example["image_id"])
+        kept = [caption.encode() for caption in said if caption]
+        if not kept:
+            skipped.add("no_captions", example["image_id"])
+            return None
+        texts = {name: [example[name].encode()] for name in ("image_id", *self.texts)}
+        return {"image": [checked(example["image"])], "captions": kept, **texts}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledCodec:
+    """Questions, statements and hypotheses: each example is a `LabelledExample`."""
+
+    @property
+    def features(self) -> tfds.features.FeaturesDict:
+        return tfds.features.FeaturesDict(
+            {
+                "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
+                "answers": tfds.features.Sequence(tfds.features.Text()),
+                **{name: tfds.features.Text() for name in ("text", "kind", "group", "example_id")},
+            }
+        )
+
+    def values(
+        self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
+    ) -> Values | None:
+        return {
+            "images": list(map(checked, example["images"])),
+            "answers": [answer.encode() for answer in example["answers"]],
+            **{name: [example[name].encode()] for name in ("text", "kind", "group", "example_id")},
+        }
 
 
 @dataclasses.dataclass(frozen=True)

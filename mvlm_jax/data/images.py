@@ -1,6 +1,7 @@
 """Encoded bytes to upright RGB pixels."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import sys
@@ -107,6 +108,23 @@ def decode_image(data: bytes, *, max_pixels: int, size_hint: int | None = None) 
     """
     image = EncodedImage(data, max_pixels=max_pixels)
     return image.pixels(scale=min(1.0, (size_hint or math.inf) / min(image.width, image.height)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """The images that a model takes."""
+
+    size: int  # pixels a side
+    max_pixels: int  # an image whose header says more is refused
+
+    def unaugmented(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
+        """The whole image, as evaluation sees it.
+
+        Raises:
+          UndecodableImage: as `decode_image`.
+        """
+        pixels = decode_image(data, max_pixels=self.max_pixels, size_hint=self.size)
+        return evaluate_transform(pixels, size=self.size)
 
 
 def evaluate_transform(image: UInt8[np.ndarray, "H W 3"], *, size: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -1,13 +1,14 @@
 """Examples of the downstream tasks: one or two images, a text about them, and what people said is right."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.listed import read_image
+from mvlm_jax.data.formats.records import RecordSource, as_text
 from mvlm_jax.data.skipped import Skipped
-from mvlm_jax.data.sources import Source
 
 
 class LabelledExample(TypedDict):
@@ -93,6 +94,25 @@ class ListedExamples:
 
     def example_id(self, index: int) -> str:
         return self._rows[index].example_id
+
+
+class LabelledRecords(RecordSource):
+    """Labelled examples in ArrayRecord files, images left encoded."""
+
+    features = ("images", "text", "answers", "kind", "group", "example_id")
+    holds = "a dataset of questions, statements or hypotheses"
+    otherwise = ""
+
+    def example(self, values: Mapping[str, Sequence[bytes]]) -> LabelledExample:
+        return example_of(self._row(values), images=list(values["images"]))
+
+    def row(self, index: int) -> LabelledRow:
+        with self.damage_told(index):
+            return self._row(self.values(index))
+
+    def _row(self, values: Mapping[str, Sequence[bytes]]) -> LabelledRow:
+        text, kind, group, example_id = (as_text(values[name][0]) for name in ("text", "kind", "group", "example_id"))
+        return LabelledRow((), text, tuple(map(as_text, values["answers"])), kind, group, example_id)
 
 
 def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from mvlm_jax.data.background import Batch
-from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
+from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
 from mvlm_jax.data.processes import available_cpus
-from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples, UnusableExample
 from mvlm_jax.errors import UserError
 
 
@@ -63,8 +63,8 @@ class WeightedAnswers:
         return {"answers": tokens, "answer_weights": weights}
 
 
-class TrainExample(NamedTuple):
-    """A labelled example as a run sees it."""
+class TargetExample(NamedTuple):
+    """A labelled example with augmented images and encoded targets."""
 
     example_id: str
     images: UInt8[np.ndarray, "n S S 3"]
@@ -74,13 +74,13 @@ class TrainExample(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledExamples(RunExamples):
+class LabelledExamples(TrainingExamples):
     """The labelled examples of a run."""
 
     targets: Targets
     images: int  # in each example
 
-    def __getitem__(self, index: int) -> TrainExample:
+    def __getitem__(self, index: int) -> TargetExample:
         """
         Raises:
           UserError: another number of images, or so many unusable records in a row that the source must be broken.
@@ -88,7 +88,7 @@ class LabelledExamples(RunExamples):
         made, skipped, _ = self.first_usable(index, self._made)
         return made._replace(skipped=skipped)
 
-    def _made(self, example: LabelledExample, rng: random.Random) -> TrainExample:
+    def _made(self, example: LabelledExample, rng: random.Random) -> TargetExample:
         targets = self.targets.encode(example["answers"])
         if targets is None:
             raise UnusableExample("its answers are none that can be learned")
@@ -96,10 +96,10 @@ class LabelledExamples(RunExamples):
         # An answer that names a side is as wrong over a mirrored image as a question that does.
         said = " ".join([example["text"], *example["answers"]])
         images = [self.augmented(image, text=said, rng=rng) for image in example["images"]]
-        return TrainExample(example["example_id"], np.stack(images), example["text"], targets)
+        return TargetExample(example["example_id"], np.stack(images), example["text"], targets)
 
 
-class LabelledBatches(RunBatches):
+class LabelledBatches(TrainingBatches):
     """The labelled examples of a run.
 
     A batch is `image` uint8 [b, images, size, size, 3], `text` int32 [b, L], what `targets` makes, and `skipped`
@@ -124,9 +124,8 @@ class LabelledSplit:
     source: LabelledSource
     tokenizer: Tokenizer
     images: int
-    image_size: int
+    spec: ImageSpec
     max_length: int
-    max_image_pixels: int
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]]:
         """(`image` and `text` of at most `batch_size` examples, what these are, those left out with the reason)."""
@@ -146,13 +145,7 @@ class LabelledSplit:
         try:
             example = self.source[index]
             _check_images(example, images=self.images)
-            images = [
-                evaluate_transform(
-                    decode_image(image, max_pixels=self.max_image_pixels, size_hint=self.image_size),
-                    size=self.image_size,
-                )
-                for image in example["images"]
-            ]
+            images = list(map(self.spec.unaugmented, example["images"]))
         except UnusableImage as error:
             return self._row(index), error.reason
         return row_of(example), np.stack(images)
@@ -164,7 +157,7 @@ class LabelledSplit:
             return LabelledRow((), "", (), "", "", self.source.example_id(index))
 
     def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:
-        return np.zeros((0, self.images, self.image_size, self.image_size, 3), np.uint8)
+        return np.zeros((0, self.images, self.spec.size, self.spec.size, 3), np.uint8)
 
 
 def training_texts(rows: Iterable[LabelledRow]) -> Iterator[str]:

@@ -14,8 +14,9 @@ from absl import logging
 from grain.experimental import index_shuffle
 from jaxtyping import Int32
 
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import UnusableImage
-from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 
 MANY = 200_000  # ids: looking at more takes seconds

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -48,6 +48,18 @@ def check_listed(path: str, *, root: Path) -> None:
 def hint(path: str) -> str:
     """What to say of a path that leads nowhere; empty where there is nothing to say."""
     return f"; {FROM_WINDOWS}" if "\\" in path or WINDOWS.match(path) else ""
+
+
+def check_layout(directory: Path, *, dataset: str, parts: Sequence[str]) -> None:
+    """
+    Raises:
+      UserError: a part of the layout that a collection is published in is missing.
+    """
+    if not directory.is_dir():
+        raise UserError(f"--source={str(directory)!r} is not a directory; give the one that holds {', '.join(parts)}")
+    missing = [name for name in parts if not (directory / name).exists()]
+    if missing:
+        raise UserError(f"--source={str(directory)!r} has no {' and no '.join(missing)}, which {dataset} is read from")
 
 
 def matching(pattern: str) -> list[str]:

@@ -4,73 +4,26 @@ import dataclasses
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
-from mvlm_jax.data.background import Batch, in_background
-from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
-from mvlm_jax.data.mixtures import Mixture
+from mvlm_jax.data.background import Batch
+from mvlm_jax.data.examples import Example, Source
+from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.processes import available_cpus
-from mvlm_jax.data.run_examples import RunBatches, RunExamples, UnusableExample
 from mvlm_jax.data.skipped import in_words
-from mvlm_jax.data.sources import Example, Source
 from mvlm_jax.data.text import Tokenizer
+from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples, UnusableExample
 from mvlm_jax.errors import UserError
 
 
-def train_batches(
-    mixture: Mixture,
-    tokenizer: Tokenizer,
-    *,
-    image_size: int,
-    max_length: int,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
-    workers: int = 0,
-    prefetch: int = 2,
-    max_image_pixels: int,
-    min_scale: float,
-    flip: bool,
-    operations: int,
-    magnitude: int,
-) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; `close()` ends its threads or worker processes.
-
-    A batch is `image` uint8 [b, size, size, 3], `text` int32 [b, L], `image_id` int32 [b] (a hash) and `skipped`
-    int32 [b], the unusable records stepped over for that slot. Epochs run on through the borders of batches.
-
-    Args:
-      rows: those b of the `batch_size` pairs of each step that this process reads; None: all.
-
-    Raises:
-      UserError: a seed that is no 32-bit number.
-    """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"config.seed={seed} must lie between 0 and {2**32 - 1}")
-    examples = TrainExamples(
-        mixture=mixture,
-        seed=seed,
-        image_size=image_size,
-        max_image_pixels=max_image_pixels,
-        min_scale=min_scale,
-        flip=flip,
-        operations=operations,
-        magnitude=magnitude,
-    )
-    own = tuple(range(batch_size) if rows is None else map(int, rows))
-    steps = TrainBatches(examples, tokenizer, max_length=max_length, batch_size=batch_size, rows=own)
-    return in_background(steps, start_step=start_step, workers=workers, prefetch=prefetch)
-
-
-class TrainExample(NamedTuple):
-    """A pair as a run sees it."""
+class Pair(NamedTuple):
+    """One caption of an image, and the augmented image."""
 
     image_id: str  # equal ids are the same image, so those of one component of a mixture are no other's
     caption: str
@@ -78,10 +31,10 @@ class TrainExample(NamedTuple):
     skipped: int = 0  # unusable records that were stepped over to reach it
 
 
-class TrainExamples(RunExamples):
+class PairExamples(TrainingExamples):
     """The pairs of a run."""
 
-    def __getitem__(self, index: int) -> TrainExample:
+    def __getitem__(self, index: int) -> Pair:
         """
         Raises:
           UserError: so many unusable records in a row that the source must be broken.
@@ -89,19 +42,23 @@ class TrainExamples(RunExamples):
         made, skipped, number = self.first_usable(index, self._made)
         return made._replace(image_id=self.mixture.identity(number, made.image_id), skipped=skipped)
 
-    def _made(self, example: Example, rng: random.Random) -> TrainExample:
+    def _made(self, example: Example, rng: random.Random) -> Pair:
         captions = _without_blanks(example)["captions"]
         if not captions:
             raise UnusableExample("no_captions")
         caption = rng.choices(captions)[0]
-        return TrainExample(example["image_id"], caption, self.augmented(example["image"], text=caption, rng=rng))
+        return Pair(example["image_id"], caption, self.augmented(example["image"], text=caption, rng=rng))
 
 
-class TrainBatches(RunBatches):
-    """The pairs of a run, as `train_batches` gives them."""
+class PairBatches(TrainingBatches):
+    """The pairs of a run.
+
+    A batch is `image` uint8 [b, size, size, 3], `text` int32 [b, L], `image_id` int32 [b] (a hash) and `skipped`
+    int32 [b], the unusable records stepped over for that pair. Epochs run on through the borders of batches.
+    """
 
     def __getitem__(self, step: int) -> Batch:
-        first, size = int(step) * self.batch_size, self.examples.image_size
+        first, size = int(step) * self.batch_size, self.examples.spec.size
         image = np.empty((len(self.rows), size, size, 3), np.uint8)
         image_id, skipped = np.empty(len(self.rows), np.int32), np.empty(len(self.rows), np.int32)
         captions = []
@@ -126,8 +83,7 @@ class EvalSplit:
     left_out: dict[str, int]
     source: Source
     records: list[int]  # of the source, one for each image
-    image_size: int  # pixels a side
-    max_image_pixels: int
+    spec: ImageSpec
     pixels: UInt8[np.ndarray, "I S S 3"] | None  # None: too many to keep, decoded again at each pass
 
     def __len__(self) -> int:
@@ -144,22 +100,13 @@ class EvalSplit:
             return self.pixels[indices]
 
         def decode(index: int) -> UInt8[np.ndarray, "S S 3"]:
-            data = self.source[self.records[index]]["image"]
-            return _evaluated(data, image_size=self.image_size, max_image_pixels=self.max_image_pixels)
+            return self.spec.unaugmented(self.source[self.records[index]]["image"])
 
         with ThreadPoolExecutor(available_cpus()) as pool:
             return np.stack(list(pool.map(decode, indices.tolist())))
 
 
-def eval_split(
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    max_image_pixels: int,
-    image_size: int,
-    host_bytes: int,
-) -> EvalSplit:
+def eval_split(source: Source, tokenizer: Tokenizer, *, max_length: int, spec: ImageSpec, host_bytes: int) -> EvalSplit:
     """Reads and checks a whole split.
 
     Args:
@@ -174,14 +121,14 @@ def eval_split(
     records: list[int] = []
     pixels: list[np.ndarray] = []
     left_out: Counter[str] = Counter()
-    keep_pixels = len(source) * image_size * image_size * 3 <= host_bytes
+    keep_pixels = len(source) * spec.size * spec.size * 3 <= host_bytes
 
     def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
             example = _without_blanks(source[index])
             if not example["captions"]:
                 return "no_captions"
-            return example, _evaluated(example["image"], image_size=image_size, max_image_pixels=max_image_pixels)
+            return example, spec.unaugmented(example["image"])
         except UnusableImage as error:
             return error.reason
 
@@ -212,8 +159,7 @@ def eval_split(
         left_out=dict(left_out),
         source=source,
         records=records,
-        image_size=image_size,
-        max_image_pixels=max_image_pixels,
+        spec=spec,
         pixels=np.stack(pixels) if keep_pixels else None,
     )
 
@@ -226,8 +172,3 @@ def stable_hash(identity: str) -> int:
 def _without_blanks(example: Example) -> Example:
     # Prepared datasets have none; a list that is read as it is may.
     return {**example, "captions": [caption for caption in example["captions"] if caption.strip()]}
-
-
-def _evaluated(data: bytes, *, image_size: int, max_image_pixels: int) -> UInt8[np.ndarray, "S S 3"]:
-    pixels = decode_image(data, max_pixels=max_image_pixels, size_hint=image_size)
-    return evaluate_transform(pixels, size=image_size)

@@ -1,46 +1,34 @@
-"""Where examples come from: one protocol, opened by URI."""
+"""Sources of examples, opened by URI: `scheme:path?option=value&option=value`."""
 
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
-from mvlm_jax.data.examples import Example
+from mvlm_jax.data.examples import Example, Source
 from mvlm_jax.data.formats import annotations, records, table, webdataset
+from mvlm_jax.data.formats.nlvr2 import open_nlvr2
+from mvlm_jax.data.formats.snli_ve import open_snli_ve
+from mvlm_jax.data.formats.vqa import open_vqa
+from mvlm_jax.data.labelled import LabelledRecords, LabelledSource
 from mvlm_jax.data.paths import local_path, matching, split_query
 from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
 
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version
 
-ExampleT = TypeVar("ExampleT", covariant=True)
 
+class Reader(NamedTuple):
+    """What opens the URIs of a scheme."""
 
-@runtime_checkable
-class Source(Protocol[ExampleT]):
-    """Random access to examples; pickled into worker processes.
-
-    A source whose reading leaves something out counts it in a `left_out` of its own (see `left_out_of`).
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> ExampleT:
-        """
-        Raises:
-          UnusableImage: an image is not where the source says, or the record is damaged.
-        """
-        ...
-
-    def example_id(self, index: int) -> str:
-        """How the example is known, of a pair its `image_id`; without reading an image where the format permits."""
-        ...
+    form: str  # of the URIs, for errors
+    options: tuple[str, ...]
+    open: Callable[..., Source]  # (path, *, data_dir, **options)
 
 
 def open_source(uri: str, *, data_dir: str) -> Source[Example]:
@@ -51,33 +39,36 @@ def open_source(uri: str, *, data_dir: str) -> Source[Example]:
     Raises:
       UserError: another scheme or option, or files that are not there or hold something else.
     """
-    scheme, path, options = parse_uri(uri)
-    legal, opener = OPENERS[scheme]
-    unknown = sorted(set(options) - set(legal))
-    if unknown:
-        takes = f"takes {', '.join(legal)}" if legal else "takes none"
-        raise UserError(f"source {uri!r} has an option {unknown[0]!r}; {scheme}: {takes}")
-    source = opener(path, data_dir=data_dir, **options)
-    left_out = left_out_of(source)
-    if left_out.counts:
-        logging.warning("%s: not all of it is used (%s)", uri, left_out)
+    return _open(uri, CAPTIONED, content="captioned images", data_dir=data_dir)
+
+
+def open_labelled(uri: str, *, data_dir: str) -> LabelledSource:
+    """Opens questions, statements or hypotheses with their images.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    source = _open(uri, LABELLED, content="labelled examples", data_dir=data_dir)
+    assert isinstance(source, LabelledSource)
     return source
 
 
 def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
-    """`scheme:path?option=value&option=value` as scheme, path and options; %xx stands for a character in a value, and ~
-    at the start of the path for the home directory. A path or a value that exists as it is written is meant so.
+    """Scheme, path and options; %xx stands for a character in a value, and ~ at the start of the path for the home
+    directory. A path or a value that exists as it is written is meant so.
 
     Raises:
       UserError: not of this form, or a path that is no local one.
     """
     scheme, _, rest = uri.partition(":")
-    if scheme not in OPENERS or not rest:
-        raise UserError(f"source {uri!r} is not of the form {', '.join(FORMS)}")
+    if scheme not in CAPTIONED | LABELLED or not rest:
+        raise UserError(f"source {uri!r} is not of the form {_forms(CAPTIONED | LABELLED)}")
     if "://" in rest.partition("?")[0] or rest.startswith("//"):
         raise UserError(f"source {uri!r} does not name a local path; mount or copy the files first")
     path, query = split_query(rest)
     path = str(local_path(path, name="source")) if scheme != "tfds" else path
+    if modern_uri(uri) != uri and not os.path.exists(path):
+        raise UserError(f"source {uri!r} names its split as earlier versions did; write {modern_uri(uri)}")
     options = {}
     for option in filter(None, query.split("&")):
         name, equals, value = option.partition("=")
@@ -85,6 +76,13 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
             raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
         options[name] = value if os.path.exists(os.path.expanduser(value)) else unquote(value)
     return scheme, path, options
+
+
+def modern_uri(text: str) -> str:
+    """A URI or a mixture of them with each `vqa:<directory>:<split>` of earlier versions (`nlvr2:`, `snli_ve:`) written
+    as `vqa:<directory>?split=<split>`."""
+    old = rf"(\s*(?:[^*:]*\*)?(?:{'|'.join(PUBLISHED)}):.+?):([^:/\[\]?\s]+)"
+    return "".join(re.sub(rf"^{old}(?=\s*$)", r"\1?split=\2", term) for term in re.split(r"(\s\+(?=\s|$))", text))
 
 
 def source_files(uri: str) -> tuple[Path, ...]:
@@ -139,7 +137,9 @@ def prepared_dir(name: str, *, data_dir: str) -> Path:
         raise UserError(f"dataset {name!r} in {root} has several forms; write {name}/ and one of {', '.join(configs)}")
     if "/" in name:
         raise UserError(f"dataset {name!r} is not in {root}; TFDS would write it to {root / name}/VERSION")
-    source = "" if name in DRAWN else " --source=DIR" if name in PUBLISHED else " --source=URI"
+    from mvlm_jax.data.builders import registry  # which opens sources itself
+
+    source = "" if name in registry.DRAWN else " --source=DIR" if name in registry.PUBLISHED else " --source=URI"
     raise UserError(
         f"dataset {name!r} is not prepared in {root}; make it with: "
         f"mvlm prepare --dataset={name}{source} --data_dir={root}"
@@ -154,11 +154,40 @@ def newest_version(directory: Path) -> Path | None:
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
-def _open_tfds(path: str, *, data_dir: str, **names: str) -> Source[Example]:
+def _open(uri: str, readers: Mapping[str, Reader], *, content: str, data_dir: str) -> Any:
+    scheme, path, options = parse_uri(uri)
+    if scheme not in readers:
+        raise UserError(f"source {uri!r} does not hold {content}; they are read from {_forms(readers)}")
+    reader = readers[scheme]
+    unknown = sorted(set(options) - set(reader.options))
+    if unknown:
+        takes = f"takes {', '.join(reader.options)}" if reader.options else "takes none"
+        raise UserError(f"source {uri!r} has an option {unknown[0]!r}; {scheme}: {takes}")
+    source = reader.open(path, data_dir=data_dir, **options)
+    left_out = left_out_of(source)
+    if left_out.counts:
+        logging.warning("%s: not all of it is used (%s)", uri, left_out)
+    return source
+
+
+def _forms(readers: Mapping[str, Reader]) -> str:
+    return ", ".join(reader.form for reader in readers.values())
+
+
+def _prepared(path: str, *, data_dir: str) -> tuple[Path, str]:
+    """Directory and split of a prepared dataset."""
     name, _, split = path.partition(":")
     if not re.fullmatch(r"\w+(/\w+)?", name) or not split:
-        raise UserError(f"source {'tfds:' + path!r} is not of the form tfds:<name>:<split>")
-    return records.open_dataset(prepared_dir(name, data_dir=data_dir), split, features=_features(names))
+        raise UserError(f"source {'tfds:' + path!r} is not of the form {TFDS}")
+    return prepared_dir(name, data_dir=data_dir), split
+
+
+def _open_tfds(path: str, *, data_dir: str, **names: str) -> Source[Example]:
+    return records.open_dataset(*_prepared(path, data_dir=data_dir), features=_features(names))
+
+
+def _open_labelled_tfds(path: str, *, data_dir: str) -> Source:
+    return records.open_dataset(*_prepared(path, data_dir=data_dir), reader=LabelledRecords)
 
 
 def _open_arrayrecord(path: str, *, data_dir: str, **names: str) -> Source[Example]:
@@ -178,22 +207,27 @@ def _features(names: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(names.get(option, feature) for option, feature in zip(records.OPTIONS, records.FEATURES))
 
 
-def _local(opener: Callable[..., Source[Example]]) -> Callable[..., Source[Example]]:
+def _local(opener: Callable[..., Source]) -> Callable[..., Source]:
     return lambda path, *, data_dir, **options: opener(path, **options)
 
 
-# (options, opener) by scheme
-OPENERS: dict[str, tuple[tuple[str, ...], Callable[..., Source[Example]]]] = {
-    "tfds": (records.OPTIONS, _open_tfds),
-    "arrayrecord": (records.OPTIONS, _open_arrayrecord),
-    "json": (annotations.OPTIONS, _local(annotations.open_json)),
-    "webdataset": ((), _local(webdataset.open_webdataset)),
-    "table": (table.OPTIONS, _local(table.open_table)),
+def _published(opener: Callable[[Path, str], Source]) -> Callable[..., Source]:
+    return lambda path, *, data_dir, split="": opener(Path(path), split)
+
+
+TFDS = "tfds:<name>:<split>"
+CAPTIONED = {
+    "tfds": Reader(TFDS, records.OPTIONS, _open_tfds),
+    "arrayrecord": Reader("arrayrecord:<files, or a prepared directory/split>", records.OPTIONS, _open_arrayrecord),
+    "json": Reader("json:<file>", annotations.OPTIONS, _local(annotations.open_json)),
+    "webdataset": Reader("webdataset:<tar files>", (), _local(webdataset.open_webdataset)),
+    "table": Reader("table:<csv, tsv or parquet file>", table.OPTIONS, _local(table.open_table)),
 }
-FORMS = (
-    "tfds:<name>:<split>",
-    "arrayrecord:<files, or a prepared directory/split>",
-    "json:<file>",
-    "webdataset:<tar files>",
-    "table:<csv, tsv or parquet file>",
-)
+PUBLISHED = {"vqa": open_vqa, "nlvr2": open_nlvr2, "snli_ve": open_snli_ve}
+LABELLED = {
+    "tfds": Reader(TFDS, (), _open_labelled_tfds),
+    **{
+        name: Reader(f"{name}:<directory>?split=<split>", ("split",), _published(opener))
+        for name, opener in PUBLISHED.items()
+    },
+}

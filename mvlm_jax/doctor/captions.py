@@ -14,17 +14,17 @@ MARKUP = re.compile(
 # Controls other than tab and line ends, overrides of the direction of writing, blanks without width, halves of
 # surrogate pairs, private use. Joiners and direction marks are left alone: Persian, Hindi and emoji are written
 # with them.
-SHAPELESS = re.compile(
+INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ue000-\uf8ff]"
 )
 FOREIGN = re.compile(r"[^\x00-\x7f]{2,}")
 
 
-def caption_problems(caption: str) -> Iterator[str]:
-    """Kinds of fault, for a caption that is not blank."""
+def caption_faults(caption: str) -> Iterator[str]:
+    """The faults of a caption that is not blank."""
     if is_mojibake(caption):
         yield "mojibake"
-    elif SHAPELESS.search(caption):
+    elif INVISIBLE.search(caption):
         yield "control_characters"
     if not is_text(caption):
         yield "not_text"
@@ -45,7 +45,7 @@ def is_mojibake(caption: str) -> bool:
 
 
 def normalized(caption: str) -> str:
-    """What two captions that say the same in the same words have in common."""
+    """The words alone: equal for captions that differ in case, blanks and punctuation only."""
     return " ".join(re.findall(r"\w+", caption.lower())) or caption.strip()
 
 

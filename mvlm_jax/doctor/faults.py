@@ -1,4 +1,4 @@
-"""The kinds of fault that are looked for, and the policy that says which of them stop."""
+"""The faults that are looked for, and the policy that says which of them stop."""
 
 import dataclasses
 import re
@@ -8,69 +8,69 @@ from typing import NamedTuple
 from mvlm_jax.errors import UserError
 
 
-class Kind(NamedTuple):
-    """`error`: the example cannot be used, or a metric would be wrong; the others are for a person to judge."""
+class Fault(NamedTuple):
+    """What can be wrong with an example."""
 
-    error: bool
+    error: bool  # it cannot be used, or makes a metric wrong; other faults are for a person to judge
     meaning: str
 
 
-KINDS = {
-    "missing": Kind(True, "the image is not where the source says"),
-    "undecodable": Kind(True, "the file is empty, of another kind, or damaged"),
-    "truncated": Kind(True, "the file ends before the picture does; or its rest was filled with grey"),
-    "too_large": Kind(True, "more pixels than config.data.max_image_pixels"),
-    "unread": Kind(True, "a line, a row, a caption or a member of a tar file that cannot be used"),
-    "no_captions": Kind(True, "nothing is said of the image"),
-    "duplicate_id": Kind(True, "an earlier example of the split has the same id"),
-    "broken_id": Kind(True, "the id is empty, or has blanks around it or control characters in it"),
-    "split_overlap": Kind(True, "the very file is in another split, too"),
-    "split_near_overlap": Kind(True, "nearly the same picture is in another split, too"),
-    "evaluation_overlap": Kind(True, "the very file is in a named evaluation set"),
-    "evaluation_near_overlap": Kind(True, "nearly the same picture is in a named evaluation set"),
-    "duplicate": Kind(False, "an earlier example of the split is the very same file"),
-    "near_duplicate": Kind(False, "an earlier example of the split is nearly the same picture"),
-    "repeated_image": Kind(False, "one of ten or more copies of a file; often what a host shows for a lost picture"),
-    "tiny": Kind(False, "a side is shorter than a quarter of config.image.size"),
-    "extreme_aspect": Kind(False, "one side is more than four times the other"),
-    "blank": Kind(False, "one colour and next to nothing else"),
-    "animated": Kind(False, "several frames, of which the first is taken"),
-    "empty_caption": Kind(False, "a blank caption beside others"),
-    "not_text": Kind(False, "a caption that is an address, a file name, markup, or mostly no letters"),
-    "mojibake": Kind(False, "a caption that was read in a wrong encoding"),
-    "control_characters": Kind(False, "a caption with characters that have no shape"),
-    "long_caption": Kind(False, "more tokens than config.text.max_length: the rest is cut off"),
-    "unknown_words": Kind(False, "half of a caption's tokens or more are unknown to the tokenizer"),
-    "boilerplate": Kind(False, "a caption of ten or more images, and of one in a thousand"),
+FAULTS = {
+    "missing": Fault(True, "the image is not where the source says"),
+    "undecodable": Fault(True, "the file is empty, of another kind, or damaged"),
+    "truncated": Fault(True, "the file ends before the picture does; or its rest was filled with grey"),
+    "too_large": Fault(True, "more pixels than config.data.max_image_pixels"),
+    "unread": Fault(True, "a line, a row, a caption or a member of a tar file that cannot be used"),
+    "no_captions": Fault(True, "the image has no caption"),
+    "duplicate_id": Fault(True, "an earlier example of the split has the same id"),
+    "broken_id": Fault(True, "the id is empty, or has blanks around it or control characters in it"),
+    "split_overlap": Fault(True, "the same file is in another split, too"),
+    "split_near_overlap": Fault(True, "nearly the same picture is in another split, too"),
+    "evaluation_overlap": Fault(True, "the same file is in a named evaluation set"),
+    "evaluation_near_overlap": Fault(True, "nearly the same picture is in a named evaluation set"),
+    "duplicate": Fault(False, "an earlier example of the split is the same file"),
+    "near_duplicate": Fault(False, "an earlier example of the split is nearly the same picture"),
+    "repeated_image": Fault(False, "one of ten or more copies of a file; often what a host shows for a lost picture"),
+    "tiny": Fault(False, "a side is shorter than a quarter of config.image.size"),
+    "extreme_aspect": Fault(False, "one side is more than four times the other"),
+    "blank": Fault(False, "one colour and next to nothing else"),
+    "animated": Fault(False, "several frames, of which the first is taken"),
+    "empty_caption": Fault(False, "a blank caption beside others"),
+    "not_text": Fault(False, "a caption that is an address, a file name, markup, or mostly no letters"),
+    "mojibake": Fault(False, "a caption that was read in a wrong encoding"),
+    "control_characters": Fault(False, "a caption with control or other invisible characters"),
+    "long_caption": Fault(False, "more tokens than config.text.max_length: the rest is cut off"),
+    "unknown_words": Fault(False, "half of a caption's tokens or more are unknown to the tokenizer"),
+    "boilerplate": Fault(False, "a caption of ten or more images, and of one in a thousand"),
 }
 GROUPS = {
-    "errors": tuple(name for name, kind in KINDS.items() if kind.error),
-    "all": tuple(KINDS),
+    "errors": tuple(name for name, fault in FAULTS.items() if fault.error),
+    "all": tuple(FAULTS),
     "none": (),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Which kinds stop; one that is not listed never does."""
+    """Which faults stop; one that is not listed never does."""
 
     text: str
-    counts: Mapping[str, int]  # findings of a kind that are let pass
-    percents: Mapping[str, float]  # the same, of the examples
+    counts: Mapping[str, int]  # by fault, how many findings are let pass
+    percents: Mapping[str, float]  # the same as a percentage of the examples
 
-    def violations(self, found: Mapping[str, int], *, examples: int) -> dict[str, int]:
-        """The kinds that were found more often than is let pass, with how often."""
+    def violations(self, counts: Mapping[str, int], *, examples: int) -> dict[str, int]:
+        """The faults with more findings than are let pass, and how many these are."""
         return {
-            kind: found[kind]
-            for kind in KINDS
-            if found.get(kind)
-            and (kind in self.counts or kind in self.percents)
-            and found[kind] > self.counts.get(kind, self.percents.get(kind, 0.0) / 100 * examples)
+            fault: counts[fault]
+            for fault in FAULTS
+            if counts.get(fault)
+            and (fault in self.counts or fault in self.percents)
+            and counts[fault] > self.counts.get(fault, self.percents.get(fault, 0.0) / 100 * examples)
         }
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads `errors,duplicate:1%,missing:10`: kinds or groups of them, each with what is let pass; a later word wins.
+    """Reads `errors,duplicate:1%,missing:10`: faults or groups of them, each with what is let pass; a later word wins.
 
     Raises:
       UserError: a word that is neither, or a limit that is no number; lists the legal ones.
@@ -79,18 +79,18 @@ def parse_policy(text: str) -> Policy:
     percents: dict[str, float] = {}
     for word in text.split(","):
         name, colon, limit = word.strip().partition(":")
-        if name not in GROUPS and name not in KINDS:
+        if name not in GROUPS and name not in FAULTS:
             raise UserError(
-                f"--policy={text!r}: {name!r} is not one of {', '.join(GROUPS)}, or of the kinds {', '.join(KINDS)}"
+                f"--policy={text!r}: {name!r} is not one of {', '.join(GROUPS)}, or of the faults {', '.join(FAULTS)}"
             )
         number = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", limit if colon else "0")
         if number is None or not number[2] and "." in number[1]:
             raise UserError(f"--policy={text!r}: {limit!r} is neither a number such as {name}:10 nor {name}:0.5%")
-        for kind in GROUPS.get(name, (name,)):
-            counts.pop(kind, None)
-            percents.pop(kind, None)
+        for fault in GROUPS.get(name, (name,)):
+            counts.pop(fault, None)
+            percents.pop(fault, None)
             if number[2]:
-                percents[kind] = float(number[1])
+                percents[fault] = float(number[1])
             else:
-                counts[kind] = int(number[1])
+                counts[fault] = int(number[1])
     return Policy(text, counts, percents)

@@ -28,14 +28,14 @@ class Fingerprint(NamedTuple):
     flat: bool  # blank: every shape is noise then
 
 
-class Look(NamedTuple):
-    """What one look at an encoded image finds; no fingerprint where it cannot be decoded."""
+class Inspection(NamedTuple):
+    """The faults of an encoded image; no fingerprint where it cannot be decoded."""
 
-    problems: list[tuple[str, str]]  # (kind, detail)
+    faults: list[tuple[str, str]]  # (fault, detail)
     fingerprint: Fingerprint | None
 
 
-def look(data: bytes, *, max_pixels: int, shortest_side: float) -> Look:
+def inspect_image(data: bytes, *, max_pixels: int, shortest_side: float) -> Inspection:
     """Decodes an image, as coarsely as its codec permits.
 
     Args:
@@ -44,26 +44,26 @@ def look(data: bytes, *, max_pixels: int, shortest_side: float) -> Look:
     try:
         pixels = decode_image(data, max_pixels=max_pixels, size_hint=2 * SIDE)
     except UndecodableImage as error:
-        kind = error.reason if error.reason in ("truncated", "too_large") else "undecodable"
-        return Look([(kind, str(error))], None)
+        fault = error.reason if error.reason in ("truncated", "too_large") else "undecodable"
+        return Inspection([(fault, str(error))], None)
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:
         width, height, file_format = *header.size, header.format
         frames = _frames(header) if file_format in WITH_FRAMES else 1
     copy = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     flat = is_flat(np.asarray(copy))
-    problems = []
+    faults = []
     if min(width, height) < shortest_side:
-        problems.append(("tiny", f"{width} x {height} pixels"))
+        faults.append(("tiny", f"{width} x {height} pixels"))
     if max(width, height) > LARGEST_ASPECT * min(width, height):
-        problems.append(("extreme_aspect", f"{width} x {height} pixels"))
+        faults.append(("extreme_aspect", f"{width} x {height} pixels"))
     if flat:
-        problems.append(("blank", "one colour"))
+        faults.append(("blank", "one colour"))
     if frames > 1:
-        problems.append(("animated", f"{frames} frames"))
+        faults.append(("animated", f"{frames} frames"))
     lost = grey_rest(pixels) if file_format in ("JPEG", "MPO") and not flat else 0.0
     if lost >= GREY_PART:
-        problems.append(("truncated", f"the last {lost:.0%} of it is grey"))
-    return Look(problems, fingerprint(data, copy, flat=flat))
+        faults.append(("truncated", f"the last {lost:.0%} of it is grey"))
+    return Inspection(faults, fingerprint(data, copy, flat=flat))
 
 
 def fingerprint(data: bytes, copy: Image.Image, *, flat: bool) -> Fingerprint:

@@ -1,7 +1,8 @@
-"""What a step of pre-training sees, as a page: the very images, captions and masks that its losses get."""
+"""The batch of a step of pre-training as a page: the images, captions and masks that its losses get."""
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,11 +11,14 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from mvlm_jax import config as config_lib
+from mvlm_jax.errors import UserError
+from mvlm_jax.files import write_text
 from mvlm_jax.objectives.pretraining import Pairs
 from mvlm_jax.report import page
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.streams import Streams
 
+PREVIEW = "preview.html"
 MASKED = (222, 224, 228)  # in place of the learned vector that a hidden patch becomes
 SIDE = 200  # pixels; smaller images are shown enlarged by a whole number
 SETTINGS = (
@@ -29,8 +33,23 @@ SETTINGS = (
 )
 STYLE = (
     "<style>.hidden { background: #1c2430; color: #fff; border-radius: 3px; padding: 0 3px; } "
-    ".unseen { color: #a0a8b4; }</style>"
+    ".unknown { color: #a0a8b4; }</style>"
 )
+
+
+def write_preview(task: Pretrain, *, directory: Path, step: int, examples: int) -> Path:
+    """Writes the page of `preview_page` and returns its path.
+
+    Raises:
+      UserError: `directory` cannot be written.
+    """
+    html = preview_page(task, step=step, examples=examples)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / PREVIEW, html, errors="replace")
+    except OSError as error:
+        raise UserError(f"the page cannot be written to {str(directory)!r}: {error.strerror}") from error
+    return directory / PREVIEW
 
 
 def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
@@ -73,9 +92,9 @@ def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
 
 def step_pairs(task: Pretrain, *, step: int) -> Pairs:
     """The batch of a step with what is hidden of it."""
-    made: Any = task.train_batches(step)  # an iterator that ends its threads or processes in `close`
-    with contextlib.closing(made) as batches:
-        batch = {name: jnp.asarray(rows) for name, rows in next(batches).items()}
+    iterator: Any = task.train_batches(step)  # it ends its threads or processes in `close`
+    with contextlib.closing(iterator) as batches:
+        batch = {name: jnp.asarray(values) for name, values in next(batches).items()}
     return task.prepare(batch, Streams(seed=task.config.seed, step=jnp.int32(step)))
 
 
@@ -111,7 +130,7 @@ def _words(task: Pretrain, text: Int[np.ndarray, " L"], hidden: set[int]) -> Ite
         if position in hidden:
             yield f'<span class="hidden">{page.text(task.tokenizer.decode([number]))}</span>'
         elif number == ids.unknown:
-            yield '<span class="unseen">unknown</span>'
+            yield '<span class="unknown">unknown</span>'
         elif number not in ids:
             yield page.text(task.tokenizer.decode([number]))
 

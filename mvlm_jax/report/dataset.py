@@ -1,4 +1,4 @@
-"""What the doctor found, as JSON for programs and as one HTML page for people."""
+"""The findings of a check, as JSON for programs and as one HTML page for people."""
 
 import itertools
 import json
@@ -9,24 +9,24 @@ from typing import Any
 from PIL import Image
 
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.skipped import in_words
-from mvlm_jax.data.sources import Source
-from mvlm_jax.doctor.checkup import LONGEST, Checkup, Finding, Place
-from mvlm_jax.doctor.faults import KINDS, Policy
+from mvlm_jax.doctor.check import LONGEST, CheckResult, Finding, Place
+from mvlm_jax.doctor.faults import FAULTS, Policy
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
 from mvlm_jax.report import page
 
 JSON, HTML = "check.json", "check.html"
-SHOWN = 12  # findings of a kind that the page shows
+SHOWN = 12  # findings of a fault that the page shows
 NAMED = 5  # of them in a line for a terminal
 THUMBNAIL = 150  # pixels of the longer side
 BAR, HEIGHT = 8, 140  # pixels: width of a bar of the histogram, height of the highest
 
 
 def write_report(
-    checkup: Checkup,
+    result: CheckResult,
     *,
     directory: Path,
     name: str,
@@ -34,14 +34,14 @@ def write_report(
     against: Mapping[str, Source],
     policy: Policy,
 ) -> dict[str, int]:
-    """Writes `check.json` and `check.html`; returns the kinds that the policy stops at, with how often they are there.
+    """Writes `check.json` and `check.html`; returns the faults that the policy stops at, with their number.
 
     Raises:
       UserError: `directory` cannot be written.
     """
-    stops = policy.violations(checkup.counts, examples=sum(checkup.examples.values()))
-    content = as_dict(checkup, name=name, collection=collection, policy=policy, stops=stops)
-    html = as_html(checkup, content=content, sources={**collection.splits, **against}, stops=stops)
+    stops = policy.violations(result.counts, examples=sum(result.examples.values()))
+    content = as_dict(result, name=name, collection=collection, policy=policy, stops=stops)
+    html = as_html(result, content=content, sources={**collection.splits, **against}, stops=stops)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, written in ((JSON, json.dumps(content, indent=1, ensure_ascii=False) + "\n"), (HTML, html)):
@@ -52,77 +52,79 @@ def write_report(
 
 
 def as_dict(
-    checkup: Checkup, *, name: str, collection: Collection, policy: Policy, stops: Mapping[str, int]
+    result: CheckResult, *, name: str, collection: Collection, policy: Policy, stops: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Everything that was found, the same for the same collection."""
+    """The content of check.json: the same for the same collection."""
     return {
         "dataset": name,
         "source": collection.source,
         "policy": policy.text,
         "stops": dict(stops),
-        "counts": checkup.counts,
-        "examples": dict(checkup.examples),
-        "captions": dict(checkup.captions),
-        "against": dict(checkup.against),
+        "counts": result.counts,
+        "examples": dict(result.examples),
+        "captions": dict(result.captions),
+        "against": dict(result.against),
         "left_out": {split: collection.left_out_of_split(split).as_dict() for split in collection.splits},
         "lines_left_out": collection.lines_left_out.as_dict(),
-        "tokens": {"max_length": checkup.max_length, "captions_by_length": checkup.lengths.tolist()},
-        "findings": [_finding(finding) for finding in checkup.findings],
+        "tokens": {"max_length": result.max_length, "captions_by_length": result.lengths.tolist()},
+        "findings": [_finding(finding) for finding in result.findings],
     }
 
 
 def as_html(
-    checkup: Checkup, *, content: Mapping[str, Any], sources: Mapping[str, Source], stops: Mapping[str, int]
+    result: CheckResult, *, content: Mapping[str, Any], sources: Mapping[str, Source], stops: Mapping[str, int]
 ) -> str:
-    """One page: counts, the histogram of lengths, and the first findings of each kind with their images."""
-    examples = sum(checkup.examples.values())
+    """One page: counts, the histogram of lengths, and the first findings of each fault with their images."""
+    examples = sum(result.examples.values())
     verdict = (
         f'<p class="bad">Stopped by --policy={page.text(content["policy"])}: {page.text(listed(stops))}.</p>'
         if stops
         else f'<p class="good">Nothing that --policy={page.text(content["policy"])} stops at.</p>'
     )
     splits = ", ".join(
-        f"{split}: {count:,} images, {checkup.captions[split]:,} captions" for split, count in checkup.examples.items()
+        f"{split}: {count:,} images, {result.captions[split]:,} captions" for split, count in result.examples.items()
     )
-    against = "".join(f"; compared with {name}: {count:,} images" for name, count in checkup.against.items())
+    against = "".join(f"; compared with {name}: {count:,} images" for name, count in result.against.items())
     rows = [
         [
-            f'<a href="#{kind}">{kind}</a>',
+            f'<a href="#{fault}">{fault}</a>',
             f"{count:,}",
             f"{count / examples:.2%}",
-            '<span class="bad">stops</span>' if kind in stops else "",
-            page.text(KINDS[kind].meaning),
+            '<span class="bad">stops</span>' if fault in stops else "",
+            page.text(FAULTS[fault].meaning),
         ]
-        for kind, count in checkup.counts.items()
+        for fault, count in result.counts.items()
     ]
     body = [
         verdict,
         f"<p>{page.text(content['source'])}<br>{page.text(splits + against)}</p>",
-        page.table(rows, head=["kind", "found", "of the images", "", "meaning"]) if rows else "<p>No fault found.</p>",
+        page.table(rows, head=["fault", "findings", "of the images", "", "meaning"])
+        if rows
+        else "<p>No fault found.</p>",
         _left_out(content),
-        f"<h2>Tokens of a caption</h2>{_histogram(checkup)}",
+        f"<h2>Tokens of a caption</h2>{_histogram(result)}",
     ]
-    for kind, found in itertools.groupby(checkup.findings, key=lambda finding: finding.kind):
-        all_found = list(found)
-        more = f", {SHOWN} of them shown" if len(all_found) > SHOWN else ""
-        body.append(f'<h2 id="{kind}">{kind}: {len(all_found):,}{more}</h2>')
-        body.append(f'<p class="muted">{page.text(KINDS[kind].meaning)}</p><div class="cards">')
-        body += [_card(finding, sources) for finding in all_found[:SHOWN]]
+    for fault, group in itertools.groupby(result.findings, key=lambda finding: finding.fault):
+        findings = list(group)
+        more = f", {SHOWN} of them shown" if len(findings) > SHOWN else ""
+        body.append(f'<h2 id="{fault}">{fault}: {len(findings):,}{more}</h2>')
+        body.append(f'<p class="muted">{page.text(FAULTS[fault].meaning)}</p><div class="cards">')
+        body += [_card(finding, sources) for finding in findings[:SHOWN]]
         body.append("</div>")
     return page.page(title=f"Check of {content['dataset']}", body="\n".join(body))
 
 
 def listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    return ", ".join(f"{fault} {count}" for fault, count in counts.items())
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    found = {"kind": finding.kind, **finding.place._asdict(), "id": finding.id, "detail": finding.detail}
-    return found if finding.twin is None else {**found, "twin": {**finding.twin._asdict(), "id": finding.twin_id}}
+    entry = {"fault": finding.fault, **finding.place._asdict(), "id": finding.id, "detail": finding.detail}
+    return entry if finding.other is None else entry | {"other": {**finding.other._asdict(), "id": finding.other_id}}
 
 
 def _card(finding: Finding, sources: Mapping[str, Source]) -> str:
-    places = [(finding.place, finding.id)] + ([(finding.twin, finding.twin_id)] if finding.twin else [])
+    places = [(finding.place, finding.id)] + ([(finding.other, finding.other_id)] if finding.other else [])
     pictures = "".join(_thumbnail(sources[place.split], place) for place, _ in places)
     names = "<br>".join(f'{page.text(place.split)} <span class="id">{page.text(name)}</span>' for place, name in places)
     return (
@@ -155,10 +157,10 @@ def _left_out(content: Mapping[str, Any]) -> str:
     )
 
 
-def _histogram(checkup: Checkup) -> str:
-    if not len(checkup.lengths):
-        return '<p class="muted">There was no caption to train a tokenizer on, and none was named.</p>'
-    limit, counts = checkup.max_length, checkup.lengths
+def _histogram(result: CheckResult) -> str:
+    if not len(result.lengths):
+        return '<p class="muted">Not counted: no tokenizer is named, and there is no caption to train one on.</p>'
+    limit, counts = result.max_length, result.lengths
     cut = int(counts[limit + 1 :].sum())
     width, highest = BAR * len(counts) + 40, max(1, int(counts.max()))
     bars = "".join(
@@ -181,17 +183,15 @@ def _histogram(checkup: Checkup) -> str:
     )
 
 
-def summary(checkup: Checkup, *, stops: Sequence[str]) -> list[str]:
+def summary(result: CheckResult, *, stops: Sequence[str]) -> list[str]:
     """Lines for a terminal."""
-    lines = [
-        f"{split}: {count} images, {checkup.captions[split]} captions" for split, count in checkup.examples.items()
-    ]
-    lines += [f"{name}: {count} images to compare with" for name, count in checkup.against.items()]
-    for kind, count in checkup.counts.items():
-        found = (finding.id for finding in checkup.findings if finding.kind == kind)
-        if kind == "unread":
-            first = in_words(checkup.unread)
+    lines = [f"{split}: {count} images, {result.captions[split]} captions" for split, count in result.examples.items()]
+    lines += [f"{name}: {count} images to compare with" for name, count in result.against.items()]
+    for fault, count in result.counts.items():
+        ids = (finding.id for finding in result.findings if finding.fault == fault)
+        if fault == "unread":
+            first = in_words(result.unread)
         else:
-            first = ", ".join(itertools.islice(found, NAMED)) + (", …" if count > NAMED else "")
-        lines.append(f"  {kind}: {count} ({first}){', which stops' if kind in stops else ''}")
+            first = ", ".join(itertools.islice(ids, NAMED)) + (", …" if count > NAMED else "")
+        lines.append(f"  {fault}: {count} ({first}){', which stops' if fault in stops else ''}")
     return lines

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
+from mvlm_jax.data.background import Batch as HostBatch
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.examples import Source
+from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.mixtures import Mixture, open_mixture
-from mvlm_jax.data.sources import Source, open_source
+from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
@@ -149,6 +154,10 @@ class BaseTask(Task):
             opener=cls.open_source,
         )
 
+    @classmethod
+    def image_spec(cls, config: ConfigDict) -> ImageSpec:
+        return ImageSpec(size=config.image.size, max_pixels=config.data.max_image_pixels)
+
     @functools.cached_property
     def model(self) -> Any:
         return self.build_model(self.config, pad_id=self.tokenizer.ids.pad)
@@ -183,15 +192,30 @@ class BaseTask(Task):
                 f"config.init_from.checkpoint={checkpoint}; leave it empty"
             )
 
-    def process_rows(self) -> tuple[int, ...]:
-        """The rows of a batch that this process reads."""
-        mesh = self.config.mesh
-        sharding = batch_sharding(make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
-        return tuple(map(int, process_rows(self.config.batch_size, sharding)))
+    def training_examples(self) -> TrainingExamples:
+        raise NotImplementedError
 
-    def examples_of(self, step: int) -> range:
-        """The batch of a step, as places in the endless sequence of training examples."""
-        return range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+    def start_batches(self, batches: type[TrainingBatches], *, start_step: int) -> Iterator[HostBatch]:
+        """Batches of `training_examples` from a step on, of those rows that this process reads."""
+        config, mesh = self.config, self.config.mesh
+        sharding = batch_sharding(make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
+        steps = batches(
+            self.training_examples(),
+            self.tokenizer,
+            max_length=config.text.max_length,
+            batch_size=config.batch_size,
+            rows=tuple(map(int, process_rows(config.batch_size, sharding))),
+        )
+        return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+
+    def batch_examples(self, step: int) -> Iterator[Any]:
+        """What the global batch of a step is made of."""
+        examples, size = self.training_examples(), self.config.batch_size
+        return (examples[index] for index in range(step * size, (step + 1) * size))
+
+    @property
+    def eval_name(self) -> str:
+        return split_name(self.config.data.eval)
 
     def submission(self, params: Params) -> tuple[dict[str, dict[str, Any]], str]:
         raise UserError(f"config.task={self.name} has no evaluation server")

@@ -1,5 +1,6 @@
 """Visual entailment: does an image entail a hypothesis, contradict it, or leave it open? (paper, section 4.2)"""
 
+from mvlm_jax.data.formats.snli_ve import LABELS
 from mvlm_jax.tasks.classification import ClassificationTask
 
 
@@ -8,4 +9,4 @@ class Entailment(ClassificationTask):
 
     name = "entailment"
     description = "that says whether an image entails a hypothesis, contradicts it or leaves it open"
-    labels = ("contradiction", "neutral", "entailment")
+    labels = LABELS

@@ -13,13 +13,12 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mvlm_jax.data import skipped
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
-from mvlm_jax.data.background import in_background
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource
 from mvlm_jax.data.labelled_pipeline import LabelledBatches, LabelledExamples, LabelledSplit, Targets, training_texts
-from mvlm_jax.data.labelled_sources import open_labelled, parse_labelled
-from mvlm_jax.data.sources import as_file_name
+from mvlm_jax.data.sources import open_labelled
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
 from mvlm_jax.tasks.base import BaseTask
@@ -110,29 +109,15 @@ class LabelledTask(BaseTask):
             targets=self.targets,
             images=self.images,
             seed=config.seed,
-            image_size=config.image.size,
-            max_image_pixels=config.data.max_image_pixels,
-            **config.data.augment,
+            spec=self.image_spec(config),
+            augment=Augment(**config.data.augment),
         )
 
     def train_batches(self, start_step: int) -> Iterator[HostBatch]:
-        config = self.config
-        steps = LabelledBatches(
-            self.training_examples(),
-            self.tokenizer,
-            max_length=config.text.max_length,
-            batch_size=config.batch_size,
-            rows=self.process_rows(),
-        )
-        return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+        return self.start_batches(LabelledBatches, start_step=start_step)
 
     def example_ids(self, step: int) -> list[str]:
-        examples = self.training_examples()
-        return [examples[index].example_id for index in self.examples_of(step)]
-
-    @property
-    def eval_name(self) -> str:
-        return as_file_name(parse_labelled(self.config.data.eval)[2])
+        return [example.example_id for example in self.batch_examples(step)]
 
     @cached_property
     def split(self) -> LabelledSplit:
@@ -143,9 +128,8 @@ class LabelledTask(BaseTask):
             source=source,
             tokenizer=self.tokenizer,
             images=self.images,
-            image_size=config.image.size,
+            spec=self.image_spec(config),
             max_length=config.text.max_length,
-            max_image_pixels=config.data.max_image_pixels,
         )
 
     def submission_file(self, predicted: Sequence[tuple[LabelledRow, Any]], left_out: LeftOut) -> str:

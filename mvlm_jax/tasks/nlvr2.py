@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mvlm_jax.data.formats.nlvr2 import LABELS
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.tasks.classification import ClassificationTask, likeliest
 from mvlm_jax.tasks.labelled import LeftOut
@@ -14,7 +15,7 @@ class Nlvr2(ClassificationTask):
     name = "nlvr2"
     description = "that says whether a statement is true of two images"
     images = 2
-    labels = ("False", "True")
+    labels = LABELS
     submits = True
 
     def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:

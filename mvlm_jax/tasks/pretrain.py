@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
-from mvlm_jax.data.pipeline import EvalSplit, TrainExamples, eval_split, train_batches
+from mvlm_jax.data.pipeline import EvalSplit, PairBatches, PairExamples, eval_split
 from mvlm_jax.data.skipped import left_out
-from mvlm_jax.data.sources import open_source, split_name
+from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, classify_folder
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
@@ -57,37 +58,20 @@ class Pretrain(BaseTask):
     def training_texts(cls, config: ConfigDict) -> Iterable[str]:
         return cls.mixture(config).captions()
 
-    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+    def training_examples(self) -> PairExamples:
         config = self.config
-        return train_batches(
-            self.mixture(config),
-            self.tokenizer,
-            image_size=config.image.size,
-            max_length=config.text.max_length,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start_step,
-            rows=self.process_rows(),
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-            max_image_pixels=config.data.max_image_pixels,
-            **config.data.augment,
-        )
-
-    def example_ids(self, step: int) -> list[str]:
-        config = self.config
-        examples = TrainExamples(
+        return PairExamples(
             mixture=self.mixture(config),
             seed=config.seed,
-            image_size=config.image.size,
-            max_image_pixels=config.data.max_image_pixels,
-            **config.data.augment,
+            spec=self.image_spec(config),
+            augment=Augment(**config.data.augment),
         )
-        return [examples[index].image_id for index in self.examples_of(step)]
 
-    @property
-    def eval_name(self) -> str:
-        return split_name(self.config.data.eval)
+    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+        return self.start_batches(PairBatches, start_step=start_step)
+
+    def example_ids(self, step: int) -> list[str]:
+        return [pair.image_id for pair in self.batch_examples(step)]
 
     @cached_property
     def split(self) -> EvalSplit:
@@ -97,8 +81,7 @@ class Pretrain(BaseTask):
                 open_source(config.data.eval, data_dir=config.data.data_dir),
                 self.tokenizer,
                 max_length=config.text.max_length,
-                max_image_pixels=config.data.max_image_pixels,
-                image_size=config.image.size,
+                spec=self.image_spec(config),
                 host_bytes=config.eval.host_bytes,
             )
         # Where a host lacks an image, its devices would work on rows of other images than those of the others.

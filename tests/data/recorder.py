@@ -9,8 +9,11 @@ import psutil
 from absl import flags
 from examples import CAPTIONS
 
+from mvlm_jax.data.augmentation import Augment
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.mixtures import open_mixture
-from mvlm_jax.data.pipeline import train_batches
+from mvlm_jax.data.pipeline import PairBatches, PairExamples
 from mvlm_jax.data.text import train_tokenizer
 
 
@@ -24,21 +27,15 @@ def main() -> None:
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
     done = arguments.ids.read_text().count("\n") if arguments.ids.exists() else 0
-    batches = train_batches(
-        open_mixture("tfds:shapes:train", data_dir=arguments.data_dir),
-        train_tokenizer(CAPTIONS, kind="roberta", vocab_size=400),
-        image_size=16,
-        max_length=16,
-        batch_size=8,
+    examples = PairExamples(
+        mixture=open_mixture("tfds:shapes:train", data_dir=arguments.data_dir),
         seed=5,
-        start_step=done,
-        workers=arguments.workers,
-        max_image_pixels=10_000,
-        min_scale=0.2,
-        flip=True,
-        operations=2,
-        magnitude=7,
+        spec=ImageSpec(size=16, max_pixels=10_000),
+        augment=Augment(min_scale=0.2, flip=True, operations=2, magnitude=7),
     )
+    tokenizer = train_tokenizer(CAPTIONS, kind="roberta", vocab_size=400)
+    steps = PairBatches(examples, tokenizer, max_length=16, batch_size=8, rows=tuple(range(8)))
+    batches = in_background(steps, start_step=done, workers=arguments.workers, prefetch=2)
     for step in range(done, arguments.steps):
         batch = next(batches)
         if step == done:

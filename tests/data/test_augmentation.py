@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import numpy as np
@@ -6,15 +7,16 @@ from examples import encoded, picture
 from PIL import Image, ImageEnhance, ImageOps
 
 from mvlm_jax.data import augmentation
-from mvlm_jax.data.augmentation import OPERATIONS, distorted, random_crop, resized_crop, training_image
-from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.augmentation import OPERATIONS, Augment, distorted, random_crop, resized_crop, training_image
+from mvlm_jax.data.images import ImageSpec, UndecodableImage
 
-LIMIT = 10_000_000
-PLAIN = {"size": 32, "max_pixels": LIMIT, "min_scale": 1.0, "flip": False, "operations": 0, "magnitude": 7}
+SPEC = ImageSpec(size=32, max_pixels=10_000_000)
+PLAIN = Augment(min_scale=1.0, flip=False, operations=0, magnitude=7)
 
 
 def made(data: bytes, *, seed: int = 0, caption: str = "a dog", **options) -> np.ndarray:
-    return training_image(data, rng=random.Random(seed), caption=caption, **{**PLAIN, **options})
+    augment = dataclasses.replace(PLAIN, **options)
+    return training_image(data, rng=random.Random(seed), caption=caption, spec=SPEC, augment=augment)
 
 
 def red_then_blue() -> bytes:
@@ -67,8 +69,8 @@ def test_crop_has_at_least_one_pixel():
 
 def flipped_share(caption: str, *, flip: bool = True) -> float:
     data, rng = red_then_blue(), random.Random(0)
-    options = {**PLAIN, "flip": flip}
-    return np.mean([training_image(data, rng=rng, caption=caption, **options)[16, 4, 2] > 128 for _ in range(200)])
+    options = {"rng": rng, "caption": caption, "spec": SPEC, "augment": dataclasses.replace(PLAIN, flip=flip)}
+    return np.mean([training_image(data, **options)[16, 4, 2] > 128 for _ in range(200)])
 
 
 @pytest.mark.parametrize("caption", ["the dog on the LEFT", "a right-hand glove", "leftmost star", "left, right."])
@@ -139,5 +141,6 @@ def test_one_colour_survives_operations_on_its_histogram():
 def test_each_of_the_drawn_operations_is_applied_every_other_time(monkeypatch):
     monkeypatch.setattr(augmentation, "OPERATIONS", {name: lambda image, level, sign: image + 1 for name in OPERATIONS})
     image, rng = np.zeros((4, 4, 3), np.uint8), random.Random(0)
-    applied = [int(distorted(image, rng=rng, flip=False, operations=2, magnitude=7)[0, 0, 0]) for _ in range(400)]
+    augment = dataclasses.replace(PLAIN, operations=2)
+    applied = [int(distorted(image, rng=rng, augment=augment)[0, 0, 0]) for _ in range(400)]
     assert np.abs(np.bincount(applied) / 400 - (0.25, 0.5, 0.25)).max() < 0.08

@@ -9,8 +9,9 @@ import pytest
 from examples import encoded, picture
 from pyarrow import parquet
 
-from mvlm_jax.cli.prepare import BUILDERS, prepare
+from mvlm_jax.cli.prepare import prepare
 from mvlm_jax.data.builders import fetched, karpathy, pairs4m, visual_genome
+from mvlm_jax.data.builders.registry import PUBLISHED
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.sources import open_source
@@ -234,11 +235,11 @@ def test_4m_pairs_are_prepared_and_what_is_missing_is_counted(tmp_path):
 @pytest.mark.parametrize("name", sorted(PUBLISH))
 def test_directory_without_a_part_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match="is not a directory|has no") as caught:
-        BUILDERS[name](tmp_path / "none")
+        PUBLISHED[name](tmp_path / "none")
     assert "\n" not in str(caught.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no"):
-        BUILDERS[name](tmp_path / "empty")
+        PUBLISHED[name](tmp_path / "empty")
 
 
 def test_published_files_of_another_layout_are_refused(tmp_path):
@@ -259,4 +260,4 @@ def test_karpathy_list_whose_sentences_lack_a_field_is_refused(name, tmp_path):
     del content["images"][-1]["sentences"][0]["raw"]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"dataset_{name}.json' has an entry of another layout: 'raw' is missing"):
-        BUILDERS[name](directory)
+        PUBLISHED[name](directory)

@@ -9,23 +9,23 @@ from tiny import recipe
 
 from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data import pipeline
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.images import UndecodableImage
+from mvlm_jax.data.images import ImageSpec, UndecodableImage
 from mvlm_jax.data.labelled_pipeline import LabelledSplit
-from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.mixtures import Component, Mixture, subset
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.data.writing.shards import serialize
-from mvlm_jax.doctor.checkup import Limits, examine
+from mvlm_jax.doctor.check import Limits, check_collection
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks.registry import open_task
 
 DAMAGED = 5  # the record of which a byte is turned over
 LIMITS = Limits(max_pixels=10**6, image_size=32, max_length=16)
-IMAGES = {"max_image_pixels": 10**6, "image_size": 16, "max_length": 16}
-AUGMENT = {"min_scale": 0.5, "flip": False, "operations": 0, "magnitude": 0}
+SPEC = ImageSpec(size=16, max_pixels=10**6)
+AUGMENT = Augment(min_scale=0.5, flip=False, operations=0, magnitude=0)
 
 
 def turn_a_byte_over(directory: Path, image: bytes) -> None:
@@ -71,7 +71,7 @@ def test_the_others_are_read_as_before(damaged):
 
 def test_a_run_steps_over_it(damaged):
     mixture = Mixture([Component(damaged, records=subset(damaged, fraction=1.0, seed=0))])
-    examples = pipeline.TrainExamples(mixture=mixture, seed=0, image_size=16, max_image_pixels=10**6, **AUGMENT)
+    examples = pipeline.PairExamples(mixture=mixture, seed=0, spec=SPEC, augment=AUGMENT)
     seen = [examples[index] for index in range(12)]
     assert {example.image_id for example in seen} == {f"image-{index}" for index in range(12) if index != DAMAGED}
     assert sum(example.skipped for example in seen) == 1
@@ -79,13 +79,13 @@ def test_a_run_steps_over_it(damaged):
 
 
 def test_an_evaluation_leaves_it_out_and_counts_it(damaged, tokenizer):
-    split = pipeline.eval_split(damaged, tokenizer, host_bytes=2**20, **IMAGES)
+    split = pipeline.eval_split(damaged, tokenizer, host_bytes=2**20, spec=SPEC, max_length=16)
     assert len(split) == 11 and split.left_out == {"corrupt": 1}
 
 
 def test_the_doctor_reports_it(damaged):
-    checkup = examine(Collection({"train": damaged}, "memory"), limits=LIMITS, tokenizer=None)
-    found = [finding for finding in checkup.findings if finding.kind == "undecodable"]
+    result = check_collection(Collection({"train": damaged}, "memory"), limits=LIMITS, tokenizer=None)
+    found = [finding for finding in result.findings if finding.fault == "undecodable"]
     assert [(finding.id, finding.place.index) for finding in found] == [(id_of_damaged(damaged), DAMAGED)]
     assert "Corrupted" in found[0].detail
 
@@ -97,7 +97,7 @@ def test_prepare_leaves_it_out_and_counts_it(damaged, tmp_path):
     assert split["skipped"] == {"corrupt": {"count": 1, "ids": [id_of_damaged(damaged)]}}
 
 
-def test_the_door_of_the_doctor_writes_its_report(data_dir, tmp_path):
+def test_check_writes_its_report(data_dir, tmp_path):
     source = "--source=tfds:pairs:train"
     flags = [f"--data_dir={data_dir}", f"--report_dir={tmp_path}", "--policy=undecodable"]
     assert prepare_command.run(["--check", "--dataset=pairs", source, *flags]) == 1
@@ -120,8 +120,8 @@ def test_a_record_that_is_no_such_example_is_left_out(tmp_path):
         writer.write(record)
     writer.close()
     source = open_source(f"arrayrecord:{tmp_path}/x.array_record", data_dir="")
-    checkup = examine(Collection({"train": source}, "memory"), limits=LIMITS, tokenizer=None)
-    found = [(finding.id, finding.place.index) for finding in checkup.findings if finding.kind == "undecodable"]
+    result = check_collection(Collection({"train": source}, "memory"), limits=LIMITS, tokenizer=None)
+    found = [(finding.id, finding.place.index) for finding in result.findings if finding.fault == "undecodable"]
     assert found == [("record 1", 1), ("record 2", 2), ("one", 3)]
 
 
@@ -148,7 +148,7 @@ def questions(tmp_path_factory):
 def test_a_damaged_question_is_left_out_of_an_evaluation(questions, tokenizer):
     data_dir, count = questions
     source = open_labelled("tfds:shapes_vqa:train", data_dir=str(data_dir))
-    split = LabelledSplit(source=source, tokenizer=tokenizer, images=1, **IMAGES)
+    split = LabelledSplit(source=source, tokenizer=tokenizer, images=1, spec=SPEC, max_length=16)
     read = list(split.batches(8))
     assert sum(len(rows) for _, rows, _ in read) == count - 1
     left_out = [(row.example_id, reason) for _, _, unusable in read for row, reason in unusable]

@@ -5,7 +5,9 @@ import pytest
 from examples import encoded, picture
 from PIL import Image
 
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.labelled import LabelledRow
 from mvlm_jax.data.labelled_pipeline import (
     Classes,
@@ -20,8 +22,8 @@ from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 
 LABELS = ("False", "True")
-IMAGES = {"images": 2, "image_size": 16, "max_image_pixels": 10**6}
-AUGMENT = {"min_scale": 0.5, "flip": False, "operations": 0, "magnitude": 0}
+IMAGES = {"images": 2, "spec": ImageSpec(size=16, max_pixels=10**6)}
+AUGMENT = Augment(min_scale=0.5, flip=False, operations=0, magnitude=0)
 
 
 class Pairs:
@@ -73,8 +75,8 @@ class Sides:
 
 
 def batches(tokenizer, *, rows=range(4), **changes):
-    fields = {"mixture": Mixture([Component(Pairs())]), "targets": Classes(LABELS), "seed": 0, **IMAGES, **AUGMENT}
-    examples = LabelledExamples(**{**fields, **changes})
+    fields = {"mixture": Mixture([Component(Pairs())]), "targets": Classes(LABELS), "seed": 0, "augment": AUGMENT}
+    examples = LabelledExamples(**{**fields, **IMAGES, **changes})
     return LabelledBatches(examples, tokenizer, max_length=8, batch_size=4, rows=tuple(rows))
 
 
@@ -114,7 +116,8 @@ def test_a_batch_depends_on_nothing_but_seed_and_step(tokenizer):
 @pytest.mark.parametrize(("answer", "least", "most"), [("on the left", 0, 0), ("in the grass", 20, 44)])
 def test_images_whose_answer_names_a_side_are_not_flipped(tokenizer, answer, least, most):
     targets = WeightedAnswers(tokenizer, slots=1, length=5)
-    changes = {"targets": targets, "images": 1, "flip": True, "min_scale": 1.0}
+    augment = Augment(min_scale=1.0, flip=True, operations=0, magnitude=0)
+    changes = {"targets": targets, "images": 1, "augment": augment}
     made = batches(tokenizer, mixture=Mixture([Component(Sides(answer))]), **changes)
     flipped = sum(int((made[step]["image"][:, 0, 8, 2, 2] > 128).sum()) for step in range(16))
     assert least <= flipped <= most

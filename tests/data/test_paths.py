@@ -9,9 +9,8 @@ from examples import encoded, picture, write_tar
 
 from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
-from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.paths import matching, split_query
-from mvlm_jax.data.sources import open_source, source_files
+from mvlm_jax.data.sources import open_labelled, open_source, source_files
 from mvlm_jax.data.writing.shards import serialize
 from mvlm_jax.errors import UserError
 
@@ -95,7 +94,7 @@ def test_home_is_known_in_every_place_of_a_path(tmp_path, monkeypatch):
     (tmp_path / "dev.json").write_text("")
     for uri in ("json:~/a.json", f"json:{tmp_path}/a.json?image_root=~"):
         assert open_source(uri, data_dir="")[0]["image"] == IMAGE
-    assert len(open_labelled("nlvr2:~:dev", data_dir="")) == len(open_nlvr2(tmp_path, "dev")) == 0
+    assert len(open_labelled("nlvr2:~?split=dev", data_dir="")) == len(open_nlvr2(tmp_path, "dev")) == 0
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3", "http", "HTTPS", "hdfs", "file"])

@@ -12,31 +12,30 @@ import psutil
 import pytest
 from examples import ListSource, encoded, pair_source, picture
 
-from mvlm_jax.data import run_examples
-from mvlm_jax.data.images import decode_image, evaluate_transform
+from mvlm_jax.data import training_examples
+from mvlm_jax.data.augmentation import Augment
+from mvlm_jax.data.background import in_background
+from mvlm_jax.data.images import ImageSpec, decode_image, evaluate_transform
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture
-from mvlm_jax.data.pipeline import eval_split, stable_hash, train_batches
+from mvlm_jax.data.pipeline import PairBatches, PairExamples, eval_split, stable_hash
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 
 HERE = Path(__file__).resolve().parent
-OPTIONS = {
-    "image_size": 16,
-    "max_length": 16,
-    "batch_size": 8,
-    "seed": 5,
-    "max_image_pixels": 10_000,
-    "min_scale": 0.2,
-    "flip": True,
-    "operations": 2,
-    "magnitude": 7,
-}
-PLAIN = {**OPTIONS, "min_scale": 1.0, "flip": False, "operations": 0}
+BATCH_SIZE = 8
+SPEC = ImageSpec(size=16, max_pixels=10_000)
+AUGMENT = Augment(min_scale=0.2, flip=True, operations=2, magnitude=7)
+PLAIN = {"augment": Augment(min_scale=1.0, flip=False, operations=0, magnitude=7)}
 
 
-def take(count, source, tokenizer, **options):
+def take(
+    count, source, tokenizer, *, seed=5, augment=AUGMENT, batch_size=BATCH_SIZE, rows=None, start_step=0, workers=0
+):
     mixture = source if isinstance(source, Mixture) else Mixture([Component(source)])
-    batches = train_batches(mixture, tokenizer, **{**OPTIONS, **options})
+    examples = PairExamples(mixture=mixture, seed=seed, spec=SPEC, augment=augment)
+    own = tuple(range(batch_size) if rows is None else map(int, rows))
+    steps = PairBatches(examples, tokenizer, max_length=16, batch_size=batch_size, rows=own)
+    batches = in_background(steps, start_step=start_step, workers=workers, prefetch=2)
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -124,7 +123,7 @@ def test_ids_of_a_single_source_are_hashed_as_they_are(tokenizer):
 
 def shares(source, tokenizer, *, hosts, **options):
     """The global batches that all hosts hold together."""
-    rows = np.split(np.arange(OPTIONS["batch_size"]), hosts)
+    rows = np.split(np.arange(BATCH_SIZE), hosts)
     parts = [take(3, source, tokenizer, rows=own, **options) for own in rows]
     return [
         {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
@@ -242,14 +241,14 @@ def test_source_without_a_usable_record_is_refused(tokenizer):
 
 
 def test_endless_run_of_broken_records_is_refused(tokenizer, monkeypatch):
-    monkeypatch.setattr(run_examples, "LONGEST_GAP", 4)
+    monkeypatch.setattr(training_examples, "LONGEST_GAP", 4)
     with pytest.raises(UserError, match="4 records in a row"):
         take(3, pair_source(20, broken=tuple(range(19))), tokenizer)
 
 
 def test_wrong_seed_is_refused_before_the_first_batch(tokenizer):
     with pytest.raises(UserError, match="seed=-1"):
-        train_batches(Mixture([Component(pair_source(1))]), tokenizer, **{**OPTIONS, "seed": -1})
+        take(1, pair_source(1), tokenizer, seed=-1)
 
 
 def test_identity_hash_is_stable():
@@ -258,7 +257,7 @@ def test_identity_hash_is_stable():
 
 
 def evaluated(source, tokenizer, *, host_bytes=2**30):
-    return eval_split(source, tokenizer, max_length=16, max_image_pixels=10_000, image_size=16, host_bytes=host_bytes)
+    return eval_split(source, tokenizer, max_length=16, spec=SPEC, host_bytes=host_bytes)
 
 
 @pytest.mark.parametrize("host_bytes", [0, 2**30])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mvlm_jax.cli import commands
 from mvlm_jax.cli import prepare as prepare_command
-from mvlm_jax.data.builders import flickr8k
+from mvlm_jax.data.builders import flickr8k, registry
 from mvlm_jax.data.builders.shapes import collection as shapes_collection
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
@@ -45,6 +45,7 @@ write_dataset(shapes.collection(train=1100, val=4, test=4), name="shapes", data_
 ENDLESS = """
 import pathlib, sys, time
 from mvlm_jax.cli import prepare
+from mvlm_jax.data.builders import registry
 from mvlm_jax.data.collection import Collection
 class Endless:
     def __init__(self, begun):
@@ -57,14 +58,14 @@ class Endless:
 if __name__ == "__main__":
     data_dir, begun = sys.argv[1:]
     splits = {"train": Endless(pathlib.Path(begun)), "val": Endless(pathlib.Path(begun))}
-    prepare.DRAWN["shapes"] = lambda: Collection(splits=splits, source="endless")
+    registry.DRAWN["shapes"] = lambda: Collection(splits=splits, source="endless")
     sys.exit(prepare.run(["--dataset=shapes", f"--data_dir={data_dir}", "--workers=2"]))
 """
 
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    monkeypatch.setitem(prepare_command.DRAWN, "shapes", lambda: shapes_collection(train=9, val=4, test=4))
+    monkeypatch.setitem(registry.DRAWN, "shapes", lambda: shapes_collection(train=9, val=4, test=4))
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_what_is_prepared_already_is_not_drawn_again(tmp_path, small_shapes, mon
     written = prepare()
     drawing = shapes_collection(train=9, val=4, test=4).source
     costly = Collection(splits={"train": Costly([])}, source=drawing)
-    monkeypatch.setitem(prepare_command.DRAWN, "shapes", lambda: costly)
+    monkeypatch.setitem(registry.DRAWN, "shapes", lambda: costly)
     assert prepare() == written
 
 
@@ -485,7 +486,7 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
     assert "quality" in refusal(capsys, "--dataset=shapes", "--quality=100")
     assert "--dataset" in refusal(capsys)
     assert "needs one --source" in refusal(capsys, "--dataset=flickr8k")
-    assert "leave it out" in refusal(capsys, "--dataset=shapes", "--source=x")
+    assert "leave out --source=" in refusal(capsys, "--dataset=shapes", "--source=x")
     assert "not a directory" in refusal(capsys, "--dataset=flickr8k", f"--source={tmp_path}/nothing")
     assert flickr8k.CAPTIONS in refusal(capsys, "--dataset=flickr8k", f"--source={tmp_path}")
     for name in flickr8k.LISTS.values():

@@ -10,7 +10,7 @@ from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import in_minival, open_vqa, submission
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource, ListedExamples, answer_list
-from mvlm_jax.data.labelled_sources import parse_labelled
+from mvlm_jax.data.sources import modern_uri, open_labelled, open_source, split_name
 from mvlm_jax.errors import UserError
 
 
@@ -152,22 +152,59 @@ def test_hypotheses_of_snli_ve_have_their_label_and_their_image(tmp_path):
     assert row.example_id == "4705552913.jpg#2r1n"
 
 
+def test_a_directory_may_hold_colons_and_question_marks(tmp_path):
+    for name in ("a:b", "what?", "100%20"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.json").write_text(json.dumps(NLVR2_LINE))
+        assert open_labelled(f"nlvr2:{tmp_path}/{name}?split=dev", data_dir="").row(0).example_id == "dev-189-0-1"
+
+
+def refusal(open_uri, uri):
+    with pytest.raises(UserError) as caught:
+        open_uri(uri, data_dir="")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["coco:DIR?split=train", "vqa:", "VQA"])
+def test_other_schemes_are_refused_with_the_legal_ones(uri):
+    assert "tfds:<name>:<split>, arrayrecord:" in refusal(open_labelled, uri)
+    assert "vqa:<directory>?split=<split>" in refusal(open_labelled, uri)
+
+
+def test_each_sort_of_source_refuses_the_schemes_of_the_other(tmp_path):
+    assert refusal(open_labelled, f"json:{tmp_path}/a.json").endswith(
+        "does not hold labelled examples; they are read from tfds:<name>:<split>, vqa:<directory>?split=<split>, "
+        "nlvr2:<directory>?split=<split>, snli_ve:<directory>?split=<split>"
+    )
+    assert "does not hold captioned images; they are read from tfds:" in refusal(open_source, "vqa:DIR?split=val")
+
+
+def test_a_split_must_be_named_and_exist(tmp_path):
+    splits = "train, val, test-dev, test, trainval, minival"
+    assert refusal(open_labelled, f"vqa:{tmp_path}").endswith(f"several splits; add ?split= and one of {splits}")
+    assert refusal(open_labelled, f"vqa:{tmp_path}?split=dev").endswith(f"no split 'dev'; its splits are {splits}")
+    assert "'image'; vqa: takes split" in refusal(open_labelled, f"vqa:{tmp_path}?split=val&image=x")
+
+
+def test_a_split_behind_a_colon_is_refused_with_the_right_form(tmp_path):
+    for uri in (f"vqa:{tmp_path}:val", "snli_ve:SNLI-VE:dev"):
+        path, _, split = uri.rpartition(":")
+        expected = f"source {uri!r} names its split as earlier versions did; write {path}?split={split}"
+        assert refusal(open_labelled, uri) == refusal(lambda uri, data_dir: split_name(uri), uri) == expected
+
+
 @pytest.mark.parametrize(
-    ("uri", "parts"),
+    ("old", "new"),
     [
-        ("tfds:shapes_vqa:val", ("tfds", "shapes_vqa", "val")),
-        ("tfds:shapes_vqa:val[:50]", ("tfds", "shapes_vqa", "val[:50]")),
-        ("vqa:/data/a:b/VQA:test-dev", ("vqa", "/data/a:b/VQA", "test-dev")),
+        ("vqa:/data/a:b/VQA:test-dev", "vqa:/data/a:b/VQA?split=test-dev"),
+        ("vqa:VQA:train + 0.5*nlvr2:~/my data:dev", "vqa:VQA?split=train + 0.5*nlvr2:~/my data?split=dev"),
+        ("2*tfds:shapes_vqa:val[:50]", "2*tfds:shapes_vqa:val[:50]"),
+        ("vqa:/data/a:b/VQA?split=val", "vqa:/data/a:b/VQA?split=val"),
+        ("json:a:b", "json:a:b"),
     ],
 )
-def test_sources_are_named_by_their_kind_place_and_split(uri, parts):
-    assert parse_labelled(uri) == parts
-
-
-@pytest.mark.parametrize("uri", ["vqa:VQA", "coco:DIR:train", "tfds::val", "nlvr2:DIR:"])
-def test_other_names_of_sources_are_refused(uri):
-    with pytest.raises(UserError, match="is not one of tfds:<name>:<split>, vqa:<directory>:<split>"):
-        parse_labelled(uri)
+def test_uris_of_earlier_versions_are_rewritten(old, new):
+    assert modern_uri(old) == modern_uri(new) == new
 
 
 def test_what_is_not_as_published_is_one_line(tmp_path):

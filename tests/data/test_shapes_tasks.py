@@ -10,12 +10,12 @@ import tensorflow_datasets as tfds
 from tiny import ROOT
 
 from mvlm_jax.cli import prepare as prepare_command
-from mvlm_jax.data.builders import shapes_tasks
+from mvlm_jax.data.builders import registry, shapes_tasks
 from mvlm_jax.data.builders.shapes import COLORS, SHAPES, render, scenes
+from mvlm_jax.data.formats import snli_ve
 from mvlm_jax.data.labelled import LabelledSource
-from mvlm_jax.data.labelled_sources import open_labelled
 from mvlm_jax.data.mixtures import open_mixture
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.data.writing.dataset import read_manifest, write_dataset
 from mvlm_jax.errors import UserError
 
@@ -137,7 +137,7 @@ def test_hypotheses_cannot_be_judged_from_one_side_alone():
             answers = defaultdict(list)
             for example in nine:
                 answers[seen(example)].append(example.answer)
-            assert [sorted(found) for found in answers.values()] == [sorted(shapes_tasks.LABELS)] * 3
+            assert [sorted(found) for found in answers.values()] == [sorted(snli_ve.LABELS)] * 3
 
 
 def _batched(values, size):
@@ -230,13 +230,13 @@ def test_pairs_and_labelled_examples_are_not_taken_for_each_other(shapes_dir, da
         open_source("tfds:shapes_vqa:val", data_dir=str(data_dir))
 
 
-def test_door_draws_them_and_refuses_to_check_or_preview_them(collections, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(prepare_command.DRAWN, "shapes_ve", lambda: collections["shapes_ve"])
+def test_prepare_draws_them_and_refuses_to_check_or_preview_them(collections, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(registry.DRAWN, "shapes_ve", lambda: collections["shapes_ve"])
     drawn = ["--dataset=shapes_ve", f"--data_dir={tmp_path}"]
     assert prepare_command.run(drawn) == 0
     assert "test: 270 examples\n" in capsys.readouterr().out
     assert prepare_command.run([*drawn, "--source=DIR"]) == 2
-    assert "which is drawn; leave it out" in capsys.readouterr().err
+    assert "is drawn and reads no files; leave out --source=" in capsys.readouterr().err
     assert prepare_command.run([*drawn, "--check"]) == 2
     assert "--check looks at images with captions" in capsys.readouterr().err
     assert prepare_command.run(["--preview", f"--config={ROOT / 'configs' / 'finetune_vqa.py'}:shapes"]) == 2

@@ -5,10 +5,9 @@ import sys
 
 import pytest
 
-from mvlm_jax.cli import prepare
-from mvlm_jax.data.builders.names import DRAWN, PUBLISHED
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import decode_image
-from mvlm_jax.data.sources import Source, open_source, source_files, split_name
+from mvlm_jax.data.sources import open_source, source_files, split_name
 from mvlm_jax.errors import UserError
 
 
@@ -56,10 +55,6 @@ def test_unprepared_dataset_is_refused_with_the_command_that_makes_it(tmp_path):
     for name, source in sources.items():
         command = f"mvlm prepare --dataset={name}{source} --data_dir={tmp_path}"
         assert refusal(f"tfds:{name}:train", str(tmp_path)).endswith(command)
-
-
-def test_the_door_makes_what_the_command_names():
-    assert (tuple(prepare.DRAWN), tuple(prepare.BUILDERS)) == (DRAWN, PUBLISHED)
 
 
 def test_wrong_split_is_refused_with_the_legal_ones(shapes_dir):
@@ -138,6 +133,7 @@ def test_wrong_options_are_refused_with_the_legal_ones(tmp_path):
         ("table:/data/my pairs.csv", "my_pairs"),
         ("arrayrecord:/data/coco/val", "val"),
         ("webdataset:/data/{000..099}.tar", "000..099"),
+        ("vqa:/data/VQA?split=test-dev", "test-dev"),
     ],
 )
 def test_results_are_filed_under_a_name_that_a_file_can_have(uri, name):

@@ -5,9 +5,9 @@ import pytest
 from examples import encoded, picture
 from PIL import Image, ImageEnhance
 
-from mvlm_jax.doctor import twins
-from mvlm_jax.doctor.captions import caption_problems, is_mojibake, is_text, normalized
-from mvlm_jax.doctor.images import grey_rest, is_flat, look
+from mvlm_jax.doctor import near_duplicates
+from mvlm_jax.doctor.captions import caption_faults, is_mojibake, is_text, normalized
+from mvlm_jax.doctor.images import grey_rest, inspect_image, is_flat
 from mvlm_jax.doctor.near_duplicates import MOST_SIGNS, near_pairs, same_files
 
 
@@ -42,7 +42,7 @@ def test_all_pairs_that_differ_little_are_found_and_no_others():
 
 
 def test_many_alike_are_joined_without_comparing_all_with_all(monkeypatch):
-    monkeypatch.setattr(twins, "NEIGHBOURS", 4)
+    monkeypatch.setattr(near_duplicates, "NEIGHBOURS", 4)
     shapes = np.tile(shapes_of(1), (1000, 1))
     first, second, _ = near_pairs(shapes, colours_of(1000))
     assert set(second.tolist()) == set(range(1, 1000))  # each has an earlier one
@@ -70,7 +70,7 @@ def test_same_files_have_the_same_number():
 
 
 def signs_that_differ(one: bytes, other: bytes) -> int:
-    prints = [look(data, max_pixels=10**7, shortest_side=1.0).fingerprint for data in (one, other)]
+    prints = [inspect_image(data, max_pixels=10**7, shortest_side=1.0).fingerprint for data in (one, other)]
     return int(np.bitwise_count(prints[0].shape ^ prints[1].shape).sum())
 
 
@@ -123,7 +123,7 @@ def test_flat_is_one_colour_and_next_to_nothing_else():
     ["a dog", "STOP", "两只狗在跑", "दो कुत्ते दौड़ रहे हैं", "Müller & Söhne, 7 m", "<PERSON> in 2019", "“CAFÉ” à NÎMES"],
 )
 def test_sentences_in_any_script_are_text(caption):
-    assert list(caption_problems(caption)) == []
+    assert list(caption_faults(caption)) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import recipe
 
+from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.evaluation import reconstruction
 from mvlm_jax.objectives.masking import Masking
@@ -36,8 +37,7 @@ def split():
         left_out={},
         source=Unread(),
         records=list(range(5)),
-        image_size=4,
-        max_image_pixels=100,
+        spec=ImageSpec(size=4, max_pixels=100),
         pixels=images,
     )
 

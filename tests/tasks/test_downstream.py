@@ -18,7 +18,7 @@ from mvlm_jax.data import labelled_pipeline
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.images import UndecodableImage
 from mvlm_jax.data.labelled import LabelledRow
-from mvlm_jax.data.labelled_sources import open_labelled
+from mvlm_jax.data.sources import open_labelled
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy

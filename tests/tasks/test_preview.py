@@ -61,7 +61,7 @@ def test_page_marks_the_hidden_words_of_the_first_pairs(task):
     assert page.count("data:image/png;base64,") == 10 and "http" not in page
 
 
-def test_door_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, demo_dir, tmp_path, capsys):
+def test_preview_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, demo_dir, tmp_path, capsys):
     fields = SMALLER | {"data.data_dir": demo_dir, "mesh.data": 1024, "data.workers": 7}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     arguments = ["--preview", f"--config={ROOT / 'configs' / 'demo.py'}", f"--step={STEP}", "--examples=3", *flags]
@@ -81,10 +81,10 @@ def test_preview_without_a_recipe_is_refused(capsys):
 @pytest.mark.parametrize(
     ("flag", "instead"),
     [
-        ("--data_dir=runs/data", "the recipe says it: --config.data.data_dir=…"),
-        ("--dataset=shapes", "the recipe says it: --config.data.train=…"),
-        ("--source=json:a.json", "the recipe says it: --config.data.train=…"),
-        ("--workers=2", "--workers has a use only with --check or no other"),
+        ("--data_dir=runs/data", "set --config.data.data_dir=…"),
+        ("--dataset=shapes", "set --config.data.train=…"),
+        ("--source=json:a.json", "set --config.data.train=…"),
+        ("--workers=2", "--workers is not used with --preview"),
     ],
 )
 def test_preview_refuses_flags_that_it_does_not_read(flag, instead, capsys):

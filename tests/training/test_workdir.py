@@ -138,7 +138,7 @@ def test_the_file_of_an_evaluation_says_what_it_was_taken_of(tmp_path):
         ("retrieval-val_100", "tfds:coco:val[:100]", "retrieval-coco-val_100-HASH"),
         ("retrieval-test", "json:/data/karpathy.json?split=test", "retrieval-karpathy-test-HASH"),
         ("retrieval-pairs", "table:/data/pairs.csv", "retrieval-pairs-HASH"),
-        ("vqa-val", "vqa:/data/vqa v2:val", "vqa-vqa_v2-val-HASH"),
+        ("vqa-val", "vqa:/data/vqa v2?split=val", "vqa-vqa_v2-val-HASH"),
         ("classification-val", "/data/imagenet/val", "classification-val-HASH"),
         ("retrieval-test", "json:/ümläut/" + "x" * 300 + ".json?split=test", f"retrieval-{'x' * 40}-test-HASH"),
         ("retrieval-..", "webdataset:/../..", "retrieval-HASH"),

@@ -9,15 +9,15 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import parquet
 
-from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.annotations import captions_in
 from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.data.formats.webdataset import open_webdataset
 from mvlm_jax.data.images import IMAGE_ENDINGS
-from mvlm_jax.data.sources import Source
+from mvlm_jax.data.paths import check_layout
 from mvlm_jax.errors import UserError
 
 SBU_URLS = "SBU_captioned_photo_dataset_urls.txt"

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from pathlib import Path
 
-from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.texts import decoded
+from mvlm_jax.data.paths import check_layout
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import karpathy_rows, layout_checked
 from mvlm_jax.data.formats.listed import listed
 from mvlm_jax.data.formats.published import json_file
+from mvlm_jax.data.paths import check_layout
 from mvlm_jax.errors import UserError
 
 COCO_LIST = "dataset_coco.json"

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from mvlm_jax.data.builders import fetched, karpathy, visual_genome
-from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
-from mvlm_jax.data.examples import Example
+from mvlm_jax.data.examples import Example, Source
+from mvlm_jax.data.paths import check_layout
 from mvlm_jax.data.skipped import Skipped
-from mvlm_jax.data.sources import Source
 
 PARTS = ("cc3m", "sbu", "visual_genome", "coco")
 

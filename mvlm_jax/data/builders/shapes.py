@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mvlm_jax.data.codecs import PairCodec
-from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.collection import Collection, PairCodec
 from mvlm_jax.data.examples import Example
 
 CANVAS = 64  # pixels a side

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvlm_jax.data.builders.shapes import COLORS, HELD_OUT, HOW_MANY, SHAPES, TRAIN, Drawing, Scene, Shape, png
-from mvlm_jax.data.codecs import LabelledCodec
-from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.collection import Collection, LabelledCodec
+from mvlm_jax.data.formats import nlvr2, snli_ve
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, example_of
 
 ANNOTATORS = 10
@@ -101,8 +101,7 @@ def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) 
         pairs, chosen = _found(four)
         for which, statement in enumerate(chosen):
             for place, pair in enumerate(pairs):
-                label = "True" if which == place else "False"
-                yield Drawn(pair, statement.text, label, group=f"{number}-{which}")
+                yield Drawn(pair, statement.text, nlvr2.LABELS[which == place], group=f"{number}-{which}")
 
 
 def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tuple[Scene, ...]) -> Statement | None:
@@ -116,12 +115,11 @@ def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tup
     return None
 
 
-LABELS = ("entailment", "contradiction", "neutral")
-
-
 def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) -> Iterator[Drawn]:
     """Three images and three hypotheses such as `the red one is a circle`: true of one image, false of another; of the
     third nothing can be said, since nothing in it is red."""
+    contradiction, neutral, entailment = snli_ve.LABELS
+    labels = entailment, contradiction, neutral
     by_look: dict[tuple[str, str], list[Scene]] = defaultdict(list)
     for scene in drawn:
         for color, shape in _looks(scene).items():
@@ -131,7 +129,7 @@ def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) 
         for place, scene in enumerate(shown):
             for which, (color, shape) in enumerate(said):
                 article = "an" if shape[0] in "aeiou" else "a"
-                yield Drawn((scene,), f"the {color} one is {article} {shape}", LABELS[(which - place) % 3])
+                yield Drawn((scene,), f"the {color} one is {article} {shape}", labels[(which - place) % 3])
 
 
 def _nine(

@@ -6,12 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvlm_jax.data.builders.karpathy import COCO_LIST, FLICKR30K_LIST, HELD_OUT, read_list
-from mvlm_jax.data.builders.layout import check_layout
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.formats.annotations import caption_text
 from mvlm_jax.data.formats.ids import id_text
 from mvlm_jax.data.formats.listed import Row, listed
 from mvlm_jax.data.formats.published import json_file
+from mvlm_jax.data.paths import check_layout
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 

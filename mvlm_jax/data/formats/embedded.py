@@ -1,6 +1,7 @@
 """Parquet files that hold the images themselves, as Hugging Face's `datasets` writes them."""
 
 import contextlib
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -24,17 +25,29 @@ from mvlm_jax.errors import UserError
 KEPT = 2  # row groups in memory: reading in order decompresses each of them once
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowGroups:
+    """The row groups of several parquet files."""
+
+    files: Sequence[Path]
+    places: Int64[np.ndarray, "G 2"]  # (file, row group in it)
+    starts: Int64[np.ndarray, " G"]  # the number of the first row of each, over all files
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The number of the row group that holds a row, and the row's place in it."""
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return group, row - int(self.starts[group])
+
+
 class EmbeddedSource:
     """Captions in memory; images are read on demand, a whole row group at once: fast in order, and slow at random."""
 
     def __init__(
         self,
         *,
-        files: Sequence[Path],
+        groups: RowGroups,
         column: str,
         root: Path,
-        groups: Int64[np.ndarray, "G 2"],
-        starts: Int64[np.ndarray, " G"],
         rows: Int64[np.ndarray, " E"],
         captions: pa.Array,
         ids: pa.Array,
@@ -43,12 +56,10 @@ class EmbeddedSource:
         Args:
           column: of the images.
           root: where paths begin, in rows that have a path and no bytes.
-          groups: (file, row group in it); `starts`: the number of the first row in each, over all files.
-          rows: of the examples.
+          rows: the first row of each example, counted over all files.
         """
-        self._files, self._column, self._root = files, column, root
-        self._groups, self._starts, self._rows = groups, starts, rows
-        self._captions, self._ids = captions, ids
+        self._groups, self._column, self._root = groups, column, root
+        self._rows, self._captions, self._ids = rows, captions, ids
         self.left_out = Skipped()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
@@ -62,9 +73,8 @@ class EmbeddedSource:
           AbsentImage: the row holds no image, nor the path of one that is there.
           UserError: the file cannot be read, or is damaged.
         """
-        row = int(self._rows[index])
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        value = self._images(group)[row - int(self._starts[group])].as_py()
+        group, place = self._groups.locate(int(self._rows[index]))
+        value = self._images(group)[place].as_py()
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if image is None:
             if not path:
@@ -84,8 +94,8 @@ class EmbeddedSource:
             if group in self._kept:
                 self._kept.move_to_end(group)
                 return self._kept[group]
-            number, within = self._groups[group].tolist()
-            file = self._files[number]
+            number, within = self._groups.places[group].tolist()
+            file = self._groups.files[number]
             try:
                 with parquet.ParquetFile(file) as table:
                     images = table.read_row_group(within, columns=[self._column]).column(0)
@@ -165,11 +175,11 @@ def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, r
                         rows.append(total)
                     total += 1
     return EmbeddedSource(
-        files=files,
+        groups=RowGroups(
+            files=files, places=np.array(groups, np.int64).reshape(-1, 2), starts=np.array(starts, np.int64)
+        ),
         column=image,
         root=root,
-        groups=np.array(groups, np.int64).reshape(-1, 2),
-        starts=np.array(starts, np.int64),
         rows=np.array(rows, np.int64),
         captions=pa.array(captions, pa.large_list(pa.large_string())),
         ids=distinct(pa.array(map(utf8, keys), pa.large_string()), files=owners, names=[file.stem for file in files]),

@@ -8,6 +8,7 @@ from mvlm_jax.data.formats.published import chosen, json_lines, read_rows, text_
 from mvlm_jax.data.labelled import LabelledRow, ListedExamples
 
 SPLITS = {name: f"{name}.json" for name in ("train", "dev", "test1", "test2")}
+LABELS = ("False", "True")
 
 
 def open_nlvr2(directory: Path, split: str) -> ListedExamples:

@@ -71,6 +71,8 @@ def chosen(files: dict[str, Any], split: str, *, dataset: str) -> Any:
     Raises:
       UserError: no such split.
     """
+    if not split:
+        raise UserError(f"{dataset} has several splits; add ?split= and one of {', '.join(files)}")
     if split not in files:
         raise UserError(f"{dataset} has no split {split!r}; its splits are {', '.join(files)}")
     return files[split]

@@ -10,6 +10,7 @@ from mvlm_jax.data.skipped import Skipped
 
 SPLITS = {name: f"snli_ve_{name}.jsonl" for name in ("train", "dev", "test")}
 IMAGES = "flickr30k-images"
+LABELS = ("contradiction", "neutral", "entailment")
 UNDECIDED = ("-",)
 # Releases spell it differently.
 IMAGE_KEYS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")

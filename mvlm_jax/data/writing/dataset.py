@@ -20,11 +20,10 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from mvlm_jax import signals
-from mvlm_jax.data.codecs import Codec
-from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.collection import Codec, Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.records import ids_file
 from mvlm_jax.data.processes import available_cpus, end_with_parent
-from mvlm_jax.data.sources import Source
 from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_path, sha256, write_shard
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
@@ -100,6 +99,21 @@ def write_dataset(
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / MANIFEST).read_text())
+
+
+def summary(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Lines that say what was written and what was left out."""
+    for split, counts in manifest["splits"].items():
+        captioned = f"images, {counts['captions']} captions" if counts["captions"] else "examples"
+        yield f"{split}: {counts['examples']} {captioned}"
+        yield from _skips(counts["skipped"])
+    yield from _skips(manifest["lines_left_out"])
+
+
+def _skips(skipped: Mapping[str, Any]) -> Iterator[str]:
+    for reason, left_out in skipped.items():
+        more = ", …" if left_out["count"] > len(left_out["ids"]) else ""
+        yield f"  left out, {reason}: {left_out['count']} ({', '.join(left_out['ids'])}{more})"
 
 
 def _write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from mvlm_jax.data.codecs import Codec, Values
+from mvlm_jax.data.collection import Codec, Values
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.skipped import Skipped
-from mvlm_jax.data.sources import Source
 from mvlm_jax.files import atomically, write_text
 
 # One record a chunk for random access; images are compressed already.

@@ -1,4 +1,4 @@
-"""What the examples and the batches of a run have in common, whatever task it trains."""
+"""The examples and batches of a training run: what all tasks have in common."""
 
 import dataclasses
 import random
@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from mvlm_jax.data.augmentation import training_image
+from mvlm_jax.data.augmentation import Augment, training_image
 from mvlm_jax.data.background import Batch
-from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
@@ -27,18 +27,22 @@ class UnusableExample(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunExamples:
-    """Random access to the examples of a run, counted from its start; pickled into worker processes."""
+class TrainingExamples:
+    """Random access to the examples of a run, counted from its start; pickled into worker processes.
+
+    Raises:
+      UserError: a seed that is no 32-bit number.
+    """
 
     mixture: Mixture
     seed: int
-    image_size: int  # pixels a side
-    max_image_pixels: int
-    min_scale: float
-    flip: bool
-    operations: int
-    magnitude: int
+    spec: ImageSpec
+    augment: Augment
     reported: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"config.seed={self.seed} must lie between 0 and {2**32 - 1}")
 
     def __getitem__(self, index: int) -> Any:
         raise NotImplementedError
@@ -78,29 +82,19 @@ class RunExamples:
         Raises:
           UndecodableImage: as `decode_image`.
         """
-        return training_image(
-            image,
-            rng=rng,
-            caption=text,
-            size=self.image_size,
-            max_pixels=self.max_image_pixels,
-            min_scale=self.min_scale,
-            flip=self.flip,
-            operations=self.operations,
-            magnitude=self.magnitude,
-        )
+        return training_image(image, rng=rng, caption=text, spec=self.spec, augment=self.augment)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunBatches:
+class TrainingBatches:
     """Random access to the batches of a run by step; pickled into worker processes."""
 
-    examples: RunExamples
+    examples: TrainingExamples
     tokenizer: Tokenizer
     _: dataclasses.KW_ONLY
     max_length: int
     batch_size: int
-    rows: tuple[int, ...]  # of each `batch_size` consecutive examples the ones that are read
+    rows: tuple[int, ...]  # positions in the global batch that this process reads
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size

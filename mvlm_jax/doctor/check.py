@@ -1,5 +1,6 @@
-"""Looks at every example of a collection, and at what they have in common with each other and with evaluation sets."""
+"""Checks every example of a collection, and compares all of them with each other and with evaluation sets."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,21 +14,22 @@ from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 from tqdm import tqdm
 
 from mvlm_jax.data.collection import Collection
+from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.processes import available_cpus
-from mvlm_jax.data.sources import Source
-from mvlm_jax.data.text import Tokenizer
-from mvlm_jax.doctor.captions import SHAPELESS, caption_problems, normalized
-from mvlm_jax.doctor.faults import KINDS
-from mvlm_jax.doctor.images import CELLS, Fingerprint, look
+from mvlm_jax.data.text import Tokenizer, train_tokenizer
+from mvlm_jax.doctor.captions import INVISIBLE, caption_faults, normalized
+from mvlm_jax.doctor.faults import FAULTS
+from mvlm_jax.doctor.images import CELLS, Fingerprint, inspect_image
 from mvlm_jax.doctor.near_duplicates import near_pairs, same_files
 
-CHUNK = 64  # examples that a thread looks at before it hands over what it found
+CHUNK = 64  # examples that a thread checks at a time
 MANY_COPIES = 10  # of one file
 BOILERPLATE, BOILERPLATE_PART = 10, 1 / 1000  # images that share a caption: both in number and of all
 LONGEST = 4  # times the configured length; what is longer is counted as that long
-# Of what is left out before any image is read, the reasons that nobody intends.
+# Reasons for leaving something out before any image is read that nobody intends.
 UNREAD = ("malformed", "not_utf8", "no_path", "no_such_image", "repeated_member", "link_member")
+TOKENIZER_EXAMPLES = 20_000  # whose captions a tokenizer is trained on
 SHOWN = 160  # characters of a caption that are quoted
 
 
@@ -39,17 +41,17 @@ class Place(NamedTuple):
 
 
 class Finding(NamedTuple):
-    kind: str
+    fault: str
     place: Place
     id: str
     detail: str
-    twin: Place | None = None  # the other one of a pair
-    twin_id: str = ""
+    other: Place | None = None  # the second example where a fault concerns two
+    other_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the run that the data is meant for can use."""
+    """Limits of the run that the data is meant for."""
 
     max_pixels: int  # of an image
     image_size: int  # pixels a side, of what the model sees
@@ -57,82 +59,93 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkup:
-    """Everything that was found."""
+class CheckResult:
+    """The findings of a check, and what was counted on the way."""
 
-    findings: tuple[Finding, ...]  # by kind, then in the order of the collection
+    findings: tuple[Finding, ...]  # by fault, then in the order of the collection
     examples: Mapping[str, int]  # by split
     captions: Mapping[str, int]  # by split
     against: Mapping[str, int]  # images of each evaluation set
     lengths: Int[np.ndarray, " T"]  # captions of 0, 1, … tokens, start and end included; empty: no tokenizer
     max_length: int
-    unread: Mapping[str, int]  # by reason: what no example was made of
+    unread: Mapping[str, int]  # by reason: entries of the lists that no example was made of
 
     @property
     def counts(self) -> dict[str, int]:
-        """Findings by kind, of the kinds that there are any of."""
-        counts = Counter(finding.kind for finding in self.findings)
+        """The number of findings of each fault that occurs."""
+        counts = Counter(finding.fault for finding in self.findings)
         counts["unread"] = sum(self.unread.values())
-        return {kind: counts[kind] for kind in KINDS if counts[kind]}
+        return {fault: counts[fault] for fault in FAULTS if counts[fault]}
 
 
-def examine(
+def check_collection(
     collection: Collection,
     *,
     limits: Limits,
     tokenizer: Tokenizer | None,
     against: Mapping[str, Source] | None = None,
     threads: int = 0,
-) -> Checkup:
-    """Reads every example once; what is kept of it in memory is about 300 bytes, whatever its size.
+) -> CheckResult:
+    """Reads every example once, and keeps about 300 bytes of each in memory.
 
     Args:
-      tokenizer: None: lengths and unknown words are not looked at.
+      tokenizer: None: lengths and unknown words are not checked.
       against: evaluation sets by name, which no image of the collection should be in.
-      threads: 0: one a core. The result does not depend on it.
+      threads: 0: one a CPU. The result does not depend on it.
 
     Raises:
       UserError: a file that is there but cannot be read.
     """
     sources = {**collection.splits, **(against or {})}
     own = sum(map(len, collection.splits.values()))
-    inspect = functools.partial(_inspect, limits=limits, tokenizer=tokenizer)
+    check = functools.partial(_check_chunk, limits=limits, tokenizer=tokenizer)
     chunks = [
         (split, source, range(start, min(start + CHUNK, len(source))))
         for split, source in sources.items()
         for start in range(0, max(1, len(source)), CHUNK)
     ]
-    seen = []
+    parts = []
     with (
-        # No bar where nobody looks: disable=None asks the terminal.
+        # disable=None: a bar on a terminal only.
         tqdm(total=sum(map(len, sources.values())), unit=" images", disable=None, smoothing=0.05) as bar,
         ThreadPoolExecutor(threads or available_cpus()) as pool,
     ):
-        for part in pool.map(lambda chunk: inspect(*chunk), chunks):
+        for part in pool.map(lambda chunk: check(*chunk), chunks):
             bar.update(len(part.ids))
-            seen.append(part)
-    notes = _Notes(sources, seen)
+            parts.append(part)
+    table = _Table(sources, parts)
     findings = [
-        *(finding for part in seen[: _chunks_of(collection.splits)] for finding in part.findings),
-        *_repeated_ids(notes, splits=collection.splits),
-        *_boilerplate(notes, examples=own),
-        *_copies(notes, own=own),
-        *_near_copies(notes, own=own),
+        *(finding for part in parts[: _chunks_of(collection.splits)] for finding in part.findings),
+        *_repeated_ids(table, splits=collection.splits),
+        *_boilerplate(table, examples=own),
+        *_copies(table, own=own),
+        *_near_copies(table, own=own),
     ]
-    order = {kind: number for number, kind in enumerate(KINDS)}
+    order = {fault: number for number, fault in enumerate(FAULTS)}
     splits = {split: number for number, split in enumerate(sources)}
-    findings.sort(key=lambda found: (order[found.kind], splits[found.place.split], found.place.index, found.detail))
-    return Checkup(
+    findings.sort(key=lambda one: (order[one.fault], splits[one.place.split], one.place.index, one.detail))
+    return CheckResult(
         findings=tuple(findings),
         examples={split: len(source) for split, source in collection.splits.items()},
-        captions={split: notes.captions_of(split) for split in collection.splits},
+        captions={split: table.captions_of(split) for split in collection.splits},
         against={name: len(source) for name, source in (against or {}).items()},
-        lengths=np.bincount(notes.lengths[notes.caption_rows < own])
+        lengths=np.bincount(table.lengths[table.caption_rows < own])
         if tokenizer is not None
         else np.zeros(0, np.int64),
         max_length=limits.max_length,
         unread=_unread(collection),
     )
+
+
+def tokenizer_for(collection: Collection, *, kind: str, vocab_size: int) -> Tokenizer | None:
+    """Trained on some captions of the training split, to measure lengths with; None where there are none."""
+    splits = collection.splits
+    source = splits["train"] if "train" in splits else next(iter(splits.values()))
+    captions: list[str] = []
+    for index in range(0, len(source), -(-len(source) // TOKENIZER_EXAMPLES) or 1):
+        with contextlib.suppress(UnusableImage):
+            captions += source[index]["captions"]
+    return train_tokenizer(captions, kind=kind, vocab_size=vocab_size) if any(map(str.strip, captions)) else None
 
 
 def _unread(collection: Collection) -> dict[str, int]:
@@ -143,7 +156,7 @@ def _unread(collection: Collection) -> dict[str, int]:
 
 
 class _Part(NamedTuple):
-    """What is kept of a chunk; a row for each example, whether it can be decoded or not."""
+    """Columns of a chunk of examples, with a row for each, whether it can be decoded or not."""
 
     ids: UInt64[np.ndarray, " E"]
     decoded: Bool[np.ndarray, " E"]
@@ -157,19 +170,21 @@ class _Part(NamedTuple):
     findings: list[Finding]
 
 
-NOTHING = Fingerprint(np.zeros(2, np.uint64), np.zeros(4, np.uint64), np.zeros(CELLS * CELLS * 3, np.uint8), False)
+NO_FINGERPRINT = Fingerprint(
+    np.zeros(2, np.uint64), np.zeros(4, np.uint64), np.zeros(CELLS * CELLS * 3, np.uint8), False
+)
 
 
-def _inspect(split: str, source: Source, indices: range, *, limits: Limits, tokenizer: Tokenizer | None) -> _Part:
-    findings, ids, prints, said = [], [], [], []
+def _check_chunk(split: str, source: Source, indices: range, *, limits: Limits, tokenizer: Tokenizer | None) -> _Part:
+    findings, ids, prints, captions = [], [], [], []
     for index in indices:
-        identity, problems, fingerprint, captions = _problems(source, index, limits=limits)
+        identity, faults, fingerprint, texts = _check_example(source, index, limits=limits)
         ids.append(identity)
         prints.append(fingerprint)
-        said.append(captions)
-        findings += [Finding(kind, Place(split, index), identity, detail) for kind, detail in problems]
-    flat = [caption for captions in said for caption in captions]
-    owners = [index for index, captions in zip(indices, said) for _ in captions]
+        captions.append(texts)
+        findings += [Finding(fault, Place(split, index), identity, detail) for fault, detail in faults]
+    flat = [caption for texts in captions for caption in texts]
+    owners = [index for index, texts in zip(indices, captions) for _ in texts]
     lengths = np.zeros(len(flat), np.int32)
     if tokenizer is not None and flat:
         tokens = tokenizer.encode(flat, max_length=LONGEST * limits.max_length)
@@ -181,7 +196,7 @@ def _inspect(split: str, source: Source, indices: range, *, limits: Limits, toke
                 findings.append(Finding("long_caption", place, identity, f"{length} tokens: {_quoted(caption)}"))
             if caption.strip() and 2 * missed >= length - 2 > 0:
                 findings.append(Finding("unknown_words", place, identity, _quoted(caption)))
-    known = [NOTHING if fingerprint is None else fingerprint for fingerprint in prints]
+    known = [NO_FINGERPRINT if fingerprint is None else fingerprint for fingerprint in prints]
     return _Part(
         ids=_hashes(ids),
         decoded=np.array([fingerprint is not None for fingerprint in prints], bool),
@@ -189,42 +204,42 @@ def _inspect(split: str, source: Source, indices: range, *, limits: Limits, toke
         digests=np.array([fingerprint.digest for fingerprint in known], np.uint64).reshape(-1, 2),
         shapes=np.array([fingerprint.shape for fingerprint in known], np.uint64).reshape(-1, 4),
         colours=np.array([fingerprint.colours for fingerprint in known], np.uint8).reshape(-1, CELLS * CELLS * 3),
-        caption_counts=np.array([len(captions) for captions in said], np.int32),
+        caption_counts=np.array([len(texts) for texts in captions], np.int32),
         captions=_hashes(map(normalized, flat)),
         lengths=lengths,
         findings=findings,
     )
 
 
-def _problems(
+def _check_example(
     source: Source, index: int, *, limits: Limits
 ) -> tuple[str, list[tuple[str, str]], Fingerprint | None, list[str]]:
-    """(id, (kind, detail) of every problem, fingerprint, captions)"""
-    problems: list[tuple[str, str]] = []
+    """(id, (fault, detail) of each fault, fingerprint, captions)"""
+    faults: list[tuple[str, str]] = []
     identity = source.example_id(index)
-    if identity != identity.strip() or not identity or SHAPELESS.search(identity):
-        problems.append(("broken_id", repr(identity)))
+    if identity != identity.strip() or not identity or INVISIBLE.search(identity):
+        faults.append(("broken_id", repr(identity)))
     try:
         example = source[index]
     except UnusableImage as error:
-        kind = {"absent": "missing", "malformed_json": "no_captions"}.get(error.reason, "undecodable")
-        return identity, [*problems, (kind, str(error))], None, []
-    seen = look(example["image"], max_pixels=limits.max_pixels, shortest_side=limits.image_size / 4)
-    problems += seen.problems
+        fault = {"absent": "missing", "malformed_json": "no_captions"}.get(error.reason, "undecodable")
+        return identity, [*faults, (fault, str(error))], None, []
+    inspection = inspect_image(example["image"], max_pixels=limits.max_pixels, shortest_side=limits.image_size / 4)
+    faults += inspection.faults
     captions = example["captions"]
     blank = sum(not caption.strip() for caption in captions)
     if blank == len(captions):
-        problems.append(("no_captions", "all are blank" if captions else "there is none"))
+        faults.append(("no_captions", "all are blank" if captions else "there is none"))
     elif blank:
-        problems += [("empty_caption", f"{blank} of {len(captions)}")] * blank
+        faults += [("empty_caption", f"{blank} of {len(captions)}")] * blank
     for caption in captions:
         if caption.strip():
-            problems += [(kind, _quoted(caption)) for kind in caption_problems(caption)]
-    return identity, problems, seen.fingerprint, captions
+            faults += [(fault, _quoted(caption)) for fault in caption_faults(caption)]
+    return identity, faults, inspection.fingerprint, captions
 
 
-class _Notes:
-    """The parts joined: rows of all sources, one behind the other."""
+class _Table:
+    """The columns of all chunks joined: the rows of all sources, one source after the other."""
 
     def __init__(self, sources: Mapping[str, Source], parts: Sequence[_Part]) -> None:
         self._sources, self._names = sources, list(sources)
@@ -256,89 +271,89 @@ class _Notes:
     def example(self, place: Place) -> Any:
         return self._sources[place.split][place.index]
 
-    def finding(self, kind: str, row: int, detail: str, twin: int | None = None) -> Finding:
+    def finding(self, fault: str, row: int, detail: str, other_row: int | None = None) -> Finding:
         place = self.place(row)
         identity = self._sources[place.split].example_id(place.index)
-        if twin is None:
-            return Finding(kind, place, identity, detail)
-        other = self.place(twin)
-        return Finding(kind, place, identity, detail, other, self._sources[other.split].example_id(other.index))
+        if other_row is None:
+            return Finding(fault, place, identity, detail)
+        other = self.place(other_row)
+        return Finding(fault, place, identity, detail, other, self._sources[other.split].example_id(other.index))
 
 
-def _repeated_ids(notes: _Notes, *, splits: Iterable[str]) -> Iterator[Finding]:
+def _repeated_ids(table: _Table, *, splits: Iterable[str]) -> Iterator[Finding]:
     for split in splits:
-        rows = notes.rows(split)
-        first, number = np.unique(notes.ids[rows], return_index=True, return_inverse=True)[1:]
+        rows = table.rows(split)
+        first, number = np.unique(table.ids[rows], return_index=True, return_inverse=True)[1:]
         for index in np.flatnonzero(first[number] != np.arange(len(number))):
             earlier = int(first[number[index]]) + rows.start
-            yield notes.finding("duplicate_id", rows.start + int(index), "as an earlier one", earlier)
+            yield table.finding("duplicate_id", rows.start + int(index), "as an earlier one", earlier)
 
 
-def _boilerplate(notes: _Notes, *, examples: int) -> Iterator[Finding]:
-    pairs = np.unique(np.stack([notes.captions, notes.caption_rows.astype(np.uint64)], axis=1), axis=0)
+def _boilerplate(table: _Table, *, examples: int) -> Iterator[Finding]:
+    pairs = np.unique(np.stack([table.captions, table.caption_rows.astype(np.uint64)], axis=1), axis=0)
     pairs = pairs[pairs[:, 1] < examples]
     words, first, images = np.unique(pairs[:, 0], return_index=True, return_counts=True)
     for number in np.flatnonzero(images >= max(BOILERPLATE, BOILERPLATE_PART * examples)):
         row = int(pairs[first[number], 1])
-        said = notes.example(notes.place(row))["captions"]
-        caption = next(caption for caption in said if _hashes([normalized(caption)])[0] == words[number])
+        captions = table.example(table.place(row))["captions"]
+        caption = next(caption for caption in captions if _hashes([normalized(caption)])[0] == words[number])
         if caption.strip():
-            yield notes.finding("boilerplate", row, f"{images[number]} images: {_quoted(caption)}")
+            yield table.finding("boilerplate", row, f"{images[number]} images: {_quoted(caption)}")
 
 
-def _copies(notes: _Notes, *, own: int) -> Iterator[Finding]:
+def _copies(table: _Table, *, own: int) -> Iterator[Finding]:
     """The same bytes again."""
-    rows = np.flatnonzero(notes.decoded)
-    files = same_files(notes.digests[rows])
+    rows = np.flatnonzero(table.decoded)
+    files = same_files(table.digests[rows])
     order = np.argsort(files, kind="stable")
     for group in np.split(rows[order], np.flatnonzero(np.diff(files[order])) + 1):
         if len(group) < 2:
             continue
         copies = group[group < own]
         repeated = len(copies) >= MANY_COPIES
-        numbers = notes.source_numbers(group)
+        numbers = table.source_numbers(group)
         firsts = dict(zip(numbers[::-1].tolist(), group[::-1].tolist()))  # of each source
         for row, number in zip(copies.tolist(), numbers.tolist()):
             if repeated:
-                twin = None if row == copies[0] else int(copies[0])
-                yield notes.finding("repeated_image", row, f"one of {len(copies)} with the same bytes", twin)
+                first = None if row == copies[0] else int(copies[0])
+                yield table.finding("repeated_image", row, f"one of {len(copies)} with the same bytes", first)
             elif row != firsts[number]:
-                yield notes.finding("duplicate", row, "same bytes", firsts[number])
+                yield table.finding("duplicate", row, "same bytes", firsts[number])
             for other, first in firsts.items():
                 if other < number or first >= own:
-                    kind = "evaluation_overlap" if first >= own else "split_overlap"
-                    yield notes.finding(kind, row, "same bytes", first)
+                    fault = "evaluation_overlap" if first >= own else "split_overlap"
+                    yield table.finding(fault, row, "same bytes", first)
 
 
-def _near_copies(notes: _Notes, *, own: int) -> Iterator[Finding]:
+def _near_copies(table: _Table, *, own: int) -> Iterator[Finding]:
     """Nearly the same picture in other bytes; of several, the nearest one in each source is named."""
-    rows = np.flatnonzero(notes.decoded & ~notes.flat)
+    rows = np.flatnonzero(table.decoded & ~table.flat)
     if not len(rows):
         return
     # Of files with the same bytes, one in each source stands for all.
-    rows = rows[np.unique(np.stack([notes.source_numbers(rows), same_files(notes.digests[rows])], axis=1),
+    rows = rows[np.unique(np.stack([table.source_numbers(rows), same_files(table.digests[rows])], axis=1),
                           axis=0, return_index=True)[1]]  # fmt: skip
     rows.sort()
-    first, second, signs = near_pairs(notes.shapes[rows], notes.colours[rows])
+    first, second, signs = near_pairs(table.shapes[rows], table.colours[rows])
     first, second = rows[first], rows[second]
-    other_bytes = (notes.digests[first] != notes.digests[second]).any(axis=1)
-    numbers, others = notes.source_numbers(second), notes.source_numbers(first)
+    other_bytes = (table.digests[first] != table.digests[second]).any(axis=1)
+    numbers, others = table.source_numbers(second), table.source_numbers(first)
     nearest: dict[tuple[int, int], tuple[int, int]] = {}
     for i in np.flatnonzero(other_bytes):
         a, b = int(first[i]), int(second[i])
         if a >= own:
             continue
         # An evaluation set comes after the collection, so its image is the second of a pair.
-        row, twin, number = (a, b, int(numbers[i])) if b >= own else (b, a, int(others[i]))
-        nearest[row, number] = min(nearest.get((row, number), (257, 0)), (int(signs[i]), twin))
-    for (row, _), (differing, twin) in nearest.items():
-        if twin >= own:
-            kind = "evaluation_near_overlap"
-        elif notes.place(row).split == notes.place(twin).split:
-            kind = "near_duplicate"
+        row, other, number = (a, b, int(numbers[i])) if b >= own else (b, a, int(others[i]))
+        nearest[row, number] = min(nearest.get((row, number), (257, 0)), (int(signs[i]), other))
+    for (row, _), (differing, other) in nearest.items():
+        if other >= own:
+            fault = "evaluation_near_overlap"
+        elif table.place(row).split == table.place(other).split:
+            fault = "near_duplicate"
         else:
-            kind = "split_near_overlap"
-        yield notes.finding(kind, row, f"{differing} of 256 signs differ", twin)
+            fault = "split_near_overlap"
+        yield table.finding(fault, row, f"{differing} of 256 signs differ", other)
 
 
 def _chunks_of(splits: Mapping[str, Source]) -> int:
@@ -352,4 +367,4 @@ def _hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " E"]:
 
 def _quoted(caption: str) -> str:
     short = caption if len(caption) <= SHOWN else caption[:SHOWN] + "…"
-    return "".join(f"\\x{ord(character):02x}" if SHAPELESS.match(character) else character for character in short)
+    return "".join(f"\\x{ord(character):02x}" if INVISIBLE.match(character) else character for character in short)

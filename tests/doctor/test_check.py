@@ -1,4 +1,4 @@
-"""A small collection of drawn images in which every kind of fault is planted once or more, as a user checks it."""
+"""A small collection of drawn images in which every fault is planted once or more, as a user checks it."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.data.writing.dataset import write_dataset
-from mvlm_jax.doctor.checkup import Limits, examine
-from mvlm_jax.doctor.faults import KINDS, parse_policy
+from mvlm_jax.doctor.check import Limits, check_collection
+from mvlm_jax.doctor.faults import FAULTS, parse_policy
 from mvlm_jax.errors import UserError
 
 LIMITS = Limits(max_pixels=1_000_000, image_size=224, max_length=12)
@@ -32,7 +32,7 @@ class Planting:
         self.lists = {"dev": [], "train": [], "held_out": []}
         self.expected = []
 
-    def add(self, kind="", *, split="train", image=None, captions=("two dogs run",), identity=None) -> str:
+    def add(self, fault="", *, split="train", image=None, captions=("two dogs run",), identity=None) -> str:
         """The id of a new example; `image` is encoded bytes, None for a good one, an empty string for a missing one."""
         self.seed += 1
         name = f"{split}-{self.seed}" if identity is None else identity
@@ -42,8 +42,8 @@ class Planting:
         # A number in every caption, or all of them would be one piece of boilerplate.
         said = [f"{text} {self.seed}" if text == "two dogs run" else text for text in captions]
         self.lists[split].append({"image": file, "caption": said, "image_id": name})
-        if kind:
-            self.expected.append((kind, split, name))
+        if fault:
+            self.expected.append((fault, split, name))
         return name
 
     def good(self, seed: int) -> bytes:
@@ -59,7 +59,7 @@ class Planting:
             (self.directory / f"{split}.json").write_text(json.dumps(content))
 
 
-def plant_every_kind(planting: Planting) -> None:
+def plant_every_fault(planting: Planting) -> None:
     add, good = planting.add, planting.good
     for split in planting.lists:
         for _ in range(3):
@@ -86,11 +86,11 @@ def plant_every_kind(planting: Planting) -> None:
     ):
         add()
         add("near_duplicate", image=change(photo(planting.seed)))
-    for split, kind in (("dev", "split"), ("held_out", "evaluation")):
+    for split, fault in (("dev", "split"), ("held_out", "evaluation")):
         add(split=split)
-        add(f"{kind}_overlap", image=planting.last())
+        add(f"{fault}_overlap", image=planting.last())
         add(split=split)
-        add(f"{kind}_near_overlap", image=encoded(photo(planting.seed).resize((150, 110)), "JPEG"))
+        add(f"{fault}_near_overlap", image=encoded(photo(planting.seed).resize((150, 110)), "JPEG"))
     for number in range(10):
         add("repeated_image", image=good(1007), captions=["a picture of the sea"])
         if number == 0:
@@ -115,7 +115,7 @@ def plant_every_kind(planting: Planting) -> None:
 @pytest.fixture(scope="module")
 def planting(tmp_path_factory):
     planting = Planting(tmp_path_factory.mktemp("planted"))
-    plant_every_kind(planting)
+    plant_every_fault(planting)
     planting.write()
     return planting
 
@@ -160,11 +160,11 @@ def check(planting: Planting, recipe: Path, directory: Path, *more: str) -> int:
 
 def found_in(directory: Path) -> list[tuple[str, str, str]]:
     content = json.loads((directory / "check.json").read_text())
-    return [(finding["kind"], finding["split"], finding["id"]) for finding in content["findings"]]
+    return [(finding["fault"], finding["split"], finding["id"]) for finding in content["findings"]]
 
 
 def test_every_planted_fault_is_found_and_nothing_else(planting, checked):
-    assert {kind for kind, _, _ in planting.expected} == set(KINDS) - {"unread"}
+    assert {fault for fault, _, _ in planting.expected} == set(FAULTS) - {"unread"}
     assert sorted(found_in(checked[1])) == sorted(planting.expected)
     content = json.loads((checked[1] / "check.json").read_text())
     assert content["counts"]["unread"] == content["stops"]["unread"] == 1
@@ -176,9 +176,9 @@ def test_report_counts_and_names_the_other_one_of_a_pair(planting, checked):
     content = json.loads((checked[1] / "check.json").read_text())
     assert content["examples"] == {split: len(planting.lists[split]) for split in ("dev", "train")}
     assert content["against"] == {"held_out": len(planting.lists["held_out"])}
-    (overlap,) = (finding for finding in content["findings"] if finding["kind"] == "evaluation_overlap")
-    entry = planting.lists["held_out"][overlap["twin"]["index"]]
-    assert (overlap["twin"]["split"], overlap["twin"]["id"]) == ("held_out", entry["image_id"])
+    (overlap,) = (finding for finding in content["findings"] if finding["fault"] == "evaluation_overlap")
+    entry = planting.lists["held_out"][overlap["other"]["index"]]
+    assert (overlap["other"]["split"], overlap["other"]["id"]) == ("held_out", entry["image_id"])
     copy = planting.lists["train"][overlap["index"]]
     read = [(planting.directory / row["image"]).read_bytes() for row in (entry, copy)]
     assert read[0] == read[1] and copy["image_id"] == overlap["id"]
@@ -190,9 +190,9 @@ def test_report_counts_and_names_the_other_one_of_a_pair(planting, checked):
 
 def test_page_shows_what_it_speaks_of_and_needs_no_other_file(checked):
     html = (checked[1] / "check.html").read_text()
-    for kind in KINDS:
-        assert f'id="{kind}"' in html
-    assert set(re.findall(r'(?:src|href)="([^"]{1,6})', html)) <= {"data:i", *(f"#{kind}"[:6] for kind in KINDS)}
+    for fault in FAULTS:
+        assert f'id="{fault}"' in html
+    assert set(re.findall(r'(?:src|href)="([^"]{1,6})', html)) <= {"data:i", *(f"#{fault}"[:6] for fault in FAULTS)}
     assert html.count("data:image/jpeg;base64,") > 40
     assert "<b>dog" not in html and "&lt;b&gt;dog" in html  # a caption is no markup
 
@@ -215,7 +215,7 @@ def test_policy_decides_the_exit_status(planting, recipe, tmp_path, capsys):
     assert check(planting, recipe, tmp_path, "--policy=near_duplicate:2") == 1
     assert check(planting, recipe, tmp_path, "--policy=some") == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert all(kind in message for kind in (*KINDS, "errors", "all", "none"))
+    assert all(fault in message for fault in (*FAULTS, "errors", "all", "none"))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_policy_decides_the_exit_status(planting, recipe, tmp_path, capsys):
 )
 def test_policy_lets_pass_what_it_says(text, stops):
     found = {"missing": 5, "duplicate": 20}
-    assert parse_policy(text).violations(found, examples=50) == {kind: found[kind] for kind in stops}
+    assert parse_policy(text).violations(found, examples=50) == {fault: found[fault] for fault in stops}
 
 
 @pytest.mark.parametrize("text", ["", "errors,", "missing:", "missing:x", "missing:-1", "missing:0.5", "missing:1:2"])
@@ -250,9 +250,9 @@ def test_wrong_policy_is_refused(text):
         (["--against=json:x.json"], "--against='json:x.json' is not NAME=URI"),
         (["--against=a=x.json"], "--against='a=x.json' is not NAME=URI"),
         (["--against=train=json:x.json"], "'train' is the name of a split"),
-        (["--preview"], "--check and --preview are two commands"),
-        (["--step=3"], "--step has a use only with --preview"),
-        (["--max_side=3"], "--max_side has a use only with no other"),
+        (["--preview"], "--check and --preview exclude each other"),
+        (["--step=3"], "--step is not used with --check"),
+        (["--max_side=3"], "--max_side is not used with --check"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(planting, capsys, flags, message):
@@ -285,8 +285,8 @@ def test_pictures_in_other_colours_are_not_near():
         return {"image": encoded(image), "captions": [f"a {colour} square"], "image_id": f"{colour} {at}"}
 
     examples = [drawn("red"), drawn("blue"), drawn("green"), drawn("red", at=20), drawn("red", at=41)]
-    checkup = examine(Collection({"train": ListSource(examples)}, "drawn"), limits=LIMITS, tokenizer=None)
-    assert [(finding.kind, finding.id, finding.twin_id) for finding in checkup.findings] == [
+    result = check_collection(Collection({"train": ListSource(examples)}, "drawn"), limits=LIMITS, tokenizer=None)
+    assert [(finding.fault, finding.id, finding.other_id) for finding in result.findings] == [
         ("near_duplicate", "red 41", "red 40")
     ]
 
@@ -298,21 +298,21 @@ def test_nearest_of_several_is_named_once():
         {"image": encoded(image, "JPEG", quality=quality), "captions": ["a"], "image_id": str(quality)}
         for quality in qualities
     ]
-    checkup = examine(Collection({"train": ListSource(examples)}, "memory"), limits=LIMITS, tokenizer=None)
-    assert [(finding.id, finding.twin_id) for finding in checkup.findings] == [("20", "95"), ("90", "95")]
+    result = check_collection(Collection({"train": ListSource(examples)}, "memory"), limits=LIMITS, tokenizer=None)
+    assert [(finding.id, finding.other_id) for finding in result.findings] == [("20", "95"), ("90", "95")]
 
 
 def test_empty_collection_has_no_fault():
-    checkup = examine(Collection({"train": ListSource([])}, "nothing"), limits=LIMITS, tokenizer=None)
-    assert checkup.findings == () and checkup.examples == {"train": 0}
+    result = check_collection(Collection({"train": ListSource([])}, "nothing"), limits=LIMITS, tokenizer=None)
+    assert result.findings == () and result.examples == {"train": 0}
 
 
 def test_lengths_include_start_and_end():
     tokenizer = train_tokenizer(["a b c d e f g h i j k l"], kind="bert", vocab_size=100)
     said = ["a b c", "a b c d e f g h i j", "a b c d e f g h i j k"]  # 5, 12 and 13 tokens
     examples = pair_source(1, captions=said)
-    checkup = examine(Collection({"train": examples}, "memory"), limits=LIMITS, tokenizer=tokenizer)
-    assert np.flatnonzero(checkup.lengths).tolist() == [5, 12, 13]
-    assert [finding.detail for finding in checkup.findings if finding.kind == "long_caption"] == [
+    result = check_collection(Collection({"train": examples}, "memory"), limits=LIMITS, tokenizer=tokenizer)
+    assert np.flatnonzero(result.lengths).tolist() == [5, 12, 13]
+    assert [finding.detail for finding in result.findings if finding.fault == "long_caption"] == [
         f"13 tokens: {said[2]}"
     ]
