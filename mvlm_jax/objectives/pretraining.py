@@ -1,4 +1,4 @@
-"""The four losses of a batch, each part of the model run as seldom as they allow (paper, equation 5)."""
+"""The four losses of a batch, with as few passes through the model as they need (paper, equation 5)."""
 
 import dataclasses
 from collections.abc import Mapping
