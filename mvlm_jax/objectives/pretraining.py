@@ -107,6 +107,7 @@ class Pretraining:
         if self.weights["itc"] or self.weights["itm"]:
             embeddings = Embeddings(model.project_image(v), model.project_text(w))
         if self.weights["itm"]:
+            assert embeddings
             noise, temperature = pairs.negative_noise, model.temperature()
             negatives = matching.hard_negatives(noise, *embeddings, pairs.image_id, temperature)
             sums |= _match(model, v, w, text_mask, negatives)
