@@ -4,19 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import SMALLER, recipe
+from test_model import make_model
 
-from mvlm_jax.tasks.model import model_inputs, task_model
-
-PAD = 1
+PAD = 0
 
 
 @pytest.fixture(scope="module")
-def bound():
-    config = recipe("demo")
-    config.update_from_flattened_dict(SMALLER)
-    model = task_model(config, pad_id=PAD)
-    return model.bind(jax.jit(model.init)(jax.random.key(0), *model_inputs(config)))
+def bound(image, text):
+    model = make_model()
+    return model.bind(jax.jit(model.init)(jax.random.key(0), image, text))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +22,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def text():
-    text = np.random.default_rng(1).integers(5, 200, (3, 8)).astype(np.int32)
+    text = np.random.default_rng(1).integers(5, 40, (3, 8)).astype(np.int32)
     text[1, 5:] = PAD
     return jnp.asarray(text)
 
