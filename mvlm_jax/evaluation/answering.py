@@ -1,4 +1,4 @@
-"""Answers from the answer decoder: the likeliest of a list, or whatever it writes."""
+"""Answers from the answer decoder: the likeliest of a list, or the one that it writes."""
 
 import functools
 
@@ -26,7 +26,7 @@ def rank_answers(
     """The index of the likeliest answer of the list.
 
     The `candidates` whose first token is likeliest are scored in full, by the sum of the log-likelihoods of all their
-    tokens, end included; the first token counts once, as every other.
+    tokens, end included.
 
     Args:
       parts: equal ones into which devices divide the batch; each device scores its own questions.
@@ -47,7 +47,7 @@ def rank_answers(
 
     at_once = max(1, TOKENS_AT_ONCE // (count * answers.shape[1]))
     rounds = _rounds(image.shape[0] // parts, at_once=at_once)
-    # Each round takes rows from every part: along the batch, all devices would work on the questions of one.
+    # Each round takes questions from every part: a slice of the batch would hold the questions of one device only.
     in_rounds = jax.tree.map(
         lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), (context, context_mask, best)
     )

@@ -31,7 +31,7 @@ def index_batches(count: int, batch_size: int) -> list[Int[np.ndarray, " b"]]:
 
 
 def padded(x: Shaped[np.ndarray, " b *rest"], batch_size: int) -> Shaped[np.ndarray, " B *rest"]:
-    """`x` with its first row repeated up to `batch_size` rows; the caller drops what comes out for them."""
+    """`x` filled up to `batch_size` with copies of its first example; the caller drops their results."""
     missing = batch_size - len(x)
     return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x
 
@@ -63,7 +63,7 @@ def place(tree: PyTree[np.ndarray], *, params: PyTree) -> PyTree[jax.Array]:
 
 
 def fetch(tree: PyTree[jax.Array]) -> PyTree[np.ndarray]:
-    """The whole arrays on this host, also where other processes hold parts of them; every process must ask."""
+    """The whole arrays on this host, also where other processes hold parts of them; all processes must call it."""
 
     def get(x):
         whole = x.is_fully_addressable or x.is_fully_replicated

@@ -34,7 +34,7 @@ class Prompts:
     templates: Sequence[str] = TEMPLATES
 
     def encode(self, classes: Sequence[str]) -> Int32[np.ndarray, "prompts L"]:
-        """The texts of one class after those of the other."""
+        """All texts of the first class, then all of the second, …"""
         texts = [template.format(name) for name in classes for template in self.templates]
         return self.tokenizer.encode(texts, max_length=self.max_length)
 

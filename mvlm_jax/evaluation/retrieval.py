@@ -1,7 +1,7 @@
 """Retrieval over a split: by contrastive similarity, then re-ranked by the matching head.
 
-What is kept in memory does not grow with images times captions: scores exist for a block of queries at a time, image
-features for a batch of images, and text features are encoded anew for each pair where they would not fit.
+Memory does not grow with images times captions. Scores exist for a block of queries at a time, image features for a
+batch of images. Text features are kept where they fit, and encoded again for each pair where they do not.
 """
 
 import functools
@@ -33,8 +33,8 @@ def evaluate_retrieval(
     """Recalls in percent, `images` and `captions`; with `rerank` > 0 each recall also as `…_rerank`.
 
     `tr_r<k>`: an image finds one of its own captions; `ir_r<k>`: a caption finds its image; `r_mean`: the mean of the
-    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help; nor do
-    scores that are no number.
+    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help. A score
+    that is not a number never helps either.
 
     Args:
       rerank: candidates per query whose order the matching head decides.
@@ -68,7 +68,7 @@ def _recalls(text_rank: Int[np.ndarray, " I"], image_rank: Int[np.ndarray, " T"]
 
 
 class Pairs:
-    """Each (image, caption) that either direction wants to be matched, once, ordered by image."""
+    """The (image, caption) pairs that either direction re-ranks, each once, ordered by image."""
 
     def __init__(self, texts: Int[np.ndarray, "I k"], images: Int[np.ndarray, "T j"], *, captions: int) -> None:
         self._texts, self._images, self._captions = texts, images, captions
@@ -78,7 +78,7 @@ class Pairs:
         return len(self._keys)
 
     def with_images(self, first: int, last: int) -> tuple[slice, Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-        """Of the images first … last: where their pairs are among all, and image and caption of each."""
+        """Of the images first … last: the place of their pairs among all, and image and caption of each."""
         start, stop = np.searchsorted(self._keys, [first * self._captions, (last + 1) * self._captions])
         image, caption = np.divmod(self._keys[start:stop], self._captions)
         return slice(int(start), int(stop)), image, caption

@@ -1,8 +1,8 @@
 """The official accuracy of VQA v2 (Goyal et al., CVPR 2017), which its evaluation server computes too.
 
-An answer is right in full where at least three of nine annotators gave it; the mean over the ten ways to leave one of
-the ten out. Both sides are normalised first, but only where the annotators disagree: where all ten gave the same
-answer, an answer must be equal to it letter by letter.
+An answer that k of nine annotators gave scores min(1, k / 3). Its accuracy is the mean over the ten ways to leave one
+of ten annotators out. Answers are normalised first, but only where the annotators disagree: where all ten gave the same
+answer, an answer must equal it letter by letter.
 """
 
 import re
@@ -37,11 +37,11 @@ FULL_STOPS = int(re.UNICODE)
 
 
 class Judged(NamedTuple):
-    """An answer with what the annotators said."""
+    """An answer with those of the annotators."""
 
     answer: str | None  # None: none was given, which is wrong
     truth: Sequence[str]  # ten answers
-    kind: str  # yes/no, number, other
+    answer_type: str  # yes/no, number, other
 
 
 def vqa_accuracy(answer: str, truth: Sequence[str]) -> float:
@@ -58,14 +58,14 @@ def vqa_accuracy(answer: str, truth: Sequence[str]) -> float:
 
 
 def mean_accuracy(judged: Sequence[Judged]) -> dict[str, float | int]:
-    """`accuracy` in percent, the same for each kind of answer, and how many questions that are."""
-    by_kind: Mapping[str, list[float]] = defaultdict(list)
-    for answer, truth, kind in judged:
-        by_kind[kind].append(0.0 if answer is None else vqa_accuracy(answer, truth))
-    everything = [accuracy for accuracies in by_kind.values() for accuracy in accuracies]
-    result: dict[str, float | int] = {"accuracy": 100 * float(np.mean(everything)), "questions": len(everything)}
-    if len(by_kind) > 1:
-        result |= {f"accuracy_{kind}": 100 * float(np.mean(by_kind[kind])) for kind in sorted(by_kind)}
+    """`accuracy` in percent, the same for each type of answer, and the number of `questions`."""
+    by_type: Mapping[str, list[float]] = defaultdict(list)
+    for answer, truth, answer_type in judged:
+        by_type[answer_type].append(0.0 if answer is None else vqa_accuracy(answer, truth))
+    accuracies = [accuracy for of_type in by_type.values() for accuracy in of_type]
+    result: dict[str, float | int] = {"accuracy": 100 * float(np.mean(accuracies)), "questions": len(accuracies)}
+    if len(by_type) > 1:
+        result |= {f"accuracy_{name}": 100 * float(np.mean(by_type[name])) for name in sorted(by_type)}
     return result
 
 

@@ -18,7 +18,7 @@ class HardNegatives(NamedTuple):
 
 
 def negative_noise(key: Key[Array, ""], *, pairs: int, group: int) -> Float[Array, "B 2 G"]:
-    """What `hard_negatives` samples each pair's text and image with; drawn for the whole batch at once."""
+    """Gumbel noise for `hard_negatives`, drawn for the whole batch at once."""
     return jax.random.gumbel(key, (pairs, 2, group))
 
 
@@ -64,7 +64,7 @@ def matching_loss(logits: Float[Array, "B 3 2"], valid: Bool[Array, " B"]) -> Su
 
 
 def matching_correct(logits: Float[Array, "B 3 2"], valid: Bool[Array, " B"]) -> Float[Array, ""]:
-    """How many of the pairings get the right verdict; a pairing without a legal negative is not counted."""
+    """How many of the pairings are judged right; a pairing without a legal negative is not counted."""
     correct = (logits[..., 1] > logits[..., 0]) == jnp.array([True, False, False])
     return (correct * matching_weights(valid)).sum()
 

@@ -1,4 +1,4 @@
-"""The four losses of a batch, each part of the model run as seldom as they allow (paper, equation 5)."""
+"""The four losses of a batch, with as few passes through the model as they need (paper, equation 5)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -107,6 +107,7 @@ class Pretraining:
         if self.weights["itc"] or self.weights["itm"]:
             embeddings = Embeddings(model.project_image(v), model.project_text(w))
         if self.weights["itm"]:
+            assert embeddings
             noise, temperature = pairs.negative_noise, model.temperature()
             negatives = matching.hard_negatives(noise, *embeddings, pairs.image_id, temperature)
             sums |= _match(model, v, w, text_mask, negatives)

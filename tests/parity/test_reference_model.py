@@ -78,7 +78,7 @@ class Pair:
         self.pairs = draw(
             jax.random.key(2),
             jax.random.key(3),
-            dict(zip(("image", "text", "image_id", "skipped"), (*batch, np.zeros(BATCH, np.int32)))),
+            dict(zip(("image", "text", "image_id", "skipped"), map(jnp.asarray, (*batch, np.zeros(BATCH, np.int32))))),
             masking=Masking(grid=GRID, cell=2, image_ratio=0.6, text_ratio=0.3, special_ids=SPECIAL, mask_id=MASK),
             group=GROUP,
         )
