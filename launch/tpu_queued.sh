@@ -11,7 +11,7 @@
 set -euo pipefail
 usage="usage: RUNTIME=VERSION [SPOT=1] bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]"
 name=${1:?$usage} zone=${2:?$usage} type=${3:?$usage} bucket=${4:?$usage} slices=${5:-1}
-recipe=${RECIPE:-configs/pretrain_4m.py}
+recipe=${RECIPE:-pretrain_4m}
 runtime=${RUNTIME:?set RUNTIME to the software version that fits $type: gcloud compute tpus versions list --zone=$zone}
 
 startup=$(mktemp)

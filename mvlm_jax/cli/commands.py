@@ -1,6 +1,7 @@
 """What every command shares: flags of its own, `--help` with an example, and one line for what went wrong:
 status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
 
+import difflib
 import importlib
 import os
 import re
@@ -11,15 +12,19 @@ from logging import WARNING, LogRecord
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.training import hosts
+from mvlm_jax.training.workdir import read_config
 
 COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
+HELP = {"--help", "-h", "-help"}
+RECIPES = Path(config_lib.__file__).with_name("configs")
 
 
 def run(
@@ -42,9 +47,8 @@ def run(
     values = flags.FlagValues()
     argv = [f"mvlm {name}", *argv]
     try:
-        argv = [_with_home(word) for word in argv]
         define_flags(values, argv)
-        if {"--help", "-h", "-help"} & set(argv):
+        if HELP & set(argv):
             print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
             return 0
         unexpected = values(argv)[1:]
@@ -57,30 +61,44 @@ def run(
         return main(values) or 0
     except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
-    except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        # The config file, or an override of it, raises these; from anywhere else they are our bug, not the user's.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The recipe, or an override of it, raises these; from anywhere else they are our bug, not the user's.
         if not _raised_while_parsing(error):
             raise
-        if isinstance(error, OSError):
-            path = next((word for word in argv if word.startswith("--config=")), "--config")
-            return _refuse(name, UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py"))
         return _refuse(name, error)
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
-def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:
-    """`--config=FILE[:argument]` with `--config.field=value` overrides."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Recipe, for example configs/demo.py; single fields are changed with --config.field=value.",
-        flag_values=values,
-        sys_argv=list(argv),
-    )
+def define_config(
+    values: flags.FlagValues, argv: Sequence[str], *, required: bool = True, default: ConfigDict | None = None
+) -> None:
+    """`--config=RECIPE[:argument]` with `--config.field=value` overrides, which change `default` where one is given."""
+    text = "Recipe, a file or the name of a shipped one such as demo; --config.field=value changes a field."
+    common = {"flag_values": values, "sys_argv": list(argv)}
+    if default is not None:
+        config_flags.DEFINE_config_dict("config", default, text, **common)
+        return
+    config_flags.DEFINE_config_file("config", None, text, **common)
+    values["config"].parser = _RecipeParser("config")
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
+
+
+def define_run_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """As `define_config`; without `--config` it is the config of the run in `--workdir`.
+
+    Raises:
+      UserError: no run is there.
+    """
+    run = flags.FlagValues()
+    define_workdir(run)
+    if HELP & set(argv) or any(re.match("--?config(=|$)", word) for word in argv):
+        define_config(values, argv, required=False)
+    else:
+        run(argv, known_only=True)
+        define_config(values, argv, default=read_config(run.workdir))
 
 
 def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
@@ -143,12 +161,9 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
       UserError: a value is out of its range.
     """
     with hosts.together():
-        config = values.config
-        # A file that could not be read is reported at the first look at a field, not while flags are parsed.
-        _ = config.seed
-        config_lib.validate(config)
-    hosts.check_same(config=config_lib.to_json(config))
-    return config
+        config_lib.validate(values.config)
+    hosts.check_same(config=config_lib.to_json(values.config))
+    return values.config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,9 +183,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"mvlm_jax.cli.{argv[0]}").run(argv[1:])
 
 
-def _with_home(word: str) -> str:
-    """The library that reads `--config` takes ~ for a name."""
-    return f"--config={user_path(word.removeprefix('--config='))}" if word.startswith("--config=~") else word
+def recipe_file(name: str) -> Path:
+    """The file at that path, or the shipped recipe of that name.
+
+    Raises:
+      UserError: neither is there.
+    """
+    if (file := Path(name)).is_file():
+        return file
+    shipped = sorted(file.stem for file in RECIPES.glob("[!_]*.py"))
+    if name in shipped:
+        return RECIPES / f"{name}.py"
+    nearest = difflib.get_close_matches(Path(name).stem, shipped) or shipped
+    raise UserError(f"--config={name} is neither a file nor a shipped recipe; such are {', '.join(nearest)}")
+
+
+class _RecipeParser(config_flags.ConfigFileFlagParser):
+    def parse(self, argument: str) -> ConfigDict:
+        name, *variant = str(user_path(argument, name="--config")).split(":", 1)
+        file = recipe_file(name)
+        try:
+            config = super().parse(":".join([str(file), *variant]))
+            fields = dict(config_lib.flatten(config))  # of a recipe that met an OSError any use raises it
+        except (AttributeError, KeyError, UserError):  # of a field that there is not
+            raise
+        except Exception as error:
+            cause = error.__context__ or error  # the library's own message holds the whole traceback
+            reason = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
+            raise UserError(f"--config={argument}: {reason}") from error
+        if wrong := fields.keys() ^ dict(config_lib.flatten(config_lib.default())):
+            raise UserError(
+                f"--config={argument} has unknown fields or lacks some: {', '.join(sorted(wrong)[:5])}; "
+                "start from mvlm_jax.config.default()"
+            )
+        return config
 
 
 class _PathParser(flags.ArgumentParser):
@@ -200,9 +246,6 @@ def _refuse(name: str, error: Exception) -> int:
         field, *suggested = re.findall(r"\w+", message.replace("\\n", " "))
         hint = f"; did you mean {suggested[3]!r}?" if len(suggested) > 3 else ""
         message = f"the config has no field {field!r}{hint}"
-    if "Traceback" in message:
-        # The config file failed: of its traceback only the last line says why.
-        message = f"{message.partition('Traceback')[0]}{message.strip().splitlines()[-1]}"
     message = " ".join(message.split())
     print(f"mvlm {name}: {message}", file=sys.stderr)
     return RunError.status if isinstance(error, RunError) else UserError.status

@@ -2,7 +2,9 @@
 DIR/eval/<task>-<dataset>-<split>.json.
 
 Example:
-  mvlm evaluate --config=configs/demo.py --workdir=runs/demo --config.data.eval=tfds:shapes:test
+  mvlm evaluate --workdir=runs/demo --config.data.eval=tfds:shapes:test
+
+The config is that of the run; fields that say what is evaluated may be changed.
 """
 
 import json
@@ -35,7 +37,7 @@ RETRIEVING = ("pretrain", "retrieval")  # tasks whose model embeds images and te
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    commands.define_config(values, argv)
+    commands.define_run_config(values, argv)
     commands.define_workdir(values)
     commands.define_hosts(values)
     flags.DEFINE_list(

@@ -16,7 +16,7 @@ stops at what was found.
 
 With --preview a page shows what a step of a run sees: its images as augmented, its captions, and the masks.
 
-    mvlm prepare --preview --config=configs/demo.py --config.data.data_dir=data --step=100
+    mvlm prepare --preview --config=demo --config.data.data_dir=data --step=100
 """
 
 import functools
@@ -325,7 +325,7 @@ def _mode(values: flags.FlagValues) -> str:
             if values[name].present:
                 raise UserError(f"--{name} has no use with --preview; the recipe says it: --config.data.{field}=…")
         if not values["config"].present:
-            raise UserError("--preview needs --config, the recipe of the run, for example --config=configs/demo.py")
+            raise UserError("--preview needs --config, the recipe of the run, for example --config=demo")
     return mode
 
 
