@@ -194,8 +194,9 @@ def recipe_file(name: str) -> Path:
     shipped = sorted(file.stem for file in RECIPES.glob("[!_]*.py"))
     if name in shipped:
         return RECIPES / f"{name}.py"
-    nearest = difflib.get_close_matches(Path(name).stem, shipped) or shipped
-    raise UserError(f"--config={name} is neither a file nor a shipped recipe; such are {', '.join(nearest)}")
+    nearest = difflib.get_close_matches(Path(name).stem, shipped)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"the shipped ones are {', '.join(shipped)}"
+    raise UserError(f"--config={name} is neither a file nor a shipped recipe; {hint}")
 
 
 class _RecipeParser(config_flags.ConfigFileFlagParser):
