@@ -205,13 +205,16 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
         file = recipe_file(name)
         try:
             config = super().parse(":".join([str(file), *variant]))
-            fields = dict(config_lib.flatten(config))  # of a recipe that met an OSError any use raises it
-        except (AttributeError, KeyError, UserError):  # of a field that there is not
-            raise
+            if not isinstance(config, ConfigDict):
+                getattr(config, "seed", None)  # raises the OSError that the recipe met
+                raise TypeError(f"get_config returns {config!r}, which is no ConfigDict")
         except Exception as error:
-            cause = error.__context__ or error  # the library's own message holds the whole traceback
+            if isinstance(error, UserError) or _is_of_a_field(error):
+                raise
+            cause = error.__cause__ or error.__context__ or error  # the library's message holds a whole traceback
             reason = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
             raise UserError(f"--config={argument}: {reason}") from error
+        fields = dict(config_lib.flatten(config))
         if wrong := fields.keys() ^ dict(config_lib.flatten(config_lib.default())):
             raise UserError(
                 f"--config={argument} has unknown fields or lacks some: {', '.join(sorted(wrong)[:5])}; "
@@ -242,14 +245,20 @@ def _is_ours_or_urgent(record: LogRecord) -> bool:
 
 def _refuse(name: str, error: Exception) -> int:
     message = str(error)
-    if isinstance(error, AttributeError | KeyError):
-        # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
-        field, *suggested = re.findall(r"\w+", message.replace("\\n", " "))
-        hint = f"; did you mean {suggested[3]!r}?" if len(suggested) > 3 else ""
-        message = f"the config has no field {field!r}{hint}"
+    # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
+    names = re.search(r"(?:Key\W+)?(\w+)(?:.*Did you mean\W+(\w+))?", message.replace("\\n", " "), re.DOTALL)
+    if names and _is_of_a_field(error):
+        message = f"the config has no field {names[1]!r}" + (f"; did you mean {names[2]!r}?" if names[2] else "")
     message = " ".join(message.split())
     print(f"mvlm {name}: {message}", file=sys.stderr)
     return RunError.status if isinstance(error, RunError) else UserError.status
+
+
+def _is_of_a_field(error: Exception) -> bool:
+    """Whether a ConfigDict was asked for a field that it does not have."""
+    return isinstance(error, KeyError) or (
+        isinstance(error, AttributeError) and any(isinstance(cause, KeyError) for cause in error.args)
+    )
 
 
 def _raised_while_parsing(error: BaseException) -> bool:

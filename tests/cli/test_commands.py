@@ -217,11 +217,11 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_
 @pytest.mark.parametrize(
     "recipe, said",
     [
-        ("open('none')", "FileNotFoundError"),
+        ("open('none')", "No such file or directory: 'none'"),
         ("import none", "ModuleNotFoundError: No module named 'none'"),
         ("def get_config(): raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
-        ("get_config = dict", "lacks some: accumulate, "),
-        ("def get_config(): return None", "get_config"),
+        ("get_config = ConfigDict", "lacks some: accumulate, "),
+        ("def get_config(): return None", "get_config returns None"),
         (
             "def get_config(): return ConfigDict({**default(), 'stepz': 1})",
             "unknown fields or lacks some: stepz",
