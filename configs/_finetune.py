@@ -7,7 +7,7 @@ from mvlm_jax.configs import demo
 
 
 def over_shapes(task: str, *, dataset: str, steps: int) -> ConfigDict:
-    """A task over drawn scenes, after demo.py."""
+    """A task over drawn scenes, after the recipe demo."""
     config = demo.get_config()
     config.task = task
     config.data.train, config.data.eval = f"tfds:{dataset}:train", f"tfds:{dataset}:val"

@@ -1,9 +1,8 @@
 """Retrieval from a pre-trained model (paper, section 4.2): COCO, or `:flickr30k`; `:flickr8k` after
-configs/flickr8k.py and `:shapes` after configs/demo.py, on a laptop.
+the recipe flickr8k and `:shapes` after demo, on a laptop.
 
 mvlm train --config=finetune_retrieval --workdir=runs/coco --config.init_from.checkpoint=PRETRAINED
-mvlm evaluate --config=finetune_retrieval --workdir=runs/coco \
-  --config.data.eval=tfds:coco:test --k=64,128,256
+mvlm evaluate --workdir=runs/coco --config.data.eval=tfds:coco:test --k=64,128,256
 
 mvlm train --config=finetune_retrieval:flickr8k --workdir=runs/flickr8k_retrieval \
   --config.data.data_dir=runs/data --config.init_from.checkpoint=runs/flickr8k

@@ -1,4 +1,4 @@
-"""VQA v2 from a pre-trained model (paper, section 4.2); `finetune_vqa.py:shapes` over drawn scenes, on a laptop.
+"""VQA v2 from a pre-trained model (paper, section 4.2); `finetune_vqa:shapes` over drawn scenes, on a laptop.
 
 mvlm prepare --dataset=shapes --data_dir=runs/data
 mvlm prepare --dataset=shapes_vqa --data_dir=runs/data
@@ -7,9 +7,8 @@ mvlm train --config=finetune_vqa:shapes --workdir=runs/vqa --config.data.data_di
   --config.init_from.checkpoint=runs/demo
 
 mvlm train --config=finetune_vqa --workdir=runs/vqa --config.init_from.checkpoint=PRETRAINED \
-  --config.data.train=vqa:VQA?split=trainval --config.data.eval=vqa:VQA:minival
-mvlm evaluate --config=finetune_vqa --workdir=runs/vqa --config.data.eval=vqa:VQA:test \
-  --submission=evalai.json
+  --config.data.train='vqa:VQA?split=trainval' --config.data.eval='vqa:VQA?split=minival'
+mvlm evaluate --workdir=runs/vqa --config.data.eval='vqa:VQA?split=test' --submission=evalai.json
 
 VQA is a directory with the published JSON files beside COCO's train2014/, val2014/ and test2015/. What the drawn ones
 give is in docs/results.md; the published ones are not measured.

@@ -98,7 +98,7 @@ def default() -> ConfigDict:
     # How it is computed: no value changes beyond rounding.
     config.model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
     config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
-    config.model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
+    config.model.remat = "none"  # what the backward pass computes again: none, dots (all but matrix products), full
 
     # Sizes are declared by `model_size`.
     for part, sizes in model_size("base").items():
@@ -173,7 +173,7 @@ def default() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
-    config.eval.rerank = 32  # candidates per query that the matching head sorts anew; 0: none
+    config.eval.rerank = 32  # candidates per query that the matching head sorts again; 0: none
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval

@@ -50,14 +50,14 @@ def migrate(fields: Fields) -> Fields:
 def _to_2(old: Fields) -> Fields:
     fields = {new: value for name, value in old.items() for new in MOVED_IN_2.get(name, (name,))}
     for name in {"data.train", "data.eval"} & fields.keys():
-        fields[name] = _with_split_option(fields[name])
+        fields[name] = modern_uri(fields[name])
     return ADDED_IN_2 | fields
 
 
-def _with_split_option(mixture: str) -> str:
-    """`vqa:DIR:split` became `vqa:DIR?split=split`, and so the other labelled collections."""
-    term = r"((?:^|\s\+\s|\*)\s*(?:vqa|nlvr2|snli_ve):(?:(?!\s\+\s).)+):([^:/?\s]+)(?=\s*$|\s\+\s)"
-    return re.sub(term, r"\1?split=\2", mixture)
+def modern_uri(mixture: str) -> str:
+    """`mixture` with each `vqa:<directory>:<split>` (`nlvr2:`, `snli_ve:`) as `vqa:<directory>?split=<split>`."""
+    old = r"^(\s*(?:[^*:]*\*)?(?:vqa|nlvr2|snli_ve):.+?):([^:/\[\]?\s]+)(?=\s*$)"
+    return "".join(re.sub(old, r"\1?split=\2", term) for term in re.split(r"(\s\+(?=\s|$))", mixture))
 
 
 STEPS: tuple[Callable[[Fields], Fields], ...] = (_to_2,)  # the first leads from version 1 to 2
