@@ -9,8 +9,8 @@ mvlm train --config=finetune_snli_ve:shapes --workdir=runs/ve --config.data.data
 mvlm train --config=finetune_snli_ve --workdir=runs/ve --config.init_from.checkpoint=PRETRAINED
 
 `SNLI-VE/` holds the published JSON lines beside flickr30k-images/; another place is named with
---config.data.train='snli_ve:DIR?split=train'. What the drawn hypotheses give is in docs/results.md; the published ones are not
-measured.
+--config.data.train='snli_ve:DIR?split=train'. What the drawn hypotheses give is in docs/results.md; the published
+ones are not measured.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ from tiny import ROOT
 import mvlm_jax
 from mvlm_jax.cli import commands
 
-# Imported only where they are installed: torch reads its own file formats and runs the reference model, timm makes goldens.
+# Imported only where they are installed: torch reads its own files and runs the reference model, timm makes goldens.
 UNDECLARED = {"torch", "timm"}
 
 
