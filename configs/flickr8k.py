@@ -1,9 +1,9 @@
-"""Flickr8k: `flickr8k.py` from scratch in under an hour on a laptop, `flickr8k.py:small` from scratch on one GPU,
-`flickr8k.py:minilm` with the text encoder of a published 6-layer BERT, on a laptop.
+"""Flickr8k: `flickr8k` from scratch in under an hour on a laptop, `flickr8k:small` from scratch on one GPU,
+`flickr8k:minilm` with the text encoder of a published 6-layer BERT, on a laptop.
 
 mvlm prepare --dataset=flickr8k --source=FLICKR8K --data_dir=runs/data
-mvlm train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.data_dir=runs/data
-mvlm train --config=configs/flickr8k.py:minilm --config.init_from.text=MINILM --workdir=runs/minilm \
+mvlm train --config=flickr8k --workdir=runs/flickr8k --config.data.data_dir=runs/data
+mvlm train --config=flickr8k:minilm --config.init_from.text=MINILM --workdir=runs/minilm \
   --config.data.data_dir=runs/data
 
 MINILM is a folder with the weights and the tokenizer of all-MiniLM-L6-v2 (Wang et al., 2020).

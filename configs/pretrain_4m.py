@@ -2,10 +2,10 @@
 
 mvlm prepare --dataset=pairs4m --source=DOWNLOADS --data_dir=DATA --max_side=512
 mvlm prepare --dataset=coco --source=DOWNLOADS/coco --data_dir=DATA --max_side=512
-mvlm train --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=DATA
-mvlm compile --config=configs/pretrain_4m.py --topology=v6e:4x4
+mvlm train --config=pretrain_4m --workdir=runs/pretrain_4m --config.data.data_dir=DATA
+mvlm compile --config=pretrain_4m --topology=v6e:4x4
 
-`pretrain_4m.py:large` is the same for the large model, its parameters in parts over 16 devices. What either needs of a
+`pretrain_4m:large` is the same for the large model, its parameters in parts over 16 devices. What either needs of a
 TPU slice, and for how long, is in docs/scaling.md.
 
 docs/data.md says what DOWNLOADS holds. Cost and scores of this implementation are not measured: the paper reports

@@ -1,4 +1,4 @@
-"""Data, training and evaluation of `configs/demo.py` in one process; the last line printed is one JSON object.
+"""Data, training and evaluation of the recipe `demo` in one process; the last line printed is one JSON object.
 
 Example:
   python launch/demo.py --workdir=runs/demo --data_dir=runs/data
@@ -8,12 +8,9 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
 from mvlm_jax.cli import prepare, train
 from mvlm_jax.files import user_path
-
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
 
 def main() -> int:
@@ -22,7 +19,7 @@ def main() -> int:
     parser.add_argument("--data_dir", default="runs/data")
     parser.add_argument("--started", type=float, default=time.time(), help="seconds since 1970 to count from")
     arguments = parser.parse_args()
-    config = [f"--config={CONFIG}", f"--config.data.data_dir={arguments.data_dir}"]
+    config = ["--config=demo", f"--config.data.data_dir={arguments.data_dir}"]
     status = prepare.run(["--dataset=shapes", f"--data_dir={arguments.data_dir}"]) or train.run(
         [*config, f"--workdir={arguments.workdir}"]
     )

@@ -10,6 +10,6 @@ workdir=${3:-runs/flickr8k-small}
 data_dir=$(dirname "$workdir")/data
 
 python3 -m mvlm_jax prepare --dataset=flickr8k --source="$source_dir" --data_dir="$data_dir"
-python3 -m mvlm_jax train --config=configs/flickr8k.py:small --workdir="$workdir" \
+python3 -m mvlm_jax train --config=flickr8k:small --workdir="$workdir" \
   --config.data.data_dir="$data_dir" --config.steps="$steps"
 cat "$workdir"/eval/*.json

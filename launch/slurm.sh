@@ -13,7 +13,7 @@
 #SBATCH --signal=TERM@300
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit with sbatch}"
-[ $# -gt 0 ] || set -- --config=configs/pretrain_4m.py --workdir=runs/pretrain_4m --config.data.data_dir=runs/data
+[ $# -gt 0 ] || set -- --config=pretrain_4m --workdir=runs/pretrain_4m --config.data.data_dir=runs/data
 # One that fails tells the others. srun must not end them: a run that is stopped, by the time limit say, leaves with 75
 # from one process after the other, and is queued again; the same command continues it.
 status=0

@@ -7,11 +7,11 @@
 #   e.g. RUNTIME=tpu-ubuntu2204-base SPOT=1 bash launch/tpu_queued.sh mvlm us-central2-b v4-32 my-bucket
 # SPOT=1 asks for a TPU that is cheaper and may be taken away.
 # BUCKET holds this repository in code/ (gcloud storage rsync -r -x '\.git/|\.venv[^/]*/|runs/' . gs://BUCKET/code) and
-# the data in data/. The run is RECIPE (configs/pretrain_4m.py), in BUCKET/runs/NAME.
+# the data in data/. The run is RECIPE (pretrain_4m), in BUCKET/runs/NAME.
 set -euo pipefail
 usage="usage: RUNTIME=VERSION [SPOT=1] bash launch/tpu_queued.sh NAME ZONE TYPE BUCKET [SLICES]"
 name=${1:?$usage} zone=${2:?$usage} type=${3:?$usage} bucket=${4:?$usage} slices=${5:-1}
-recipe=${RECIPE:-configs/pretrain_4m.py}
+recipe=${RECIPE:-pretrain_4m}
 runtime=${RUNTIME:?set RUNTIME to the software version that fits $type: gcloud compute tpus versions list --zone=$zone}
 
 startup=$(mktemp)
@@ -22,6 +22,7 @@ set -euo pipefail
 export HOME=/root USER=root
 mkdir -p /opt/mvlm
 gcloud storage rsync -r gs://$bucket/code /opt/mvlm
+[ -e /opt/mvlm/mvlm_jax/configs ] || ln -s ../configs /opt/mvlm/mvlm_jax/configs  # a bucket holds no links
 bash /opt/mvlm/launch/worker_setup.sh $bucket
 cd /opt/mvlm
 exec .venv/bin/mvlm train --config=$recipe --config.data.data_dir=/mnt/mvlm/data --workdir=/mnt/mvlm/runs/$name

@@ -7,7 +7,7 @@ set -euo pipefail
 usage="usage: bash launch/tpu_vm.sh NAME ZONE BUCKET [mvlm train flags …]"
 name=${1:?$usage} zone=${2:?$usage} bucket=${3:?$usage}
 shift 3
-[ $# -gt 0 ] || set -- --config=configs/pretrain_4m.py --workdir=/mnt/mvlm/runs/pretrain_4m
+[ $# -gt 0 ] || set -- --config=pretrain_4m --workdir=/mnt/mvlm/runs/pretrain_4m
 cd "$(dirname "$0")/.."
 
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }

@@ -4,13 +4,13 @@ A recipe in `configs/` starts from `default()` and changes the fields that diffe
 that is not declared here is refused, and so is a value of another type.
 """
 
-import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mvlm_jax.config_migration import PARTS, VERSION, migrate
 from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
@@ -24,16 +24,41 @@ CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
     "vqa.candidates",
 )  # fmt: skip
-
-PARTS = ("image_encoder", "text_encoder", "cross")  # of the model, each with a size of its own
-# Fields that runs and exports of earlier versions lack, with the values that are theirs.
-ADDED = {"model.attention": "auto", "model.layer_loop": "auto"}
+CHOICES = {
+    "config_version": (VERSION,),
+    "hide_modality": ("none", "image", "text"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "mask.condition_on": ("unmasked", "masked", "none"),
+    "model.token_head": ("dense", "tied"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.layer_loop": ("auto", "scan", "unroll"),
+    "model.remat": ("none", "dots", "full"),
+}
+LIMITS = (
+    ("steps batch_size accumulate log_every max_skipped_updates image.size image_encoder.patch text_encoder.vocab_size "
+     "cross.decoder_layers model.projection mask.image_cell matching.group data.prefetch vqa.decoder_layers "
+     "vqa.answers_per_question vqa.answer_list vqa.candidates checkpoint.every checkpoint.keep_last eval.batch_size "
+     "eval.host_bytes eval.bootstrap "
+     + " ".join(f"{part}.{field}" for part in PARTS for field in ("width", "heads", "layers", "mlp_ratio")),
+     lambda value: value >= 1, "must be at least 1"),
+    ("optimizer.peak optimizer.final optimizer.encoder_peak optimizer.encoder_final optimizer.weight_decay "
+     "optimizer.warmup_steps optimizer.clip_norm loss.mim loss.mlm loss.itc loss.itm data.workers "
+     "data.augment.operations checkpoint.keep_every eval.every eval.rerank",
+     lambda value: value >= 0, "must not be negative"),
+    ("mask.image_ratio mask.text_ratio image_encoder.epsilon", lambda value: 0 < value < 1,
+     "must lie between 0 and 1"),
+    ("data.fraction data.augment.min_scale", lambda value: 0 < value <= 1, "must lie above 0 and at most at 1"),
+    ("data.augment.magnitude", lambda value: 0 <= value <= 10, "must lie between 0 and 10"),
+    ("seed data.fraction_seed", lambda value: 0 <= value < 2**32, f"must lie between 0 and {2**32 - 1}"),
+    ("image.mean image.std", lambda value: len(value) == 3, "must have three values: R, G, B"),
+)  # fmt: skip
 
 
 def default() -> ConfigDict:
     """The paper's values wherever the paper gives one (arXiv 2208.02131, section 4 and appendix)."""
     config = ConfigDict()
 
+    config.config_version = VERSION  # of these fields; `config_migration` reads earlier ones
     config.seed = 0  # everything random derives from (seed, stream, step)
     config.task = "pretrain"  # or retrieval, vqa, nlvr2, entailment
     config.hide_modality = "none"  # from the model, for a baseline of vqa, nlvr2 and entailment: none, image, text
@@ -73,7 +98,7 @@ def default() -> ConfigDict:
     # How it is computed: no value changes beyond rounding.
     config.model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
     config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
-    config.model.remat = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
+    config.model.remat = "none"  # what the backward pass computes again: none, dots (all but matrix products), full
 
     # Sizes are declared by `model_size`.
     for part, sizes in model_size("base").items():
@@ -148,7 +173,7 @@ def default() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
-    config.eval.rerank = 32  # candidates per query that the matching head sorts anew; 0: none
+    config.eval.rerank = 32  # candidates per query that the matching head sorts again; 0: none
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval
@@ -189,39 +214,14 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: the field, the value received and what would be right.
     """
-    choices = {
-        "hide_modality": ("none", "image", "text"),
-        "dtype": ("auto", "float32", "bfloat16"),
-        "text_encoder.kind": ("roberta", "bert"),
-        "mask.condition_on": ("unmasked", "masked", "none"),
-        "model.token_head": ("dense", "tied"),
-        "model.attention": ("auto", "xla", "cudnn"),
-        "model.layer_loop": ("auto", "scan", "unroll"),
-        "model.remat": ("none", "dots", "full"),
-    }
     fields = dict(flatten(config))
-    for name, legal in choices.items():
+    for name, legal in CHOICES.items():
         if fields[name] not in legal:
-            raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(legal)}")
-    at_least_one = ("steps", "batch_size", "accumulate", "log_every", "max_skipped_updates",
-                    "image.size", "image_encoder.patch", "text_encoder.vocab_size", "cross.decoder_layers",
-                    *(f"{part}.{field}" for part in PARTS for field in ("width", "heads", "layers", "mlp_ratio")),
-                    "model.projection", "mask.image_cell", "matching.group",
-                    "data.prefetch", "vqa.decoder_layers", "vqa.answers_per_question",
-                    "vqa.answer_list", "vqa.candidates", "checkpoint.every", "checkpoint.keep_last", "eval.batch_size",
-                    "eval.host_bytes", "eval.bootstrap")  # fmt: skip
-    for name in at_least_one:
-        if fields[name] < 1:
-            raise UserError(f"config.{name}={fields[name]} must be at least 1")
-    for name in ("mask.image_ratio", "mask.text_ratio"):
-        if not 0 < fields[name] < 1:
-            raise UserError(f"config.{name}={fields[name]} must lie between 0 and 1")
-    for name in ("optimizer.peak", "optimizer.final", "optimizer.encoder_peak", "optimizer.encoder_final",
-                 "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.clip_norm", "loss.mim", "loss.mlm",
-                 "loss.itc", "loss.itm", "data.workers", "data.augment.operations", "checkpoint.keep_every",
-                 "eval.every", "eval.rerank"):  # fmt: skip
-        if fields[name] < 0:
-            raise UserError(f"config.{name}={fields[name]} must not be negative")
+            raise UserError(f"config.{name}={fields[name]!r} is not one of {', '.join(map(str, legal))}")
+    for names, holds, rule in LIMITS:
+        for name in names.split():
+            if not holds(fields[name]):
+                raise UserError(f"config.{name}={fields[name]} {rule}")
     if not 3 <= config.text.max_length <= config.text_encoder.positions:
         raise UserError(
             f"config.text.max_length={config.text.max_length} must lie between 3 (start, one token, end) "
@@ -241,26 +241,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
         )
-    for name in ("seed", "data.fraction_seed"):
-        if not 0 <= fields[name] < 2**32:
-            raise UserError(f"config.{name}={fields[name]} must lie between 0 and {2**32 - 1}")
-    if not 0 < config.data.fraction <= 1:
-        raise UserError(f"config.data.fraction={config.data.fraction} must lie above 0 and at most at 1")
-    augment = config.data.augment
-    if not 0 < augment.min_scale <= 1:
-        raise UserError(f"config.data.augment.min_scale={augment.min_scale} must lie above 0 and at most at 1")
-    if not 0 <= augment.magnitude <= 10:
-        raise UserError(f"config.data.augment.magnitude={augment.magnitude} must lie between 0 and 10")
     if not all(isinstance(k, int) and 0 < k <= config.eval.rerank for k in config.eval.sweep):
         raise UserError(
             f"config.eval.sweep={tuple(config.eval.sweep)} must be numbers from 1 to "
             f"config.eval.rerank={config.eval.rerank}"
         )
-    for name in ("mean", "std"):
-        if len(config.image[name]) != 3:
-            raise UserError(f"config.image.{name}={tuple(config.image[name])} must have three values: R, G, B")
-    if not 0 < config.image_encoder.epsilon < 1:
-        raise UserError(f"config.image_encoder.epsilon={config.image_encoder.epsilon} must lie between 0 and 1")
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -277,33 +262,27 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, *, source: object = "config.json") -> ConfigDict:
     """Inverse of `to_json`; what an earlier version wrote is read too.
 
+    Args:
+      source: what the text is of, for the error.
+
     Raises:
-      UserError: a field is missing, unknown or of another type than `default()` declares.
+      UserError: of a later version; or a field is missing, unknown or of another type than `default()` declares.
     """
     config = default()
     try:
-        values = json.loads(text)
-        for name, value in ADDED.items():
-            *parents, field = name.split(".")
-            functools.reduce(lambda section, parent: section[parent], parents, values).setdefault(field, value)
-        config.update(_as_declared(values, config))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"config.json does not fit this version: {' '.join(str(error).split())}") from error
+        fields, declared = migrate(dict(flatten(json.loads(text)))), dict(flatten(config))
+        for problem, names in (("unknown", fields.keys() - declared), ("missing", declared.keys() - fields)):
+            if names:
+                raise UserError(f"{problem} fields: {', '.join(sorted(names))}")
+        config.update_from_flattened_dict(
+            {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        )
+    except (UserError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} cannot be used: {' '.join(str(error).split())}") from error
     return config
-
-
-def _as_declared(values: Mapping[str, Any], declared: ConfigDict) -> dict[str, Any]:
-    if set(values) != set(declared.keys()):
-        raise KeyError(f"fields {sorted(set(values) ^ set(declared.keys()))} are missing or unknown")
-    return {
-        name: _as_declared(value, declared[name]) if isinstance(value, dict)
-        else tuple(value) if isinstance(value, list)
-        else value
-        for name, value in values.items()
-    }  # fmt: skip
 
 
 def differences(old: ConfigDict, new: ConfigDict, *, changeable: tuple[str, ...]) -> str:

@@ -65,12 +65,13 @@ def test_there_are_commands_in_the_documentation():
 @pytest.mark.parametrize("words", list(documented(BLOCK)))
 def test_a_command_to_copy_is_parsed(words, monkeypatch):
     # A block whose recipe is left open is of a downstream task.
-    parse([word.replace(f"--config={PLACEHOLDER}", "--config=configs/finetune_vqa.py") for word in words], monkeypatch)
+    parse([word.replace(f"--config={PLACEHOLDER}", "--config=finetune_vqa") for word in words], monkeypatch)
 
 
 def parse(words, monkeypatch):
     """As a command that is run from the root of the repository."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(commands, "read_config", lambda directory: config_lib.default())
     values = defined_flags(words, monkeypatch)
     own = words[2:] if words[0] == "weights" else words[1:]
     assert values(["mvlm", *own]) == ["mvlm"]  # nothing is left over
@@ -82,7 +83,7 @@ def parse(words, monkeypatch):
 def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     if words[0] in commands.COMMANDS and words[0] != "weights":
-        values = defined_flags([words[0]], monkeypatch)
+        values = defined_flags([words[0], "--help"], monkeypatch)
         fields = {f"config.{name}" for name, _ in config_lib.flatten(config_lib.default())}
         for word in words[1:]:
             name = word.removeprefix("--").partition("=")[0]

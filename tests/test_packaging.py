@@ -16,7 +16,7 @@ from tiny import ROOT
 import mvlm_jax
 from mvlm_jax.cli import commands
 
-# Imported only where they are installed: torch reads its own file formats and runs the twin, timm makes goldens.
+# Imported only where they are installed: torch reads its own files and runs the reference model, timm makes goldens.
 UNDECLARED = {"torch", "timm"}
 
 
@@ -79,7 +79,7 @@ def test_a_wheel_holds_the_package_with_its_types_and_licence_and_no_tests(tmp_p
         (licence,) = (archive.read(name).decode() for name in held if name.endswith("/LICENSE"))
     package = {path.relative_to(source).as_posix() for path in (source / "mvlm_jax").rglob("*") if path.is_file()}
     assert {name for name in held if ".dist-info/" not in name} == package
-    assert "mvlm_jax/py.typed" in package
+    assert {"mvlm_jax/py.typed", "mvlm_jax/configs/demo.py"} <= package
     assert licence == (ROOT / "LICENSE").read_text()
     header, _, description = metadata.partition("\n\n")
     assert f"\nVersion: {mvlm_jax.__version__}\n" in header

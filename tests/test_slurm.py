@@ -18,8 +18,8 @@ def test_a_run_that_is_stopped_is_queued_again(tmp_path, of_the_run, of_the_job,
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_ID": "7",
     }
-    job = subprocess.run(["bash", ROOT / "launch" / "slurm.sh", "--config=configs/demo.py"], env=environment)
+    job = subprocess.run(["bash", ROOT / "launch" / "slurm.sh", "--config=demo"], env=environment)
     assert job.returncode == of_the_job
     run, *then = (tmp_path / "told").read_text().splitlines()
-    assert run == "srun --kill-on-bad-exit=0 .venv/bin/mvlm train --stopped_status=75 --config=configs/demo.py"
+    assert run == "srun --kill-on-bad-exit=0 .venv/bin/mvlm train --stopped_status=75 --config=demo"
     assert then == (["scontrol requeue 7"] if queued_again else [])

@@ -1,6 +1,7 @@
 """What every command shares: flags of its own, `--help` with an example, and one line for what went wrong:
 status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
 
+import difflib
 import importlib
 import os
 import re
@@ -11,7 +12,8 @@ from logging import WARNING, LogRecord
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
 
 from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
@@ -19,8 +21,11 @@ from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.tasks import registry
 from mvlm_jax.training import hosts
+from mvlm_jax.training.workdir import read_config
 
 COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
+HELP = {"--help", "-h", "-help"}
+RECIPES = Path(config_lib.__file__).with_name("configs")
 
 
 def run(
@@ -43,9 +48,8 @@ def run(
     values = flags.FlagValues()
     argv = [f"mvlm {name}", *argv]
     try:
-        argv = [_with_home(word) for word in argv]
         define_flags(values, argv)
-        if {"--help", "-h", "-help"} & set(argv):
+        if HELP & set(argv):
             print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
             return 0
         unexpected = values(argv)[1:]
@@ -58,30 +62,44 @@ def run(
         return main(values) or 0
     except (RunError, UserError, flags.Error) as error:
         return _refuse(name, error)
-    except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        # The config file, or an override of it, raises these; from anywhere else they are our bug, not the user's.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The recipe, or an override of it, raises these; from anywhere else they are our bug, not the user's.
         if not _raised_while_parsing(error):
             raise
-        if isinstance(error, OSError):
-            path = next((word for word in argv if word.startswith("--config=")), "--config")
-            return _refuse(name, UserError(f"{path} cannot be read; give the path of a recipe such as configs/demo.py"))
         return _refuse(name, error)
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
-def define_config(values: flags.FlagValues, argv: Sequence[str], *, required: bool = True) -> None:
-    """`--config=FILE[:argument]` with `--config.field=value` overrides."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Recipe, for example configs/demo.py; single fields are changed with --config.field=value.",
-        flag_values=values,
-        sys_argv=list(argv),
-    )
+def define_config(
+    values: flags.FlagValues, argv: Sequence[str], *, required: bool = True, default: ConfigDict | None = None
+) -> None:
+    """`--config=RECIPE[:argument]` with `--config.field=value` overrides, which change `default` where one is given."""
+    text = "Recipe, a file or the name of a shipped one such as demo; --config.field=value changes a field."
+    common = {"flag_values": values, "sys_argv": list(argv)}
+    if default is not None:
+        config_flags.DEFINE_config_dict("config", default, text, **common)
+        return
+    config_flags.DEFINE_config_file("config", None, text, **common)
+    values["config"].parser = _RecipeParser("config")
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
+
+
+def define_run_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """As `define_config`; without `--config` it is the config of the run in `--workdir`.
+
+    Raises:
+      UserError: no run is there.
+    """
+    run = flags.FlagValues()
+    define_workdir(run)
+    if HELP & set(argv) or any(re.match("--?config(=|$)", word) for word in argv):
+        define_config(values, argv, required=False)
+    else:
+        run(argv, known_only=True)
+        define_config(values, argv, default=read_config(run.workdir))
 
 
 def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
@@ -144,12 +162,9 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
       UserError: a value is out of its range.
     """
     with hosts.together():
-        config = values.config
-        # A file that could not be read is reported at the first look at a field, not while flags are parsed.
-        _ = config.seed
-        registry.validate(config)
-    hosts.check_same(config=config_lib.to_json(config))
-    return config
+        registry.validate(values.config)
+    hosts.check_same(config=config_lib.to_json(values.config))
+    return values.config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,9 +184,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"mvlm_jax.cli.{argv[0]}").run(argv[1:])
 
 
-def _with_home(word: str) -> str:
-    """The library that reads `--config` takes ~ for a name."""
-    return f"--config={user_path(word.removeprefix('--config='))}" if word.startswith("--config=~") else word
+def recipe_file(name: str) -> Path:
+    """The file at that path, or the shipped recipe of that name.
+
+    Raises:
+      UserError: neither is there.
+    """
+    if (file := Path(name)).is_file():
+        return file
+    shipped = sorted(file.stem for file in RECIPES.glob("[!_]*.py"))
+    if name in shipped:
+        return RECIPES / f"{name}.py"
+    nearest = difflib.get_close_matches(Path(name).stem, shipped)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"the shipped ones are {', '.join(shipped)}"
+    raise UserError(f"--config={name} is neither a file nor a shipped recipe; {hint}")
+
+
+class _RecipeParser(config_flags.ConfigFileFlagParser):
+    def parse(self, argument: str) -> ConfigDict:
+        name, *variant = str(user_path(argument, name="--config")).split(":", 1)
+        file = recipe_file(name)
+        try:
+            config = super().parse(":".join([str(file), *variant]))
+            if not isinstance(config, ConfigDict):
+                getattr(config, "seed", None)  # raises the OSError that the recipe met
+                raise TypeError(f"get_config returns {config!r}, which is no ConfigDict")
+        except Exception as error:
+            if isinstance(error, UserError) or _is_of_a_field(error):
+                raise
+            cause = error.__cause__ or error.__context__ or error  # the library's message holds a whole traceback
+            reason = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
+            raise UserError(f"--config={argument}: {reason}") from error
+        fields = dict(config_lib.flatten(config))
+        if wrong := fields.keys() ^ dict(config_lib.flatten(config_lib.default())):
+            raise UserError(
+                f"--config={argument} has unknown fields or lacks some: {', '.join(sorted(wrong)[:5])}; "
+                "start from mvlm_jax.config.default()"
+            )
+        return config
 
 
 class _PathParser(flags.ArgumentParser):
@@ -196,17 +246,20 @@ def _is_ours_or_urgent(record: LogRecord) -> bool:
 
 def _refuse(name: str, error: Exception) -> int:
     message = str(error)
-    if isinstance(error, AttributeError | KeyError):
-        # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
-        field, *suggested = re.findall(r"\w+", message.replace("\\n", " "))
-        hint = f"; did you mean {suggested[3]!r}?" if len(suggested) > 3 else ""
-        message = f"the config has no field {field!r}{hint}"
-    if "Traceback" in message:
-        # The config file failed: of its traceback only the last line says why.
-        message = f"{message.partition('Traceback')[0]}{message.strip().splitlines()[-1]}"
+    # ConfigDict nests its errors, each with quotes and escapes of its own: only the names in them are legible.
+    names = re.search(r"(?:Key\W+)?(\w+)(?:.*Did you mean\W+(\w+))?", message.replace("\\n", " "), re.DOTALL)
+    if names and _is_of_a_field(error):
+        message = f"the config has no field {names[1]!r}" + (f"; did you mean {names[2]!r}?" if names[2] else "")
     message = " ".join(message.split())
     print(f"mvlm {name}: {message}", file=sys.stderr)
     return RunError.status if isinstance(error, RunError) else UserError.status
+
+
+def _is_of_a_field(error: Exception) -> bool:
+    """Whether a ConfigDict was asked for a field that it does not have."""
+    return isinstance(error, KeyError) or (
+        isinstance(error, AttributeError) and any(isinstance(cause, KeyError) for cause in error.args)
+    )
 
 
 def _raised_while_parsing(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Compiles the training step for a TPU topology on a machine without one: whether it fits, its cost and its time.
 
 Example:
-  mvlm compile --config=configs/pretrain_4m.py --topology=v6e:4x4
+  mvlm compile --config=pretrain_4m --topology=v6e:4x4
 
 Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes half an hour of one CPU
 and 13 GB of memory. --fit searches for the largest batch that a chip holds, and for the cheapest remat policy that

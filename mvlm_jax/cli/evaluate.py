@@ -2,7 +2,9 @@
 DIR/eval/<task>-<dataset>-<split>.json.
 
 Example:
-  mvlm evaluate --config=configs/demo.py --workdir=runs/demo --config.data.eval=tfds:shapes:test
+  mvlm evaluate --workdir=runs/demo --config.data.eval=tfds:shapes:test
+
+The config is that of the run; fields that say what is evaluated may be changed.
 """
 
 import json
@@ -27,7 +29,7 @@ from mvlm_jax.training.program import make_program
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    commands.define_config(values, argv)
+    commands.define_run_config(values, argv)
     commands.define_workdir(values)
     commands.define_hosts(values)
     flags.DEFINE_list(

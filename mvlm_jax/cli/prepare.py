@@ -15,7 +15,7 @@ ids, and which images are in two splits or in an evaluation set. The exit status
 
 With --preview a page shows the batch of a step of a run: its images as augmented, its captions, and the masks.
 
-    mvlm prepare --preview --config=configs/demo.py --config.data.data_dir=data --step=100
+    mvlm prepare --preview --config=demo --config.data.data_dir=data --step=100
 """
 
 import functools
@@ -175,7 +175,7 @@ def _mode(values: flags.FlagValues) -> str:
             if values[name].present:
                 raise UserError(f"--{name} is not used with --preview; set --config.data.{field}=… instead")
         if not values["config"].present:
-            raise UserError("--preview needs --config, the recipe of the run, for example --config=configs/demo.py")
+            raise UserError("--preview needs --config, the recipe of the run, for example --config=demo")
     return mode
 
 

@@ -1,7 +1,7 @@
 """Trains a model, or continues an interrupted run; the workdir holds everything that comes of it.
 
 Example:
-  mvlm train --config=configs/demo.py --workdir=runs/demo --config.steps=200
+  mvlm train --config=demo --workdir=runs/demo --config.steps=200
 """
 
 import signal

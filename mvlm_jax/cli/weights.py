@@ -1,7 +1,7 @@
 """Weights in and out: checks published encoders against a config, exports a trained model, lists a file's tensors.
 
 Example:
-  mvlm weights import --config=configs/demo.py --config.init_from.image=vit-base --output=runs/imported
+  mvlm weights import --config=demo --config.init_from.image=vit-base --output=runs/imported
   mvlm weights export --workdir=runs/demo --output=runs/exported
   mvlm weights inspect --source=vit-base
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mvlm_jax.config_migration import modern_uri
 from mvlm_jax.data.examples import Example, Source
 from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
@@ -76,13 +77,6 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
             raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
         options[name] = value if os.path.exists(os.path.expanduser(value)) else unquote(value)
     return scheme, path, options
-
-
-def modern_uri(text: str) -> str:
-    """A URI or a mixture of them with each `vqa:<directory>:<split>` of earlier versions (`nlvr2:`, `snli_ve:`) written
-    as `vqa:<directory>?split=<split>`."""
-    old = rf"(\s*(?:[^*:]*\*)?(?:{'|'.join(PUBLISHED)}):.+?):([^:/\[\]?\s]+)"
-    return "".join(re.sub(rf"^{old}(?=\s*$)", r"\1?split=\2", term) for term in re.split(r"(\s\+(?=\s|$))", text))
 
 
 def source_files(uri: str) -> tuple[Path, ...]:

@@ -87,10 +87,10 @@ def read_config(directory: Path) -> ConfigDict:
     """The config of the run in a directory.
 
     Raises:
-      UserError: there is no run, or one of another version.
+      UserError: there is no run, or one of a later version.
     """
     try:
-        return config_lib.from_json((directory / CONFIG).read_text())
+        return config_lib.from_json((directory / CONFIG).read_text(), source=directory / CONFIG)
     except OSError as error:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
 

@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from tiny import DEMO_RUN, ROOT, demo_flags
 
 from mvlm_jax.cli import commands, evaluate, train
@@ -190,8 +191,13 @@ def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatc
         (["--config=DEMO", "--workdir=W", "--config.mask.image_ratio=1.5"], "between 0 and 1"),
         (["--config=DEMO", "--workdir=W", "--config.data.data_dir=W/none"], "mvlm prepare --dataset=shapes"),
         (["--config=DEMO", "--workdir=W", "--config.text.tokenizer=W/none.json"], "cannot be read"),
-        (["--config=configs/none.py", "--workdir=W"], "recipe such as configs/demo.py"),
-        (["--config=FLICKR:huge", "--workdir=W"], "size 'huge' is not one of laptop, small, minilm"),
+        (["--config=configs/dmeo.py", "--workdir=W"], "neither a file nor a shipped recipe; did you mean demo?"),
+        (["--config=zzz", "--workdir=W"], "the shipped ones are demo, finetune_nlvr2, "),
+        (["--config=_finetune", "--workdir=W"], "neither a file nor a shipped recipe"),
+        (["--config=gs://a/recipe.py", "--workdir=W"], "is not a local path"),
+        (["--config=flickr8k:huge", "--workdir=W"], "flickr8k:huge: size 'huge' is not one of laptop, small, minilm"),
+        (["--config=demo:huge", "--workdir=W"], "--config=demo:huge: TypeError: get_config() takes 0 positional"),
+        (["--config=DEMO", "--workdir=W", "--config.config_version=1"], "config_version=1 is not one of 2"),
         (["--config=DEMO"], "--workdir"),
         (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
         (["--config=DEMO", "--workdir=W", "--stopped_status=300"], "stopped_status"),
@@ -199,7 +205,7 @@ def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatc
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_path, capsys):
-    places = {"DEMO": ROOT / "configs" / "demo.py", "FLICKR": ROOT / "configs" / "flickr8k.py", "W": tmp_path / "w"}
+    places = {"DEMO": ROOT / "configs" / "demo.py", "W": tmp_path / "w"}
     for short, path in places.items():
         flags = [flag.replace(f"={short}", f"={path}") for flag in flags]
     assert train.run(flags) == 2
@@ -209,10 +215,65 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_
 
 
 @pytest.mark.parametrize(
+    "recipe, said",
+    [
+        ("open('none')", "No such file or directory: 'none'"),
+        ("import none", "ModuleNotFoundError: No module named 'none'"),
+        ("def get_config(): raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("get_config = ConfigDict", "lacks some: accumulate, "),
+        ("def get_config(): return None", "get_config returns None"),
+        (
+            "def get_config(): return ConfigDict({**default(), 'stepz': 1})",
+            "unknown fields or lacks some: stepz",
+        ),
+        ("def get_config():\n  c = default()\n  c.stepz = 1", "no field 'stepz'; did you mean 'steps'?"),
+    ],
+)
+def test_a_recipe_that_does_not_work_is_one_line(recipe, said, tmp_path, capsys):
+    header = "from ml_collections import ConfigDict\nfrom mvlm_jax.config import default"
+    (tmp_path / "recipe.py").write_text(f"{header}\n{recipe}\n")
+    assert train.run([f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'w'}"]) == 2
+    [error] = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("mvlm train: ") and said in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_shipped_recipe_is_found_by_name_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = flags.FlagValues()
+    argv = ["mvlm", "--config=finetune_vqa:shapes", "--config.seed=3"]
+    commands.define_config(values, argv)
+    values(argv)
+    assert (values.config.task, values.config.seed, values.config.steps) == ("vqa", 3, 1000)
+
+
+def test_a_run_is_evaluated_with_its_own_config(copied, capsys):
+    assert evaluate.run([f"--workdir={copied}", "--config.data.eval=tfds:shapes:test", "--step=4"]) == 0
+    found = read_eval(copied, "retrieval-shapes-test")
+    assert (found["step"], found["source"], found["images"]) == (4, "tfds:shapes:test", 12)
+    assert evaluate.run([f"--workdir={copied}", "--config.cross.heads=1"]) == 2
+    assert "config.cross.heads is 2 there and 1 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--workdir=none"], "none is not the workdir of a run"),
+        (["--config.data.eval=tfds:shapes:test"], "--workdir"),
+        (["--workdir=RUN", "--config.data.evall=tfds:shapes:test"], "no field 'evall'; did you mean 'eval'?"),
+    ],
+)
+def test_an_evaluation_without_its_run_is_one_line(flags, said, demo_run, capsys):
+    assert evaluate.run([flag.replace("RUN", str(demo_run)) for flag in flags]) == 2
+    [error] = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("mvlm evaluate: ") and said in error
+
+
+@pytest.mark.parametrize(
     "command, example",
     [
         ("train", "mvlm train --config="),
-        ("evaluate", "mvlm evaluate --config="),
+        ("evaluate", "mvlm evaluate --workdir="),
         ("prepare", "mvlm prepare --dataset="),
         ("weights", "mvlm weights export --workdir="),
         ("compile", "mvlm compile --config="),
@@ -224,6 +285,6 @@ def test_help_shows_an_example(command, example, capsys):
     assert example in capsys.readouterr().out
 
 
-def test_an_unknown_door_is_refused(capsys):
+def test_an_unknown_command_is_refused(capsys):
     assert commands.main(["trian"]) == 2
     assert "'trian'" in capsys.readouterr().err

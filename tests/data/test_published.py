@@ -5,12 +5,13 @@ import json
 import pytest
 from examples import encoded, picture
 
+from mvlm_jax.config_migration import modern_uri
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
 from mvlm_jax.data.formats.snli_ve import open_snli_ve
 from mvlm_jax.data.formats.vqa import in_minival, open_vqa, submission
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource, ListedExamples, answer_list
-from mvlm_jax.data.sources import modern_uri, open_labelled, open_source, split_name
+from mvlm_jax.data.sources import open_labelled, open_source, split_name
 from mvlm_jax.errors import UserError
 
 
