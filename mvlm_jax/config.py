@@ -193,7 +193,6 @@ def validate(config: ConfigDict) -> None:
         "task": ("pretrain", "retrieval", "vqa", "nlvr2", "entailment"),
         "hide_modality": ("none", "image", "text"),
         "dtype": ("auto", "float32", "bfloat16"),
-        "text_encoder.kind": ("roberta", "bert"),
         "mask.condition_on": ("unmasked", "masked", "none"),
         "model.token_head": ("dense", "tied"),
         "model.attention": ("auto", "xla", "cudnn"),

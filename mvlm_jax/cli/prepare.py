@@ -44,6 +44,7 @@ from mvlm_jax.doctor.checkup import Limits, examine
 from mvlm_jax.doctor.faults import GROUPS, parse_policy
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path, write_text
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.report import dataset as report
 from mvlm_jax.report.batch import preview_page
 from mvlm_jax.tasks.configured import TOKENIZER_FILE
@@ -237,7 +238,7 @@ def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
     captions = list(_some_captions(splits["train"] if "train" in splits else next(iter(splits.values()))))
     if not any(map(str.strip, captions)):
         return None
-    return train_tokenizer(captions, kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size)
+    return train_tokenizer(captions, kind=kind, vocab_size=config.text_encoder.vocab_size)
 
 
 def _some_captions(source: Source) -> Iterator[str]:

@@ -22,6 +22,7 @@ from mvlm_jax.interop.inspecting import inspect
 from mvlm_jax.interop.parameters import parameter_shapes
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.tasks.from_config import open_tokenizer
+from mvlm_jax.tasks.model import image_format
 from mvlm_jax.training.workdir import WEIGHTS
 
 
@@ -38,10 +39,9 @@ def _import(values: flags.FlagValues) -> None:
     imported = import_encoders(
         parameter_shapes(config),
         init_from=config.init_from.to_dict(),
-        image=config.image,
+        image=image_format(config),
         image_encoder=config.image_encoder,
-        text_kind=config.text_encoder.kind,
-        heads=config.image_encoder.heads,
+        text_encoder=config.text_encoder,
         tokenizer=tokenizer,
     )
     print("\n".join(imported.lines()))

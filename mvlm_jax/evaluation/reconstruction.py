@@ -114,7 +114,7 @@ def _rebuild(model, params, batch, *, cell, image_ratio, text_ratio, special_ids
     text = batch["text"]
     text_mask, wrong_text_mask = run(text, method="text_mask"), run(batch["wrong_text"], method="text_mask")
     patches, wrong_patches = run(batch["image"], method="patches"), run(batch["wrong_image"], method="patches")
-    grid = model.image_size // model.patch
+    grid = model.image.grid
 
     def draw(index, caption):
         # A key for each pair: its masks do not depend on the batch it is evaluated in.

@@ -17,7 +17,7 @@ from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
-from mvlm_jax.tasks.model import model_inputs, task_model
+from mvlm_jax.tasks.model import image_format, model_inputs, task_model
 from mvlm_jax.training.task import Batch, Params, StartWeights
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -54,16 +54,17 @@ class ConfiguredTask:
             imported = import_encoders(
                 shapes,
                 init_from=config.init_from.to_dict(),
-                image=config.image,
+                image=image_format(config),
                 image_encoder=config.image_encoder,
-                text_kind=config.text_encoder.kind,
-                heads=config.image_encoder.heads,
+                text_encoder=config.text_encoder,
                 tokenizer=self.tokenizer,
             )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text_encoder.kind)
+        theirs = Tokenizer.load(
+            user_path(checkpoint) / TOKENIZER_FILE, kind=text_family(self.config.text_encoder.kind).tokenizer
+        )
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "

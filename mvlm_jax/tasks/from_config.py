@@ -27,6 +27,7 @@ from mvlm_jax.data.sources import as_file_name, open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.tasks.classification import ClassificationTask
@@ -90,7 +91,9 @@ def describe_task(config: ConfigDict) -> Task:
         raise NotImplementedError("a described task has no data")
 
     # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
-    tokenizer = train_tokenizer(["a caption"], kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size)
+    tokenizer = train_tokenizer(
+        ["a caption"], kind=text_family(config.text_encoder.kind).tokenizer, vocab_size=config.text_encoder.vocab_size
+    )
     described: Callable[..., Task] = LABELLED.get(config.task, Retrieval if config.task == "retrieval" else Pretrain)
     return described(
         config=config,
@@ -111,14 +114,15 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
       UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows; or the run has
         checkpoints, but its tokenizer has gone.
     """
+    kind = text_family(config.text_encoder.kind).tokenizer
     text, own = config.text, Path(workdir) / TOKENIZER_FILE if workdir else None
     if own and own.is_file():
-        tokenizer = Tokenizer.load(own, kind=config.text_encoder.kind)
+        tokenizer = Tokenizer.load(own, kind=kind)
     elif own and any(own.parent.glob("checkpoints/[0-9]*")):
         # Parameters mean nothing with another vocabulary.
         raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
     elif text.tokenizer:
-        tokenizer = Tokenizer.load(text.tokenizer, kind=config.text_encoder.kind)
+        tokenizer = Tokenizer.load(text.tokenizer, kind=kind)
     elif config.init_from.checkpoint:
         origin = user_path(config.init_from.checkpoint)
         if not (origin / TOKENIZER_FILE).is_file():
@@ -126,7 +130,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
                 f"config.init_from.checkpoint={origin} is neither the workdir of a run nor a folder that mvlm weights "
                 f"export wrote: there is no {TOKENIZER_FILE} in it"
             )
-        tokenizer = Tokenizer.load(origin / TOKENIZER_FILE, kind=config.text_encoder.kind)
+        tokenizer = Tokenizer.load(origin / TOKENIZER_FILE, kind=kind)
     elif config.init_from.text:
         file = tokenizer_file(config.init_from.text)
         if file is None:
@@ -134,10 +138,12 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None) -> Tokeniz
                 f"config.init_from.text={config.init_from.text} brings no {' or '.join(TOKENIZER_FILES)}; "
                 "name the tokenizer of these weights in config.text.tokenizer"
             )
-        tokenizer = Tokenizer.load(file, kind=config.text_encoder.kind)
+        tokenizer = Tokenizer.load(file, kind=kind)
     else:
         tokenizer = train_tokenizer(
-            _training_texts(config), kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size
+            _training_texts(config),
+            kind=kind,
+            vocab_size=config.text_encoder.vocab_size,
         )
     if tokenizer.vocab_size > config.text_encoder.vocab_size:
         raise UserError(
