@@ -238,6 +238,7 @@ def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
     captions = list(_some_captions(splits["train"] if "train" in splits else next(iter(splits.values()))))
     if not any(map(str.strip, captions)):
         return None
+    kind = text_family(config.text_encoder.kind).tokenizer
     return train_tokenizer(captions, kind=kind, vocab_size=config.text_encoder.vocab_size)
 
 

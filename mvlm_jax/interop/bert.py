@@ -40,8 +40,8 @@ NAMING = Naming(
 class BertFamily(TextFamily):
     token_types: int
 
-    def build(self, encoder: ConfigDict, **fields: Any) -> nn.Module:
-        return super().build(encoder, token_types=self.token_types, **fields)
+    def sized(self, encoder: ConfigDict, **fields: Any) -> nn.Module:
+        return super().sized(encoder, token_types=self.token_types, **fields)
 
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, config = reader.path, reader.config

@@ -133,7 +133,7 @@ class Resizable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What is common to image and text encoders; the fields of `module` are `build`'s."""
+    """What is common to image and text encoders; `build` makes `module` from the part's config."""
 
     kind: str  # in the config
     namings: tuple[Naming, ...]  # of published weights; an export follows the first
@@ -149,11 +149,8 @@ class Family:
 
     part: ClassVar[str]  # of the model and of its config
 
-    def build(self, encoder: ConfigDict, *, compute: Compute, **fields: Any) -> nn.Module:
-        """
-        Args:
-          encoder: the part's config.
-        """
+    def sized(self, encoder: ConfigDict, *, compute: Compute, **fields: Any) -> nn.Module:
+        """The module with the sizes of the part's config, and with fields of its own."""
         sizes = {name: encoder[name] for name in ("width", "heads", "layers", "mlp_ratio")}
         return self.module(**sizes, compute=compute, **fields)
 

@@ -14,6 +14,7 @@ from mvlm_jax.interop.importing import Reader, epsilon_note
 from mvlm_jax.interop.positions import grid_side, resize_positions
 from mvlm_jax.interop.tensors import PREPROCESSOR, Tensors
 from mvlm_jax.interop.transformers_folder import write_json, write_model
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageFormat
 
 _BICUBIC = 3  # Pillow's number
@@ -23,8 +24,8 @@ _BICUBIC = 3  # Pillow's number
 class ImageFamily(Family):
     part = "image_encoder"
 
-    def build(self, encoder: ConfigDict, *, image: ImageFormat, **fields: Any) -> nn.Module:
-        return super().build(encoder, patches=image.patches, epsilon=encoder.epsilon, **fields)
+    def build(self, encoder: ConfigDict, *, image: ImageFormat, compute: Compute) -> nn.Module:
+        return self.sized(encoder, compute=compute, patches=image.patches, epsilon=encoder.epsilon)
 
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, patch = reader.path, reader.encoder.patch

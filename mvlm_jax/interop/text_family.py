@@ -14,6 +14,7 @@ from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
 from mvlm_jax.interop.importing import Reader, epsilon_note
 from mvlm_jax.interop.tensors import Tensors
 from mvlm_jax.interop.transformers_folder import write_model, write_tokenizer
+from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageFormat
 
 _POSITIONS = "position_embedding/embedding"
@@ -27,15 +28,9 @@ class TextFamily(Family):
 
     part = "text_encoder"
 
-    def build(self, encoder: ConfigDict, **fields: Any) -> nn.Module:
-        return super().build(
-            encoder,
-            vocab_size=encoder.vocab_size,
-            positions=encoder.positions,
-            first_position=self.first_position,
-            epsilon=self.epsilon,
-            **fields,
-        )
+    def build(self, encoder: ConfigDict, *, compute: Compute) -> nn.Module:
+        own = {"vocab_size": encoder.vocab_size, "positions": encoder.positions, "epsilon": self.epsilon}
+        return self.sized(encoder, compute=compute, first_position=self.first_position, **own)
 
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, first = reader.path, self.first_position

@@ -62,9 +62,7 @@ class ConfiguredTask:
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(
-            user_path(checkpoint) / TOKENIZER_FILE, kind=text_family(self.config.text_encoder.kind).tokenizer
-        )
+        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "
