@@ -12,7 +12,8 @@ from pathlib import Path
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.builders import shapes
 from mvlm_jax.data.writing.dataset import write_dataset
-from mvlm_jax.tasks.model import maskvlm
+from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.tasks.model import maskvlm_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +34,7 @@ def tiny_model(*, pad_id: int, **fields):
     smaller = {"image.size": 32, "image_encoder.patch": 8, "text_encoder.positions": 16, "dtype": "float32"}
     smaller |= sizes(width=16, heads=2, layers=2, mlp_ratio=2) | {"cross.layers": 1, "cross.decoder_layers": 1}
     config.update_from_flattened_dict(smaller | {name.replace("__", "."): value for name, value in fields.items()})
-    return maskvlm(config, pad_id=pad_id)
+    return MaskVLM(**maskvlm_fields(config, pad_id=pad_id))
 
 
 SMALLER = {

@@ -165,3 +165,7 @@ class Family:
     def notes(self, source: "Tensors", *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
         """Differences that the import does not refuse."""
         raise NotImplementedError
+
+    def epsilon_note(self, source: "Tensors", *, ours: float) -> list[str]:
+        theirs = source.config.get(self.config_names.epsilon, ours)
+        return [] if theirs == ours else [f"the source's norms add {theirs:g} to the variance, the ones here {ours:g}"]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
-from mvlm_jax.interop.importing import Reader, epsilon_note
+from mvlm_jax.interop.importing import Reader
 from mvlm_jax.interop.positions import grid_side, resize_positions
 from mvlm_jax.interop.tensors import PREPROCESSOR, Tensors
 from mvlm_jax.interop.transformers_folder import write_json, write_model
@@ -58,10 +58,10 @@ class ImageFamily(Family):
         ]
 
     def notes(self, source: Tensors, *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
-        name = self.config_names.epsilon
+        epsilon = source.config.get(self.config_names.epsilon)
         notes = [
-            f"{note}; with --config.image_encoder.epsilon={source.config[name]:g} they are the same"
-            for note in epsilon_note(source, name, ours=encoder.epsilon)
+            f"{note}; with --config.image_encoder.epsilon={epsilon:g} they are the same"
+            for note in self.epsilon_note(source, ours=encoder.epsilon)
         ]
         theirs = source.preprocessing()
         if theirs is not None and not np.allclose(theirs, (image.mean, image.std), atol=1e-4):

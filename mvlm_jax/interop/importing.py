@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -42,10 +41,9 @@ def import_encoder(
     source = open_tensors(path)
     model_type = source.config.get("model_type")
     if model_type is not None and model_type not in family.model_types:
-        raise UserError(
-            f"{source.path} is a {model_type!r} by its config.json; {family.wanted or _kind(family)} needs one of "
-            + ", ".join(family.model_types)
-        )
+        wanted = family.wanted or f"{family.part}.kind={family.kind!r}"
+        legal = ", ".join(family.model_types)
+        raise UserError(f"{source.path} is a {model_type!r} by its config.json; {wanted} needs one of {legal}")
     match = recognise(source.tensors, wanted=(family,), known=known, source=str(path))
     reader = Reader(source, match, family=family, encoder=encoder)
     resizable = family.fit(reader, shapes=shapes)
@@ -55,37 +53,14 @@ def import_encoder(
     return loaded, report
 
 
-def epsilon_note(source: Tensors, name: str, *, ours: float) -> list[str]:
-    """
-    Args:
-      name: what the source's config.json calls it.
-    """
-    theirs = source.config.get(name, ours)
-    return [] if theirs == ours else [f"the source's norms add {theirs:g} to the variance, the ones here {ours:g}"]
-
-
-def _kind(family: Family) -> str:
-    return f"{family.part}.kind={family.kind!r}"
-
-
 class Reader:
     """Reads the tensors of a source as parameters."""
 
     def __init__(self, source: Tensors, match: Match, *, family: Family, encoder: ConfigDict):
-        self.encoder = encoder
+        self.encoder, self.path, self.config = encoder, source.path, source.config
         self._source, self._match, self._family = source, match, family
         self._places = match.naming.places(layers=max(match.layers, 1))
         self._entries = {entry.path: entry for entry in match.naming.entries}
-
-    @property
-    def path(self) -> Path:
-        """Of the source."""
-        return self._source.path
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The folder's config.json; empty where there is none."""
-        return self._source.config
 
     def name(self, path: str) -> str:
         """What the source calls a parameter that is no part of a stack."""

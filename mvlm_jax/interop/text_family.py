@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
-from mvlm_jax.interop.importing import Reader, epsilon_note
+from mvlm_jax.interop.importing import Reader
 from mvlm_jax.interop.tensors import Tensors
 from mvlm_jax.interop.transformers_folder import write_model, write_tokenizer
 from mvlm_jax.models.compute import Compute
@@ -55,7 +55,7 @@ class TextFamily(Family):
         ]
 
     def notes(self, source: Tensors, *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
-        return epsilon_note(source, self.config_names.epsilon, ours=self.epsilon)
+        return self.epsilon_note(source, ours=self.epsilon)
 
     def write(self, folder: Path, params: Params, *, encoder: ConfigDict, tokenizer: Tokenizer) -> None:
         """A folder that transformers loads."""

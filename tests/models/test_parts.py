@@ -8,7 +8,7 @@ from tiny import SMALLER, recipe, tiny_model
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.aot.ahead import describe_step
-from mvlm_jax.interop.parameters import flat, parameter_shapes
+from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops, pretraining_step_flops
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES
@@ -40,10 +40,13 @@ def published(*, image, text, cross):
 
 def step_shapes(config):
     """Of the parameters after a step, which is traced as a whole: gradient, optimizer, rules."""
+    return {path: leaf.shape for path, leaf in flat(traced(config).params).items()}
+
+
+def traced(config):
     step = describe_step(config, jax.devices()[:1])
     with jax.set_mesh(step.mesh):
-        state, _ = jax.eval_shape(step.program.step, step.program.state, step.batch)
-    return {path: leaf.shape for path, leaf in flat(state.params).items()}
+        return jax.eval_shape(step.program.step, step.program.state, step.batch)[0]
 
 
 def test_two_published_encoders_of_one_width_build_as_they_are():
@@ -56,7 +59,8 @@ def test_two_published_encoders_of_one_width_build_as_they_are():
 
 def test_a_dense_layer_leads_to_the_width_of_the_cross_encoders_only_where_it_differs():
     config = published(image=VIT_BASE, text=MINILM, cross={"width": 768, "heads": 12})
-    shapes = step_shapes(config)
+    params = traced(config).params
+    shapes = {path: leaf.shape for path, leaf in flat(params).items()}
     assert shapes["image_encoder/layers/block/mlp/up/kernel"] == (12, 768, 3072)
     assert shapes["text_encoder/layers/block/mlp/up/kernel"] == (6, 384, 1536)
     assert {path: shape for path, shape in shapes.items() if "to_cross" in path} == {
@@ -64,7 +68,7 @@ def test_a_dense_layer_leads_to_the_width_of_the_cross_encoders_only_where_it_di
         "text_to_cross/bias": (768,),
     }
     assert shapes["token_classifier/kernel"] == (768, 30522)
-    groups, decays = (flat(match_rules(rules, parameter_shapes(config))) for rules in (OPTIMIZER_RULES, DECAY_RULES))
+    groups, decays = (flat(match_rules(rules, params)) for rules in (OPTIMIZER_RULES, DECAY_RULES))
     assert (groups["text_to_cross/kernel"], groups["text_to_cross/bias"]) == ("rest", "rest")
     assert (decays["text_to_cross/kernel"], decays["text_to_cross/bias"]) == (True, False)
 
@@ -81,7 +85,7 @@ def test_tied_words_and_answers_are_of_the_text_encoders_width():
 def test_features_of_both_encoders_have_the_width_of_the_cross_encoders():
     model = tiny_model(pad_id=0, **{f"{part}__width": sizes["width"] for part, sizes in TINY.items()})
     image, text = jnp.ones((2, 32, 32, 3), jnp.uint8), jnp.array([[1, 5, 6, 2, 0]] * 2)
-    params = model.init(jax.random.key(0), image, text)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), image, text)["params"]
     bound = model.bind({"params": params})
     patches = bound.patches(image)
     v, w = bound.encode_image(patches, jnp.zeros((2, 3, 16), bool)), bound.encode_text(text)
@@ -133,7 +137,7 @@ def test_an_answering_model_reads_words_of_another_width():
 # A run
 
 
-def run(*, devices, mesh=(1, 1, 1), steps=3, **fields):
+def run(*, devices, mesh=(1, 1, 1), steps=2, **fields):
     """Losses of the first steps over noise, the same for every mesh."""
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER | {"batch_size": 16, "dtype": "float32"} | fields)
@@ -168,10 +172,12 @@ def test_every_part_learns(on_one_device):
     assert np.abs(params["text_to_cross"]["bias"]).min() > 0  # it starts at zero
 
 
+@pytest.mark.slow
 def test_microbatches_train_the_same_run(on_one_device):
     np.testing.assert_allclose(run(devices=jax.devices()[:1], accumulate=2)[0], on_one_device[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 def test_a_mesh_of_all_axes_trains_the_same_run(on_one_device):
     losses, params = run(devices=jax.devices(), mesh=(2, 2, 2))
