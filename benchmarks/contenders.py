@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import TokenIds, train_tokenizer
+from mvlm_jax.interop.families import text_family
 
 BATCHES = 4  # kept on the host and used in turn
 
@@ -41,7 +42,8 @@ class Setup:
 
 
 def special_tokens(config: ConfigDict) -> TokenIds:
-    return train_tokenizer(["a caption"], kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size).ids
+    kind = text_family(config.text_encoder.kind).tokenizer
+    return train_tokenizer(["a caption"], kind=kind, vocab_size=config.text_encoder.vocab_size).ids
 
 
 def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
@@ -186,12 +188,16 @@ class Torch:
         self._batches = make_batches(config)
         ids = special_tokens(config)
         torch.manual_seed(0)
+        parts = {
+            name: torch_maskvlm.Part(
+                **{field: config[name][field] for field in ("width", "heads", "layers", "mlp_ratio")}
+            )
+            for name in config_lib.PARTS
+        }
         sizes = torch_maskvlm.Sizes(
             image_size=config.image.size, patch=config.image_encoder.patch, vocab_size=config.text_encoder.vocab_size,
             positions=config.text_encoder.positions, pad_id=ids.pad, text_kind=config.text_encoder.kind,
-            width=config.cross.width,
-            heads=config.cross.heads, layers=config.image_encoder.layers, mlp_ratio=config.cross.mlp_ratio,
-            cross_layers=config.cross.layers, decoder_layers=config.cross.decoder_layers,
+            **parts, decoder_layers=config.cross.decoder_layers,
             projection=config.model.projection, token_head=config.model.token_head,
         )  # fmt: skip
         model = torch_maskvlm.MaskVLM(sizes).to(self._device)

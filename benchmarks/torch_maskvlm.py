@@ -20,6 +20,17 @@ IMAGE_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    width: int
+    heads: int
+    layers: int  # of an encoder, or of each cross encoder
+    mlp_ratio: int = 4
+
+
+BASE = Part(width=768, heads=12, layers=12)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
     image_size: int = 224  # pixels a side
     patch: int = 16  # pixels a side
@@ -29,24 +40,22 @@ class Sizes:
     vocab_size: int = 50265
     positions: int = 512
     pad_id: int = 1
-    width: int = 768
-    heads: int = 12
-    layers: int = 12  # of each of the two encoders
-    mlp_ratio: int = 4
-    cross_layers: int = 3  # of each of the two cross encoders
+    image_encoder: Part = BASE
+    text_encoder: Part = BASE
+    cross: Part = dataclasses.replace(BASE, layers=3)
     decoder_layers: int = 3
     projection: int = 256
     token_head: str = "dense"  # or tied
 
 
 class Attention(nn.Module):
-    def __init__(self, sizes: Sizes):
+    def __init__(self, part: Part):
         super().__init__()
-        self.heads = sizes.heads
-        self.query = nn.Linear(sizes.width, sizes.width)
-        self.key = nn.Linear(sizes.width, sizes.width)
-        self.value = nn.Linear(sizes.width, sizes.width)
-        self.out = nn.Linear(sizes.width, sizes.width)
+        self.heads = part.heads
+        self.query = nn.Linear(part.width, part.width)
+        self.key = nn.Linear(part.width, part.width)
+        self.value = nn.Linear(part.width, part.width)
+        self.out = nn.Linear(part.width, part.width)
 
     def forward(self, x: Tensor, context: Tensor, context_mask: Tensor | None = None) -> Tensor:
         """From x [B, R, D] to context [B, S, D]; where context_mask [B, S] is false nothing is attended to."""
@@ -63,10 +72,10 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, sizes: Sizes):
+    def __init__(self, part: Part):
         super().__init__()
-        self.up = nn.Linear(sizes.width, sizes.width * sizes.mlp_ratio)
-        self.down = nn.Linear(sizes.width * sizes.mlp_ratio, sizes.width)
+        self.up = nn.Linear(part.width, part.width * part.mlp_ratio)
+        self.down = nn.Linear(part.width * part.mlp_ratio, part.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -75,12 +84,12 @@ class Mlp(nn.Module):
 class PreNormLayer(nn.Module):
     """Of the ViT."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, part: Part):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
-        self.attention = Attention(sizes)
-        self.mlp_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
-        self.mlp = Mlp(sizes)
+        self.attention_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
+        self.attention = Attention(part)
+        self.mlp_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
+        self.mlp = Mlp(part)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)
@@ -91,13 +100,12 @@ class PreNormLayer(nn.Module):
 class PostNormLayer(nn.Module):
     """Of RoBERTa and BERT."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, part: Part, *, epsilon: float):
         super().__init__()
-        epsilon = TEXT_EPSILON[sizes.text_kind]
-        self.attention = Attention(sizes)
-        self.attention_norm = nn.LayerNorm(sizes.width, epsilon)
-        self.mlp = Mlp(sizes)
-        self.mlp_norm = nn.LayerNorm(sizes.width, epsilon)
+        self.attention = Attention(part)
+        self.attention_norm = nn.LayerNorm(part.width, epsilon)
+        self.mlp = Mlp(part)
+        self.mlp_norm = nn.LayerNorm(part.width, epsilon)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.attention_norm(x + self.attention(x, x, mask))
@@ -107,14 +115,14 @@ class PostNormLayer(nn.Module):
 class CrossLayer(nn.Module):
     """Self-attention, cross-attention, MLP; each pre-normed and residual."""
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, part: Part):
         super().__init__()
-        self.self_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
-        self.self_attention = Attention(sizes)
-        self.cross_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
-        self.cross_attention = Attention(sizes)
-        self.mlp_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
-        self.mlp = Mlp(sizes)
+        self.self_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
+        self.self_attention = Attention(part)
+        self.cross_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
+        self.cross_attention = Attention(part)
+        self.mlp_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
+        self.mlp = Mlp(part)
 
     def forward(self, x, mask, context, context_mask, rows=None) -> Tensor:
         """Outputs for the tokens in `rows` [B, R] only (all by default): the others are keys and values alone."""
@@ -130,13 +138,14 @@ class CrossLayer(nn.Module):
 class ImageEncoder(nn.Module):
     def __init__(self, sizes: Sizes):
         super().__init__()
+        part = sizes.image_encoder
         patches = (sizes.image_size // sizes.patch) ** 2
-        self.patch_embedding = nn.Linear(sizes.patch**2 * 3, sizes.width)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, sizes.width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, sizes.width))
-        self.position_embedding = nn.Parameter(torch.empty(1, patches + 1, sizes.width))
-        self.layers = nn.ModuleList(PreNormLayer(sizes) for _ in range(sizes.layers))
-        self.final_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.patch_embedding = nn.Linear(sizes.patch**2 * 3, part.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, part.width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, part.width))
+        self.position_embedding = nn.Parameter(torch.empty(1, patches + 1, part.width))
+        self.layers = nn.ModuleList(PreNormLayer(part) for _ in range(part.layers))
+        self.final_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
 
     def forward(self, patches: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Whole and masked images, in one pass over 2B."""
@@ -152,12 +161,13 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     def __init__(self, sizes: Sizes):
         super().__init__()
+        part, epsilon = sizes.text_encoder, TEXT_EPSILON[sizes.text_kind]
         self.first_position = FIRST_POSITION[sizes.text_kind]
-        self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.width)
-        self.position_embedding = nn.Embedding(sizes.positions + self.first_position, sizes.width)
-        self.type_embedding = nn.Embedding(TOKEN_TYPES[sizes.text_kind], sizes.width)
-        self.embedding_norm = nn.LayerNorm(sizes.width, TEXT_EPSILON[sizes.text_kind])
-        self.layers = nn.ModuleList(PostNormLayer(sizes) for _ in range(sizes.layers))
+        self.token_embedding = nn.Embedding(sizes.vocab_size, part.width)
+        self.position_embedding = nn.Embedding(sizes.positions + self.first_position, part.width)
+        self.type_embedding = nn.Embedding(TOKEN_TYPES[sizes.text_kind], part.width)
+        self.embedding_norm = nn.LayerNorm(part.width, epsilon)
+        self.layers = nn.ModuleList(PostNormLayer(part, epsilon=epsilon) for _ in range(part.layers))
 
     def forward(self, text: Tensor, text_mask: Tensor) -> Tensor:
         positions = torch.arange(text.shape[1], device=text.device) + self.first_position
@@ -169,10 +179,10 @@ class TextEncoder(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    def __init__(self, sizes: Sizes, *, layers: int):
+    def __init__(self, part: Part, *, layers: int):
         super().__init__()
-        self.blocks = nn.ModuleList(CrossLayer(sizes) for _ in range(layers))
-        self.final_norm = nn.LayerNorm(sizes.width, IMAGE_EPSILON)
+        self.blocks = nn.ModuleList(CrossLayer(part) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(part.width, IMAGE_EPSILON)
 
     def forward(self, x, mask, context, context_mask, rows=None) -> Tensor:
         for block in self.blocks[:-1]:
@@ -183,7 +193,7 @@ class CrossEncoder(nn.Module):
 class Projection(nn.Module):
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.dense = nn.Linear(sizes.width, sizes.projection)
+        self.dense = nn.Linear(sizes.cross.width, sizes.projection)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.dense(x).float(), dim=-1)
@@ -194,8 +204,9 @@ class TiedTokenHead(nn.Module):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        self.dense = nn.Linear(sizes.width, sizes.width)
-        self.norm = nn.LayerNorm(sizes.width, 1e-5)
+        width = sizes.text_encoder.width
+        self.dense = nn.Linear(sizes.cross.width, width)
+        self.norm = nn.LayerNorm(width, 1e-5)
         self.bias = nn.Parameter(torch.empty(sizes.vocab_size))
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
@@ -208,15 +219,18 @@ class MaskVLM(nn.Module):
         self.sizes = sizes
         self.image_encoder = ImageEncoder(sizes)
         self.text_encoder = TextEncoder(sizes)
-        self.image_cross_encoder = CrossEncoder(sizes, layers=sizes.cross_layers)
-        self.text_cross_encoder = CrossEncoder(sizes, layers=sizes.cross_layers)
-        self.image_decoder = CrossEncoder(sizes, layers=sizes.decoder_layers)
-        self.pixel_head = nn.Linear(sizes.width, sizes.patch**2 * 3)
+        cross, width = sizes.cross, sizes.cross.width
+        self.image_to_cross = to_width(sizes.image_encoder.width, width)
+        self.text_to_cross = to_width(sizes.text_encoder.width, width)
+        self.image_cross_encoder = CrossEncoder(cross, layers=cross.layers)
+        self.text_cross_encoder = CrossEncoder(cross, layers=cross.layers)
+        self.image_decoder = CrossEncoder(cross, layers=sizes.decoder_layers)
+        self.pixel_head = nn.Linear(width, sizes.patch**2 * 3)
         tied = sizes.token_head == "tied"
-        self.token_classifier = TiedTokenHead(sizes) if tied else nn.Linear(sizes.width, sizes.vocab_size)
+        self.token_classifier = TiedTokenHead(sizes) if tied else nn.Linear(width, sizes.vocab_size)
         self.image_projection = Projection(sizes)
         self.text_projection = Projection(sizes)
-        self.matching_head = nn.Linear(sizes.width, 2)
+        self.matching_head = nn.Linear(width, 2)
         self.temperature = nn.Parameter(torch.empty(()))
         self.register_buffer("mean", torch.tensor(sizes.mean), persistent=False)
         self.register_buffer("std", torch.tensor(sizes.std), persistent=False)
@@ -231,6 +245,14 @@ class MaskVLM(nn.Module):
         grid = pixels.view(batch, side, patch, side, patch, 3).permute(0, 1, 3, 2, 4, 5)
         return grid.reshape(batch, side * side, patch * patch * 3)
 
+    def encode_image(self, patches: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole and masked images."""
+        v, v_masked = self.image_encoder(patches, patch_mask)
+        return self.image_to_cross(v), self.image_to_cross(v_masked)
+
+    def encode_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        return self.text_to_cross(self.text_encoder(text, text_mask))
+
     def classify_tokens(self, x: Tensor) -> Tensor:
         if self.sizes.token_head == "tied":
             return self.token_classifier(x, self.text_encoder.token_embedding.weight)
@@ -239,6 +261,10 @@ class MaskVLM(nn.Module):
     def clipped_temperature(self) -> Tensor:
         """In [0.001, 0.5]; the gradient passes as if it were not clipped."""
         return self.temperature + (self.temperature.clamp(0.001, 0.5) - self.temperature).detach()
+
+
+def to_width(width: int, wanted: int) -> nn.Module:
+    return nn.Identity() if width == wanted else nn.Linear(width, wanted)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

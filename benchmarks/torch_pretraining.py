@@ -93,8 +93,8 @@ def pretraining_losses(
     with torch.autocast(image.device.type, dtype=autocast, enabled=autocast is not None):
         patches = model.patches(image)
         text_mask = text != model.sizes.pad_id
-        v, v_masked = model.image_encoder(patches, masks.patch_mask)
-        both = model.text_encoder(torch.cat([text, masks.text]), torch.cat([text_mask, text_mask]))
+        v, v_masked = model.encode_image(patches, masks.patch_mask)
+        both = model.encode_text(torch.cat([text, masks.text]), torch.cat([text_mask, text_mask]))
         w, w_masked = both.chunk(2)
 
         shown = {"unmasked": w, "masked": w_masked, "none": None}[condition_on]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.parameters import read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -45,7 +45,7 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
         raise UserError(f"batch_size={batch_size} must be at least 1")
     # What was fastest where it was trained may not exist here.
     config.model.attention = config.model.layer_loop = "auto"
-    tokenizer = Tokenizer.load(folder / TOKENIZER, kind=config.text_encoder.kind)
+    tokenizer = Tokenizer.load(folder / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
     params = read_parameters(folder / WEIGHTS, shapes=task.parameter_shapes(config))
     opened = task(config=config, tokenizer=tokenizer, **task.read_assets(folder))
     return Inference(task=opened, params=jax.device_put(params), batch_size=batch_size)
@@ -223,7 +223,7 @@ class Inference:
     def _masked_tokens(self, text: str) -> Int32[np.ndarray, "1 L"]:
         # Lone surrogates cannot be passed on to the library.
         pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self._mask)
-        if self.config.text_encoder.kind == "roberta":
+        if self.tokenizer.kind == "roberta":
             # A token of byte-level BPE brings the space before it along, and so does the mask in its place.
             pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]
         ids: list[int] = []
@@ -243,7 +243,7 @@ class Inference:
 
     @cached_property
     def _mask(self) -> str:
-        return SPECIAL[self.config.text_encoder.kind][-1]
+        return SPECIAL[self.tokenizer.kind][-1]
 
 
 _embed_images = functools.partial(compute, method=MaskVLM.embed_image)
@@ -271,8 +271,7 @@ def _reconstruct(model, params, pixels, tokens, patch_mask):
     fused = bound.fuse_image(bound.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
     slots = jnp.broadcast_to(jnp.arange(patch_mask.shape[1]), patch_mask.shape)
     painted = jnp.where(patch_mask[:, :, None], bound.decode_image(fused, w, text_mask, slots), patches)
-    side = math.isqrt(patch_mask.shape[1])
-    patch = pixels.shape[1] // side
+    side, patch = model.image.grid, model.image.patch
     grid = painted.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    colours = grid.reshape(pixels.shape) * jnp.asarray(model.std) + jnp.asarray(model.mean)
+    colours = grid.reshape(pixels.shape) * jnp.asarray(model.image.std) + jnp.asarray(model.image.mean)
     return jnp.round(jnp.clip(colours, 0, 1) * 255).astype(jnp.uint8)

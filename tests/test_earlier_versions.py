@@ -17,7 +17,8 @@ from mvlm_jax.config_migration import VERSION
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.checkpoint import import_checkpoint
-from mvlm_jax.interop.parameters import flat, parameter_shapes
+from mvlm_jax.interop.parameters import flat
+from mvlm_jax.tasks.registry import task_type
 from mvlm_jax.training.workdir import check_workdir, read_config
 
 CONFIGS = {path.stem: path for path in (ROOT / "tests" / "fixtures" / "configs").glob("version_*.json")}
@@ -147,7 +148,7 @@ def test_an_old_run_is_evaluated(old_run, demo_dir):
 def test_a_run_starts_from_an_old_one(source, old_run):
     path = {"run": old_run, "export": OLD / "export"}[source]
     config = read_config(old_run)
-    imported = import_checkpoint(str(path), shapes=parameter_shapes(config), config=config)
+    imported = import_checkpoint(str(path), shapes=task_type(config).parameter_shapes(config), config=config)
     written = load_file(OLD / "export" / "model.safetensors")
     assert not imported.initial
     assert imported.params.keys() == written.keys()
@@ -183,5 +184,5 @@ def test_an_old_export_is_loaded(demo_dir):
 def test_an_old_export_of_a_fine_tuned_model_has_every_parameter():
     config = config_lib.from_json((OLD / "vqa_export" / "config.json").read_text())
     assert (config.task, config.hide_modality) == ("vqa", "image")
-    shapes = {name: leaf.shape for name, leaf in flat(parameter_shapes(config)).items()}
+    shapes = {name: leaf.shape for name, leaf in flat(task_type(config).parameter_shapes(config)).items()}
     assert shapes == {name: value.shape for name, value in load_file(OLD / "vqa_export" / "model.safetensors").items()}

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.data.builders import shapes
 from mvlm_jax.data.writing.dataset import write_dataset
+from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.tasks.model import maskvlm_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +26,15 @@ def sizes(**values) -> dict[str, int]:
         for name, value in values.items()
         for part in sorted(parts - {"cross"} if name == "layers" else parts)
     }
+
+
+def tiny_model(*, pad_id: int, **fields):
+    """MaskVLM for images of 32 pixels, with other values for these config fields, their dots as `__`."""
+    config = config_lib.default()
+    smaller = {"image.size": 32, "image_encoder.patch": 8, "text_encoder.positions": 16, "dtype": "float32"}
+    smaller |= sizes(width=16, heads=2, layers=2, mlp_ratio=2) | {"cross.layers": 1, "cross.decoder_layers": 1}
+    config.update_from_flattened_dict(smaller | {name.replace("__", "."): value for name, value in fields.items()})
+    return MaskVLM(**maskvlm_fields(config, pad_id=pad_id))
 
 
 SMALLER = {

@@ -39,6 +39,7 @@ from mvlm_jax.doctor.check import Limits, check_collection, tokenizer_for
 from mvlm_jax.doctor.faults import GROUPS, parse_policy
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.report import dataset as report
 from mvlm_jax.report.batch import PREVIEW, write_preview
 from mvlm_jax.tasks.pretrain import Pretrain
@@ -145,7 +146,8 @@ def _check(values: flags.FlagValues, data_dir: Path) -> None:
 def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
     if config.text.tokenizer or config.init_from.checkpoint or config.init_from.text:
         return task_type(config).open_tokenizer(config, workdir=None)
-    return tokenizer_for(collection, kind=config.text_encoder.kind, vocab_size=config.text_encoder.vocab_size)
+    kind = text_family(config.text_encoder.kind).tokenizer
+    return tokenizer_for(collection, kind=kind, vocab_size=config.text_encoder.vocab_size)
 
 
 def _preview(values: flags.FlagValues) -> None:

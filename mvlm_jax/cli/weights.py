@@ -18,6 +18,7 @@ from absl import flags
 from mvlm_jax.cli import commands
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
+from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.inspecting import inspect
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.tasks.registry import task_type
@@ -37,10 +38,9 @@ def _import(values: flags.FlagValues) -> None:
     imported = import_encoders(
         task_type(config).parameter_shapes(config),
         init_from=config.init_from.to_dict(),
-        image=config.image,
+        image=image_format(config),
         image_encoder=config.image_encoder,
-        text_kind=config.text_encoder.kind,
-        heads=config.image_encoder.heads,
+        text_encoder=config.text_encoder,
         tokenizer=tokenizer,
     )
     print("\n".join(imported.lines()))

@@ -14,9 +14,10 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import atomically, read_json, user_path
+from mvlm_jax.interop.families import image_family, text_family
+from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.model_card import model_card
 from mvlm_jax.interop.parameters import restore_parameters
-from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
 from mvlm_jax.training import workdir as workdir_lib
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
@@ -35,7 +36,7 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None, ass
     config = workdir_lib.read_config(directory)
     with new_folder(output) as folder:
         params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=step)
-        tokenizer = Tokenizer.load(directory / TOKENIZER, kind=config.text_encoder.kind)
+        tokenizer = Tokenizer.load(directory / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
         params = {path: np.asarray(value, np.float32, order="C") for path, value in params.items()}
         (folder / CONFIG).write_text(config_lib.to_json(config))
         save_file(params, folder / WEIGHTS, metadata={"format": "mvlm_jax", "step": str(step)})
@@ -64,27 +65,16 @@ def write_encoders(
     Args:
       tokenizer: needed where the text encoder is among them.
     """
-    heads, image = config.image_encoder.heads, config.image
     of_image, of_text = (
         {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
         for prefix in ("image_encoder/", "text_encoder/")
     )
+    image, text = config.image_encoder, config.text_encoder
     if of_image:
-        write_image_encoder(
-            folder / "image_encoder",
-            of_image,
-            heads=heads,
-            image_size=image.size,
-            patch=config.image_encoder.patch,
-            epsilon=config.image_encoder.epsilon,
-            mean=tuple(image.mean),
-            std=tuple(image.std),
-        )
+        image_family(image.kind).write(folder / "image_encoder", of_image, encoder=image, image=image_format(config))
     if of_text:
         assert tokenizer is not None
-        write_text_encoder(
-            folder / "text_encoder", of_text, heads=heads, kind=config.text_encoder.kind, tokenizer=tokenizer
-        )
+        text_family(text.kind).write(folder / "text_encoder", of_text, encoder=text, tokenizer=tokenizer)
     return [name for name, held in (("image_encoder", of_image), ("text_encoder", of_text)) if held]
 
 

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop.families import every_family
 from mvlm_jax.interop.matching import recognise
-from mvlm_jax.interop.namings import IMAGE_NAMINGS, TEXT_NAMINGS
 from mvlm_jax.interop.tensors import open_tensors
 from mvlm_jax.interop.vocabulary import tokenizer_file
 
@@ -21,7 +21,7 @@ def inspect(path: str | Path) -> list[str]:
     total = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
     lines.append(f"{len(source.tensors)} tensors, {total / 1e6:.1f}M numbers in {', '.join(source.files)}")
     try:
-        match = recognise(source.tensors, namings=(*IMAGE_NAMINGS, *TEXT_NAMINGS), source=str(path))
+        match = recognise(source.tensors, wanted=every_family(), known=every_family(), source=str(path))
         prefix = f", behind the prefix {match.prefix!r}" if match.prefix else ""
         lines.append(f"named as {match.naming.title}{prefix}; {match.layers} layers")
     except UserError as error:

@@ -6,20 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.entries import IMAGE
-from mvlm_jax.interop.namings import (
-    IMAGE_NAMINGS,
-    PREFIXES,
-    TEXT_NAMINGS,
-    Naming,
-    Place,
-    depth,
-    likeness,
-    stripped,
-)
+from mvlm_jax.interop.family import Family, Naming, Place
 
 _NAMED_AT_MOST = 10
-_ANCHORS = ("cls_token", "embeddings.word_embeddings.weight")
+# In front of every name of a file that was saved from a wrapper, beside the prefixes of the families.
+_WRAPPERS = ("module", "model", "_orig_mod", "backbone")
 
 
 class Match(NamedTuple):
@@ -29,15 +20,20 @@ class Match(NamedTuple):
     originals: Mapping[str, str]  # the source's names by the naming's
 
 
-def recognise(names: Iterable[str], *, namings: Sequence[Naming], source: str) -> Match:
+def recognise(names: Iterable[str], *, wanted: Sequence[Family], known: Sequence[Family], source: str) -> Match:
     """The naming that the names follow, and the names without prefixes and in today's spelling.
 
+    Args:
+      known: every family, of which `wanted` are those that the source may be of.
+
     Raises:
-      UserError: they follow none of `namings`, or carry a prefix that is not known.
+      UserError: they follow none of the namings, or carry a prefix that is not known.
     """
+    prefixes = tuple(dict.fromkeys((*_WRAPPERS, *(prefix for family in known for prefix in family.prefixes))))
+    namings = tuple(dict.fromkeys(naming for family in wanted for naming in family.namings))
     originals: dict[str, str] = {}
     for original in names:
-        plain = stripped(original)
+        plain = re.sub(rf"^(?:(?:{'|'.join(prefixes)})\.)+", "", original)
         for old, new in (alias for naming in namings for alias in naming.aliases):
             plain = re.sub(old, new, plain)
         if plain in originals:
@@ -47,16 +43,20 @@ def recognise(names: Iterable[str], *, namings: Sequence[Naming], source: str) -
             )
         originals[plain] = original
     plain_names = set(originals)
-    naming = max(namings, key=lambda candidate: likeness(candidate, plain_names))
-    if likeness(naming, plain_names) < 0.5:
-        raise UserError(_not_recognised(plain_names, namings=namings, source=source))
-    _refuse_distilled(plain_names, source=source)
-    prefixes = {
+    naming = max(namings, key=lambda candidate: candidate.likeness(plain_names))
+    if naming.likeness(plain_names) < 0.5:
+        titles = ", ".join(naming.title for naming in namings)
+        raise UserError(f"{source} {_other(plain_names, titles=titles, known=known, prefixes=prefixes)}")
+    for name, reason in naming.refused:
+        if name in plain_names:
+            raise UserError(f"{source} {reason.format(name=name)}")
+    removed = {
         originals[place.name].removesuffix(place.name)
         for place in naming.places(layers=1).values()
         if place.name in originals and originals[place.name].endswith(place.name)
     }
-    return Match(naming, prefix=" ".join(sorted(prefixes)), layers=depth(plain_names), originals=originals)
+    prefix = " ".join(sorted(removed))
+    return Match(naming, prefix=prefix, layers=naming.depth(plain_names), originals=originals)
 
 
 def check_names(match: Match, places: Mapping[str, Place], *, source: str) -> dict[str, list[str]]:
@@ -94,27 +94,19 @@ def _offender(name: str, fault: str, *, nearest: Sequence[str]) -> str:
     return f"{fault} {name}" + (f" (nearest: {close[0]})" if close else "")
 
 
-def _not_recognised(names: set[str], *, namings: Sequence[Naming], source: str) -> str:
-    wanted = ", ".join(naming.title for naming in namings)
-    others = [naming for naming in (*IMAGE_NAMINGS, *TEXT_NAMINGS) if naming not in namings]
-    for naming in others:
-        if likeness(naming, names) >= 0.5:
-            kind = "an image encoder" if naming.entries is IMAGE else "a text encoder"
-            return f"{source} is {kind} ({naming.title}); {wanted} is wanted here"
+def _other(names: set[str], *, titles: str, known: Sequence[Family], prefixes: Sequence[str]) -> str:
+    """What a source is that follows none of the namings with these titles."""
+    for family in known:
+        for naming in family.namings:
+            if naming.likeness(names) >= 0.5:
+                article = "an" if family.part[0] in "aeiou" else "a"
+                return f"is {article} {family.part.replace('_', ' ')} ({naming.title}); {titles} is wanted here"
+    anchors = tuple(dict.fromkeys(family.anchor for family in known))
     for name in sorted(names):
-        for anchor in _ANCHORS:
+        for anchor in anchors:
             if name.endswith(f".{anchor}"):
+                legal = ", ".join(f"{prefix}." for prefix in prefixes)
                 prefix = name.removesuffix(anchor)
-                known = ", ".join(f"{known}." for known in PREFIXES)
-                return f"{source} has names behind the prefix {prefix!r}; without it, or behind {known} they are read"
+                return f"has names behind the prefix {prefix!r}; without it, or behind {legal} they are read"
     first = ", ".join(sorted(names)[:3])
-    return f"{source} is none of these: {wanted}; its {len(names)} tensors begin with {first}"
-
-
-def _refuse_distilled(names: set[str], *, source: str) -> None:
-    for name in ("dist_token", "embeddings.distillation_token"):
-        if name in names:
-            raise UserError(
-                f"{source} is a distilled DeiT: its layers expect {name} beside the class token; "
-                "give a plain ViT, DeiT or MAE encoder"
-            )
+    return f"is none of these: {titles}; its {len(names)} tensors begin with {first}"

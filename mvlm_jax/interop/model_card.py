@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.skipped import in_words
+from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.training.workdir import Evaluation
 
 _CARD = """---
@@ -14,7 +15,7 @@ library_name: mvlm_jax
 tags: [vision-language, masked-modeling, image-text-retrieval]
 ---
 
-# MaskVLM, {layers} + {layers} layers of width {width}
+# MaskVLM, {image_kind} and {text_kind}
 
 A model of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other
 one, beside contrast and matching (Kwon et al., "Masked Vision and Language Modeling for Multi-modal Representation
@@ -27,8 +28,14 @@ model = mvlm_jax.load("FOLDER")
 model.similarity([image], ["a dog on the grass", "a red car"])  # Pillow images and strings
 ```
 
-`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `ViTModel` and `{text_class}` with
-`add_pooling_layer=False`.
+`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`
+with `add_pooling_layer=False`.
+
+## Model
+
+| part | layers | width | heads |
+|---|---|---|---|
+{parts}
 
 ## Training
 
@@ -38,7 +45,7 @@ model.similarity([image], ["a dog on the grass", "a red car"])  # Pillow images 
 | steps | {step} of {steps}, {batch_size} pairs each |
 | seed | {seed} |
 | images | {image_size} pixels a side, patches of {patch} |
-| text | {kind}, {vocab_size} tokens, captions of at most {max_length} |
+| text | {text_kind}, {vocab_size} tokens, captions of at most {max_length} |
 | started from | {start} |
 
 ## Metrics
@@ -66,20 +73,28 @@ def model_card(
       evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
     """
+    image, text, cross = config.image_encoder, config.text_encoder, config.cross
+    parts = (
+        (f"image encoder ({image.kind})", image.layers, image),
+        (f"text encoder ({text.kind})", text.layers, text),
+        ("each cross encoder", cross.layers, cross),
+        ("image decoder", cross.decoder_layers, cross),
+    )
     return _CARD.format(
-        layers=config.image_encoder.layers,
-        width=config.cross.width,
+        image_kind=image.kind,
+        text_kind=text.kind,
         parameters=parameters / 1e6,
-        text_class={"roberta": "RobertaModel", "bert": "BertModel"}[config.text_encoder.kind],
+        image_class=image_family(image.kind).architecture,
+        text_class=text_family(text.kind).architecture,
+        parts="\n".join(f"| {name} | {layers} | {part.width} | {part.heads} |" for name, layers, part in parts),
         train=config.data.train,
         step=step,
         steps=config.steps,
         batch_size=config.batch_size,
         seed=config.seed,
         image_size=config.image.size,
-        patch=config.image_encoder.patch,
-        kind=config.text_encoder.kind,
-        vocab_size=config.text_encoder.vocab_size,
+        patch=image.patch,
+        vocab_size=text.vocab_size,
         max_length=config.text.max_length,
         start=_start(weights),
         metrics=_metrics(evaluations),

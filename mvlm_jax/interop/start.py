@@ -9,10 +9,13 @@ from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
-from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
+from mvlm_jax.interop.families import every_family, image_family, text_family
+from mvlm_jax.interop.family import Family
+from mvlm_jax.interop.importing import import_encoder
 from mvlm_jax.interop.parameters import flat, parts_without
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.vocabulary import check_tokenizer
+from mvlm_jax.models.image_encoder import ImageFormat
 
 
 class Imported(NamedTuple):
@@ -34,15 +37,15 @@ def import_encoders(
     shapes: PyTree[jax.ShapeDtypeStruct],
     *,
     init_from: Mapping[str, str],
-    image: ConfigDict,
+    image: ImageFormat,
     image_encoder: ConfigDict,
-    text_kind: str,
-    heads: int,
+    text_encoder: ConfigDict,
     tokenizer: Tokenizer | None,
 ) -> Imported:
     """The encoders that `init_from` names (`image`, `text`; empty: none), fit for parameters of these `shapes`.
 
     Args:
+      image_encoder, text_encoder: these parts of the config.
       tokenizer: that of the run; None where no text weights are named.
 
     Raises:
@@ -50,29 +53,21 @@ def import_encoders(
     """
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flat(shapes).items()}
     params, reports = {}, []
-
-    def add(encoder: str, loaded: Mapping[str, np.ndarray], report: Report) -> None:
-        params.update({f"{encoder}/{path}": value for path, value in loaded.items()})
-        reports.append(report)
-
-    if init_from["image"]:
-        loaded, report = import_image_encoder(
-            init_from["image"],
-            shapes=_within("image_encoder", flat_shapes),
-            heads=heads,
-            patch=image_encoder.patch,
-            epsilon=image_encoder.epsilon,
-            mean=tuple(image.mean),
-            std=tuple(image.std),
-        )
-        add("image_encoder", loaded, report)
+    parts: tuple[tuple[str, Family, ConfigDict], ...] = (
+        (init_from["image"], image_family(image_encoder.kind), image_encoder),
+        (init_from["text"], text_family(text_encoder.kind), text_encoder),
+    )
+    for source, family, encoder in parts:
+        if source:
+            within = _within(family.part, flat_shapes)
+            loaded, report = import_encoder(
+                source, family=family, known=every_family(), encoder=encoder, image=image, shapes=within
+            )
+            params.update({f"{family.part}/{path}": value for path, value in loaded.items()})
+            reports.append(report)
     if init_from["text"]:
-        of_text = _within("text_encoder", flat_shapes)
-        loaded, report = import_text_encoder(init_from["text"], shapes=of_text, heads=heads, kind=text_kind)
-        rows = of_text["token_embedding/embedding"][0]
         assert tokenizer is not None
-        check_tokenizer(tokenizer, weights=init_from["text"], vocab_size=rows)
-        add("text_encoder", loaded, report)
+        check_tokenizer(tokenizer, weights=init_from["text"], vocab_size=text_encoder.vocab_size)
     return Imported(params, reports, initial=parts_without(params, among=flat_shapes))
 
 

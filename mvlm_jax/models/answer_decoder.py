@@ -6,7 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.layers import Attention, Mlp, token_init
+from mvlm_jax.models.layers import Attention, Mlp, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
 
 
@@ -39,6 +39,7 @@ class AnswerBlock(nn.Module):
 class AnswerDecoder(nn.Module):
     """A causal Transformer over the beginnings of several answers to each question."""
 
+    width: int
     layers: int
     heads: int
     mlp_ratio: int
@@ -48,14 +49,18 @@ class AnswerDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, embedded: Float[Array, "B A T D"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
+        self, embedded: Float[Array, "B A T E"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
     ) -> Float[Array, "B A T D"]:
         """Features from which the token after each beginning is told.
 
         Args:
           embedded: the tokens of the answers; what follows an answer's end is seen by nothing before it.
         """
-        positions = self.param("position_embedding", token_init, (self.positions, embedded.shape[-1]))
+        if embedded.shape[-1] != self.width:
+            embedded = nn.Dense(self.width, dtype=self.compute.dtype, kernel_init=weight_init, name="token_projection")(
+                embedded
+            )
+        positions = self.param("position_embedding", token_init, (self.positions, self.width))
         x = embedded + positions[: embedded.shape[2]].astype(self.compute.dtype)
         for index in range(self.layers):
             block = AnswerBlock(self.heads, self.mlp_ratio, self.epsilon, self.compute, name=f"block_{index}")

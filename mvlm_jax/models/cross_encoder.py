@@ -1,5 +1,7 @@
 """The encoder in which the tokens of one modality look at the other one."""
 
+import dataclasses
+
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -7,6 +9,17 @@ from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import CrossBlock, Rows, rematerialized
 from mvlm_jax.models.norm import LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossSizes:
+    """Of the two cross encoders and the image decoder, and of what is built on their features."""
+
+    width: int
+    heads: int
+    layers: int  # of each cross encoder
+    decoder_layers: int  # of the image decoder
+    mlp_ratio: int
 
 
 class CrossEncoder(nn.Module):

@@ -41,8 +41,9 @@ class AnsweringModel(FusedMaskVLM):
         super().setup()
         self.answer_decoder = AnswerDecoder(
             layers=self.answer_layers,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
+            width=self.width,
+            heads=self.cross.heads,
+            mlp_ratio=self.cross.mlp_ratio,
             positions=self.answer_length - 1,
             # Several images' tokens and their texts alternate here: no length describes which of them are padding.
             compute=dataclasses.replace(self.compute, attention="xla"),

@@ -1,15 +1,15 @@
-"""How many floating-point operations the losses need: the numerator of model FLOPs utilisation."""
+"""How many floating-point operations the losses need: the numerator of model FLOPs utilisation.
 
-import functools
+A multiply-add counts as two operations; norms, softmax and biases are left out, as is usual.
+"""
+
+from flax import linen as nn
 
 from mvlm_jax.models.maskvlm import MaskVLM
 
 
 def _block(*, rows: int, tokens: int, context: int, width: int, ratio: int) -> float:
-    """One layer's forward pass for `rows` of `tokens` (self-attention), with cross-attention to `context` tokens.
-
-    A multiply-add counts as two operations; norms, softmax and biases are left out, as is usual.
-    """
+    """One layer's forward pass for `rows` of `tokens` (self-attention), with cross-attention to `context` tokens."""
     projections = 2 * rows * width * width + 2 * tokens * width * width  # query, out; key, value
     scores = 2 * rows * tokens * width
     if context:
@@ -18,38 +18,49 @@ def _block(*, rows: int, tokens: int, context: int, width: int, ratio: int) -> f
     return 2.0 * (projections + scores + 2 * ratio * rows * width * width)
 
 
-def _cross(*, layers: int, rows: int, tokens: int, context: int, width: int, ratio: int) -> float:
+def _encoder(model: MaskVLM, encoder: nn.Module, *, tokens: int) -> float:
+    """The layers, and the dense layer to the width of the cross encoders where there is one."""
+    width = encoder.width
+    layer = _block(rows=tokens, tokens=tokens, context=0, width=width, ratio=encoder.mlp_ratio)
+    return encoder.layers * layer + (2.0 * tokens * width * model.width if width != model.width else 0.0)
+
+
+def _images(model: MaskVLM, *, views: int) -> float:
+    """One image, embedded once and seen through so many masks."""
+    image, encoder = model.image, model.image_encoder
+    embedding = 2.0 * image.patches * image.pixels * encoder.width
+    return embedding + views * _encoder(model, encoder, tokens=image.patches + 1)
+
+
+def _cross(model: MaskVLM, *, layers: int, rows: int, tokens: int, context: int) -> float:
+    """A stack of cross blocks, the last of which computes only `rows`."""
+    width, ratio = model.width, model.cross.mlp_ratio
     full = _block(rows=tokens, tokens=tokens, context=context, width=width, ratio=ratio)
     return (layers - 1) * full + _block(rows=rows, tokens=tokens, context=context, width=width, ratio=ratio)
 
 
 def _token_classifier(model: MaskVLM, *, tokens: int) -> float:
-    return 2.0 * tokens * model.width * (model.vocab_size + (model.width if model.token_head == "tied" else 0))
+    words = model.text_encoder
+    if model.token_head == "tied":
+        return 2.0 * tokens * words.width * (model.width + words.vocab_size)
+    return 2.0 * tokens * model.width * words.vocab_size
 
 
 def pretraining_step_flops(
     model: MaskVLM, *, batch_size: int, max_length: int, masked_patches: int, text_slots: int
 ) -> float:
     """Forward and backward pass of all four losses over a global batch; a backward pass counts twice a forward one."""
-    d, ratio, text = model.width, model.mlp_ratio, max_length
-    patches = (model.image_size // model.patch) ** 2
-    image, pixels = patches + 1, model.patch * model.patch * 3
-
-    def encoder(tokens: int) -> float:
-        return model.layers * _block(rows=tokens, tokens=tokens, context=0, width=d, ratio=ratio)
-
-    def cross(*, layers: int, rows: int, tokens: int, context: int) -> float:
-        return _cross(layers=layers, rows=rows, tokens=tokens, context=context, width=d, ratio=ratio)
-
-    encoders = 2.0 * patches * pixels * d + 2 * encoder(image) + 2 * encoder(text)
-    mim = cross(layers=model.cross_layers, rows=image, tokens=image, context=text)
-    mim += cross(layers=model.decoder_layers, rows=masked_patches, tokens=image, context=text)
-    mim += 2.0 * masked_patches * d * pixels
-    mlm = cross(layers=model.cross_layers, rows=text_slots, tokens=text, context=image)
+    sizes, d, text = model.cross, model.width, max_length
+    image = model.image.patches + 1
+    encoders = _images(model, views=2) + 2 * _encoder(model, model.text_encoder, tokens=text)
+    mim = _cross(model, layers=sizes.layers, rows=image, tokens=image, context=text)
+    mim += _cross(model, layers=sizes.decoder_layers, rows=masked_patches, tokens=image, context=text)
+    mim += 2.0 * masked_patches * d * model.image.pixels
+    mlm = _cross(model, layers=sizes.layers, rows=text_slots, tokens=text, context=image)
     mlm += _token_classifier(model, tokens=text_slots)
     itc = 2 * 2.0 * d * model.projection + 2.0 * batch_size * model.projection
-    itm = cross(layers=model.cross_layers, rows=1, tokens=image, context=text)
-    itm += cross(layers=model.cross_layers, rows=1, tokens=text, context=image)
+    itm = _cross(model, layers=sizes.layers, rows=1, tokens=image, context=text)
+    itm += _cross(model, layers=sizes.layers, rows=1, tokens=text, context=image)
     return 3.0 * batch_size * (encoders + mim + mlm + itc + 3 * itm)
 
 
@@ -70,18 +81,15 @@ def fused_step_flops(
       every_token: whether all fused tokens are read, or the first of each.
       decoded: tokens of answers to each question, the slots of all of them.
     """
-    d, ratio, text = model.width, model.mlp_ratio, max_length
-    patches = (model.image_size // model.patch) ** 2
-    image = patches + 1
-    encoder = functools.partial(_block, context=0, width=d, ratio=ratio)
-    encoded = images * (2.0 * patches * model.patch**2 * 3 * d + model.layers * encoder(rows=image, tokens=image))
-    encoded += model.layers * encoder(rows=text, tokens=text)
-    cross = functools.partial(_cross, layers=model.cross_layers, width=d, ratio=ratio)
-    fused = cross(rows=image if every_token else 1, tokens=image, context=text)
-    fused += cross(rows=text if every_token else 1, tokens=text, context=image)
+    layers, d, text, image = model.cross.layers, model.width, max_length, model.image.patches + 1
+    encoded = images * _images(model, views=1) + _encoder(model, model.text_encoder, tokens=text)
+    fused = _cross(model, layers=layers, rows=image if every_token else 1, tokens=image, context=text)
+    fused += _cross(model, layers=layers, rows=text if every_token else 1, tokens=text, context=image)
     # Answers do not see each other; their few tokens are counted as if they did, which hardly changes the sum.
     answers = decoder_layers * _block(
-        rows=decoded, tokens=decoded, context=images * (image + text), width=d, ratio=ratio
+        rows=decoded, tokens=decoded, context=images * (image + text), width=d, ratio=model.cross.mlp_ratio
     )
+    words = model.text_encoder.width
+    answers += 2.0 * decoded * words * d if words != d else 0.0
     answers += _token_classifier(model, tokens=decoded)
     return 3.0 * batch_size * (encoded + images * fused + answers)

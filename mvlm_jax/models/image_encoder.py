@@ -1,5 +1,7 @@
 """The Vision Transformer that sees images, whole or with masked patches."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -8,6 +10,31 @@ from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import PreNormBlock, layer_stack, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+    """The images that a model reads, and how it normalises their RGB in [0, 1]."""
+
+    size: int  # pixels a side
+    patch: int  # pixels a side
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.size // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Of a whole image."""
+        return self.grid**2
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in a patch."""
+        return self.patch**2 * 3
 
 
 def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B N pixels"]:

@@ -32,7 +32,7 @@ def select_rows(x: Float[Array, "B S D"], rows: Rows | None) -> Float[Array, "B 
     return jnp.take_along_axis(x, rows[:, :, None], axis=1)
 
 
-def in_rows(x: Float[Array, "B S D"]) -> Float[Array, "rows D"]:
+def in_rows(x: Float[Array, "*tokens D"]) -> Float[Array, "rows D"]:
     """The tokens of all examples as rows of one matrix.
 
     With two axes of tokens XLA would sum over both for the gradients of kernels and norms, and transposes features for

@@ -9,37 +9,33 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.cross_encoder import CrossEncoder
+from mvlm_jax.models.cross_encoder import CrossEncoder, CrossSizes
 from mvlm_jax.models.heads import INITIAL_TEMPERATURE, Projection, TiedTokenHead, clip_temperature
-from mvlm_jax.models.image_encoder import ImageEncoder, patchify
-from mvlm_jax.models.layers import Rows, weight_init
-from mvlm_jax.models.text_encoder import TextEncoder
+from mvlm_jax.models.image_encoder import ImageFormat, patchify
+from mvlm_jax.models.layers import Rows, in_rows, weight_init
 
 
 class MaskVLM(nn.Module):
     """The model of arXiv 2208.02131, figure 2. Its methods are the parts; tasks compose them.
 
-    Features are in `dtype`; embeddings, logits and pixels leave the model in float32.
+    Encoders have the fields `width`, `layers` and `mlp_ratio`, that of texts `vocab_size` too. A dense layer leads from
+    the width of an encoder to that of `cross` where they differ. Features are in `dtype`; embeddings, logits and pixels
+    leave the model in float32.
     """
 
-    image_size: int
-    patch: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    text_kind: str
-    vocab_size: int
-    positions: int
+    image_encoder: nn.Module  # each built by the family of its kind
+    text_encoder: nn.Module
+    cross: CrossSizes
+    image: ImageFormat
     pad_id: int
-    width: int
-    heads: int
-    layers: int
-    mlp_ratio: int
-    cross_layers: int
-    decoder_layers: int
     projection: int
     token_head: str
     compute: Compute
-    image_epsilon: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Of the features of both encoders and all that is built on them."""
+        return self.cross.width
 
     @property
     def dtype(self) -> DTypeLike:
@@ -47,29 +43,19 @@ class MaskVLM(nn.Module):
         return self.compute.dtype
 
     def setup(self) -> None:
-        encoder: dict[str, Any] = {
-            "width": self.width,
-            "heads": self.heads,
-            "layers": self.layers,
-            "mlp_ratio": self.mlp_ratio,
-            "compute": self.compute,
-        }
-        cross = functools.partial(CrossEncoder, heads=self.heads, mlp_ratio=self.mlp_ratio, compute=self.compute)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
-        self.image_encoder = ImageEncoder(
-            patches=(self.image_size // self.patch) ** 2, epsilon=self.image_epsilon, **encoder
-        )
-        self.text_encoder = TextEncoder(
-            kind=self.text_kind, vocab_size=self.vocab_size, positions=self.positions, **encoder
-        )
-        self.image_cross_encoder = cross(layers=self.cross_layers)
-        self.text_cross_encoder = cross(layers=self.cross_layers)
-        self.image_decoder = cross(layers=self.decoder_layers)
-        self.pixel_head = dense(self.patch * self.patch * 3)
+        sizes, dense = self.cross, functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
+        cross = functools.partial(CrossEncoder, heads=sizes.heads, mlp_ratio=sizes.mlp_ratio, compute=self.compute)
+        self.image_to_cross = None if self.image_encoder.width == sizes.width else dense(sizes.width)
+        self.text_to_cross = None if self.text_encoder.width == sizes.width else dense(sizes.width)
+        self.image_cross_encoder = cross(layers=sizes.layers)
+        self.text_cross_encoder = cross(layers=sizes.layers)
+        self.image_decoder = cross(layers=sizes.decoder_layers)
+        self.pixel_head = dense(self.image.pixels)
+        vocab_size = self.text_encoder.vocab_size
         self.token_classifier: Any = (
-            TiedTokenHead(self.vocab_size, self.width, self.dtype)
+            TiedTokenHead(vocab_size, self.text_encoder.width, self.dtype)
             if self.token_head == "tied"
-            else dense(self.vocab_size)
+            else dense(vocab_size)
         )
         self.image_projection = Projection(self.projection, self.dtype)
         self.text_projection = Projection(self.projection, self.dtype)
@@ -91,14 +77,14 @@ class MaskVLM(nn.Module):
 
     def patches(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B N pixels"]:
         """Normalised RGB in patches: what the encoder reads and what MIM rebuilds; float32."""
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return patchify((image.astype(jnp.float32) / 255 - mean) / std, patch=self.patch)
+        mean, std = jnp.asarray(self.image.mean, jnp.float32), jnp.asarray(self.image.std, jnp.float32)
+        return patchify((image.astype(jnp.float32) / 255 - mean) / std, patch=self.image.patch)
 
     def encode_image(
         self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
     ) -> Float[Array, "B views N+1 D"]:
         """Each image seen through each of its masks."""
-        return self.image_encoder(patches, patch_masks)
+        return _resized(self.image_encoder(patches, patch_masks), self.image_to_cross)
 
     def encode_whole_image(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B S D"]:
         """Features of images of which nothing is masked."""
@@ -106,7 +92,7 @@ class MaskVLM(nn.Module):
         return self.encode_image(patches, jnp.zeros((image.shape[0], 1, patches.shape[1]), bool))[:, 0]
 
     def encode_text(self, text: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return self.text_encoder(text, self.text_mask(text))
+        return _resized(self.text_encoder(text, self.text_mask(text)), self.text_to_cross)
 
     def fuse_image(
         self,
@@ -183,3 +169,7 @@ class MaskVLM(nn.Module):
     def pair_logits(self, image: UInt8[Array, "B H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B 2"]:
         """Logits of (no match, match) of whole images and texts."""
         return self.match_features(self.encode_whole_image(image), self.encode_text(text), self.text_mask(text))
+
+
+def _resized(x: Float[Array, "*tokens E"], dense: nn.Dense | None) -> Float[Array, "*tokens D"]:
+    return x if dense is None else dense(in_rows(x)).reshape(*x.shape[:-1], -1)

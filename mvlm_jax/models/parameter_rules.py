@@ -25,6 +25,8 @@ SHARDING_RULES = (
     (r"image_encoder/(cls_token|mask_token|position_embedding)", P()),
     (r"image_encoder/patch_embedding/kernel", P()),
     (r"(image|text)_projection/dense/kernel", P()),
+    (r"(image|text)_to_cross/kernel", P("fsdp", None)),
+    (r"answer_decoder/token_projection/kernel", P("fsdp", None)),
     (r"(pixel|matching)_head/kernel", P()),
     (r"answer_decoder/position_embedding", P()),
     (r"classification_head/(dense|out)/kernel", P()),

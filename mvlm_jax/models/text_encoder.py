@@ -11,18 +11,15 @@ from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import PostNormBlock, layer_stack, token_init
 from mvlm_jax.models.norm import LayerNorm
 
-# RoBERTa numbers positions from pad_id + 1 and never uses the rows before (fairseq's convention, kept in its weights).
-FIRST_POSITION = {"roberta": 2, "bert": 0}
-TOKEN_TYPES = {"roberta": 1, "bert": 2}
-EPSILON = {"roberta": 1e-5, "bert": 1e-12}
-
 
 class TextEncoder(nn.Module):
     """Post-norm Transformer over token, position and type embeddings; padding is never attended to."""
 
-    kind: str
     vocab_size: int
     positions: int
+    first_position: int  # row of the first token in the table of positions; those before are never used
+    token_types: int
+    epsilon: float
     width: int
     heads: int
     layers: int
@@ -30,26 +27,24 @@ class TextEncoder(nn.Module):
     compute: Compute
 
     def setup(self) -> None:
-        first = FIRST_POSITION[self.kind]
-        epsilon = EPSILON[self.kind]
         dtype = self.compute.dtype
         # In float32, as a table's gradient adds up over thousands of tokens; what is looked up is cast.
         embed = functools.partial(nn.Embed, features=self.width, dtype=jnp.float32, embedding_init=token_init)
         self.token_embedding = embed(self.vocab_size)
-        self.position_embedding = embed(self.positions + first)
-        self.type_embedding = embed(TOKEN_TYPES[self.kind])
-        self.embedding_norm = LayerNorm(epsilon, dtype=dtype)
+        self.position_embedding = embed(self.positions + self.first_position)
+        self.type_embedding = embed(self.token_types)
+        self.embedding_norm = LayerNorm(self.epsilon, dtype=dtype)
         self.layers_ = layer_stack(
             PostNormBlock,
             layers=self.layers,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
-            epsilon=epsilon,
+            epsilon=self.epsilon,
             compute=self.compute,
         )
 
     def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-        positions = jnp.arange(text.shape[1]) + FIRST_POSITION[self.kind]
+        positions = jnp.arange(text.shape[1]) + self.first_position
         types = jnp.zeros_like(text)
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
         embedded = embedded.astype(self.compute.dtype)

@@ -22,6 +22,8 @@ from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
+from mvlm_jax.interop.families import text_family
+from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -94,8 +96,8 @@ class BaseTask(Task):
     def describe(cls, config: ConfigDict) -> "BaseTask":
         """The task without its data: shapes, parameters and a loss."""
         # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
-        encoder = config.text_encoder
-        tokenizer = train_tokenizer(["a caption"], kind=encoder.kind, vocab_size=encoder.vocab_size)
+        kind = text_family(config.text_encoder.kind).tokenizer
+        tokenizer = train_tokenizer(["a caption"], kind=kind, vocab_size=config.text_encoder.vocab_size)
         return cls(config=config, tokenizer=tokenizer, **cls.describe_assets())
 
     @classmethod
@@ -176,16 +178,15 @@ class BaseTask(Task):
             imported = import_encoders(
                 shapes,
                 init_from=config.init_from.to_dict(),
-                image=config.image,
+                image=image_format(config),
                 image_encoder=config.image_encoder,
-                text_kind=config.text_encoder.kind,
-                heads=config.image_encoder.heads,
+                text_encoder=config.text_encoder,
                 tokenizer=self.tokenizer,
             )
         return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.config.text_encoder.kind)
+        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "

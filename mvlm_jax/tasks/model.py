@@ -5,7 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mvlm_jax.interop.families import image_family, text_family
+from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.models.compute import Compute, compute_for
+from mvlm_jax.models.cross_encoder import CrossSizes
 
 COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(Compute) if field.name != "dtype")  # of config.model
 
@@ -24,24 +27,21 @@ def resolve_compute(config: ConfigDict, *, backend: str) -> None:
 
 
 def maskvlm_fields(config: ConfigDict, *, pad_id: int) -> dict[str, Any]:
-    """The fields of `MaskVLM` and of every model that builds on it."""
+    """The fields of `MaskVLM` and of every model that builds on it.
+
+    Raises:
+      UserError: a kind of encoder that there is not.
+    """
+    compute, image = compute_of(config), image_format(config)
     return {
-        "image_size": config.image.size,
-        "patch": config.image_encoder.patch,
-        "mean": tuple(config.image.mean),
-        "std": tuple(config.image.std),
-        "image_epsilon": config.image_encoder.epsilon,
-        "text_kind": config.text_encoder.kind,
-        "vocab_size": config.text_encoder.vocab_size,
-        "positions": config.text_encoder.positions,
+        "image_encoder": image_family(config.image_encoder.kind).build(
+            config.image_encoder, image=image, compute=compute
+        ),
+        "text_encoder": text_family(config.text_encoder.kind).build(config.text_encoder, compute=compute),
+        "cross": CrossSizes(**config.cross),
+        "image": image,
         "pad_id": pad_id,
-        "compute": compute_of(config),
-        "width": config.cross.width,
-        "heads": config.cross.heads,
-        "layers": config.image_encoder.layers,
-        "mlp_ratio": config.cross.mlp_ratio,
-        "cross_layers": config.cross.layers,
-        "decoder_layers": config.cross.decoder_layers,
         "projection": config.model.projection,
         "token_head": config.model.token_head,
+        "compute": compute,
     }

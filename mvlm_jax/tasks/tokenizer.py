@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -21,14 +22,15 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None, texts: Cal
       UserError: the file is missing, unreadable, or has more tokens than the embedding table has rows; or the run has
         checkpoints, but its tokenizer is missing.
     """
-    encoder, file = config.text_encoder, _file(config, workdir=workdir)
+    size, file = config.text_encoder.vocab_size, _file(config, workdir=workdir)
+    kind = text_family(config.text_encoder.kind).tokenizer
     if file is None:
-        tokenizer = train_tokenizer(texts(), kind=encoder.kind, vocab_size=encoder.vocab_size)
+        tokenizer = train_tokenizer(texts(), kind=kind, vocab_size=size)
     else:
-        tokenizer = Tokenizer.load(file, kind=encoder.kind)
-    if tokenizer.vocab_size > encoder.vocab_size:
+        tokenizer = Tokenizer.load(file, kind=kind)
+    if tokenizer.vocab_size > size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text_encoder.vocab_size={encoder.vocab_size}; "
+            f"the tokenizer has {tokenizer.vocab_size} tokens but config.text_encoder.vocab_size={size}; "
             "the embedding table needs a row for each"
         )
     return tokenizer

@@ -1,18 +1,19 @@
 """The encoders of the model by themselves, over imported parameters."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from mvlm_jax.interop.importing import import_image_encoder, import_text_encoder
+from mvlm_jax.interop.families import every_family, image_family, text_family
+from mvlm_jax.interop.importing import import_encoder
 from mvlm_jax.interop.parameters import flat, nested
 from mvlm_jax.interop.report import Report
 from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.image_encoder import ImageEncoder, patchify
-from mvlm_jax.models.text_encoder import TextEncoder
+from mvlm_jax.models.image_encoder import ImageFormat, patchify
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -21,47 +22,55 @@ class Encoder(NamedTuple):
     encode: Callable[..., np.ndarray]
     report: Report
     params: Mapping[str, np.ndarray]
+    write: Callable[..., Any]  # to a folder, beside a tokenizer or for the same images
 
 
-def image_encoder(path, *, image_size, patch, width, heads, layers, mlp_ratio, epsilon=1e-6):
-    """A function of normalised pixels [B,3,H,W], the report and the loaded parameters."""
-    patches = (image_size // patch) ** 2
-    encoder = ImageEncoder(
-        patches=patches, width=width, heads=heads, layers=layers, mlp_ratio=mlp_ratio,
-        compute=Compute(), epsilon=epsilon,
-    )  # fmt: skip
-    clean = jnp.zeros((1, 1, patches), bool)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, patches, patch * patch * 3)), clean)
-    loaded, report = import_image_encoder(
-        path, shapes=shapes_of(shapes["params"]), heads=heads, patch=patch, epsilon=epsilon, mean=HALF, std=HALF
+def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes):
+    """A function of normalised pixels [B,3,H,W], the report, the loaded parameters and their export."""
+    family, image = image_family(kind), ImageFormat(image_size, patch, HALF, HALF)
+    config = ConfigDict({"patch": patch, "epsilon": epsilon, **sizes})
+    encoder = family.build(config, image=image, compute=Compute())
+    clean = jnp.zeros((1, 1, image.patches), bool)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, image.patches, image.pixels)), clean)
+    loaded, report = import_encoder(
+        path, family=family, known=every_family(), encoder=config, image=image, shapes=shapes_of(shapes["params"])
     )
-    params = nested({"mask_token": np.zeros((1, 1, width), np.float32)} | loaded)
+    params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
     @jax.jit
     def encode(pixels):
         masks = jnp.repeat(clean, len(pixels), axis=0)
-        seen = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
-        return encoder.apply({"params": params}, seen, masks)[:, 0]
+        patches = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
+        return encoder.apply({"params": params}, patches, masks)[:, 0]
 
-    return Encoder(lambda pixels: np.asarray(encode(np.asarray(pixels))), report, loaded)
+    return Encoder(
+        lambda pixels: np.asarray(encode(np.asarray(pixels))),
+        report,
+        loaded,
+        lambda folder: family.write(folder, loaded, encoder=config, image=image),
+    )
 
 
-def text_encoder(path, *, kind, vocab_size, positions, width, heads, layers, mlp_ratio):
-    """A function of ids and mask [B,L], the report and the loaded parameters."""
-    encoder = TextEncoder(
-        kind=kind, vocab_size=vocab_size, positions=positions, width=width, heads=heads, layers=layers,
-        mlp_ratio=mlp_ratio, compute=Compute(),
-    )  # fmt: skip
+def text_encoder(path, *, kind, **config):
+    """A function of ids and mask [B,L], the report, the loaded parameters and their export."""
+    family, config = text_family(kind), ConfigDict(config)
+    encoder = family.build(config, compute=Compute())
     ids = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids > 0)
-    loaded, report = import_text_encoder(path, shapes=shapes_of(shapes["params"]), heads=heads, kind=kind)
+    image = ImageFormat(16, 4, HALF, HALF)  # which no text encoder looks at
+    loaded, report = import_encoder(
+        path, family=family, known=every_family(), encoder=config, image=image, shapes=shapes_of(shapes["params"])
+    )
 
     @jax.jit
     def encode(ids, mask):
         return encoder.apply({"params": nested(loaded)}, ids, mask)
 
     return Encoder(
-        lambda ids, mask: np.asarray(encode(np.asarray(ids, np.int32), np.asarray(mask, bool))), report, loaded
+        lambda ids, mask: np.asarray(encode(np.asarray(ids, np.int32), np.asarray(mask, bool))),
+        report,
+        loaded,
+        lambda folder, tokenizer: family.write(folder, loaded, encoder=config, tokenizer=tokenizer),
     )
 
 

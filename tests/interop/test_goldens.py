@@ -19,7 +19,7 @@ def outputs(name):
 
 @pytest.mark.parametrize("name, epsilon", [("vit", 1e-12), ("timm", 1e-6)])
 def test_image_encoders_agree(name, epsilon):
-    encode, report, _ = image_encoder(GOLDEN / name, image_size=16, patch=4, epsilon=epsilon, **SIZES)
+    encode, report, *_ = image_encoder(GOLDEN / name, image_size=16, patch=4, epsilon=epsilon, **SIZES)
     expected = outputs(name)
     np.testing.assert_allclose(encode(expected["pixels"]), expected["hidden"], atol=TOLERANCE)
     assert report.resized == []
@@ -27,7 +27,7 @@ def test_image_encoders_agree(name, epsilon):
 
 
 def test_positions_are_resized_as_transformers_resizes_them():
-    encode, report, _ = image_encoder(GOLDEN / "vit", image_size=24, patch=4, epsilon=1e-12, **SIZES)
+    encode, report, *_ = image_encoder(GOLDEN / "vit", image_size=24, patch=4, epsilon=1e-12, **SIZES)
     expected = outputs("vit")
     np.testing.assert_allclose(encode(expected["resized_pixels"]), expected["resized_hidden"], atol=TOLERANCE)
     [change] = report.resized
@@ -36,7 +36,7 @@ def test_positions_are_resized_as_transformers_resizes_them():
 
 @pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0)])
 def test_text_encoders_agree_wherever_there_is_no_padding(kind, pad):
-    encode, report, _ = text_encoder(GOLDEN / kind, kind=kind, **TEXT_SIZES)
+    encode, report, *_ = text_encoder(GOLDEN / kind, kind=kind, **TEXT_SIZES)
     expected = outputs(kind)
     kept = expected["ids"] != pad
     assert sorted(kept.sum(axis=1)) == [2, 5, 7]
@@ -46,7 +46,7 @@ def test_text_encoders_agree_wherever_there_is_no_padding(kind, pad):
 
 @pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0)])
 def test_a_position_table_is_cut_and_the_first_positions_stay(kind, pad):
-    encode, report, _ = text_encoder(GOLDEN / kind, kind=kind, **TEXT_SIZES | {"positions": 7})
+    encode, report, *_ = text_encoder(GOLDEN / kind, kind=kind, **TEXT_SIZES | {"positions": 7})
     expected = outputs(kind)
     kept = expected["ids"] != pad
     np.testing.assert_allclose(encode(expected["ids"], kept)[kept], expected["hidden"][kept], atol=TOLERANCE)

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from encoders import HALF
 from safetensors.numpy import load_file
 from sources import GOLDEN, encoder_of, golden
 
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.files import read_json
-from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder
 
 CAPTIONS = ["a red square", "a blue disc above a red square"]
 
@@ -31,17 +29,15 @@ def same_config(folder, name, *fields):
 
 
 def test_a_vit(tmp_path):
-    params = encoder_of(GOLDEN / "vit", "vit").params
-    write_image_encoder(tmp_path / "vit", params, heads=2, image_size=16, patch=4, epsilon=1e-12, mean=HALF, std=HALF)
+    encoder_of(GOLDEN / "vit", "vit").write(tmp_path / "vit")
     same_tensors(tmp_path / "vit", "vit")
     same_config(tmp_path / "vit", "vit", "image_size", "patch_size", "num_channels", "qkv_bias")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "bert"])
 def test_a_text_encoder(kind, tmp_path):
-    params = encoder_of(GOLDEN / kind, kind).params
     tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
-    write_text_encoder(tmp_path / kind, params, heads=2, kind=kind, tokenizer=tokenizer)
+    encoder_of(GOLDEN / kind, kind).write(tmp_path / kind, tokenizer)
     written = load_file(tmp_path / kind / "model.safetensors")
     assert len(written["embeddings.position_embeddings.weight"]) == len(
         golden(kind)["embeddings.position_embeddings.weight"]
@@ -52,8 +48,9 @@ def test_a_text_encoder(kind, tmp_path):
 
 def test_timm_and_transformers_naming_give_the_same_parameters(tmp_path):
     """One encoder, written under the other naming, comes back as it was."""
-    params = encoder_of(GOLDEN / "timm", "timm").params
-    write_image_encoder(tmp_path / "vit", params, heads=2, image_size=16, patch=4, epsilon=1e-6, mean=HALF, std=HALF)
+    encoder = encoder_of(GOLDEN / "timm", "timm")
+    params = encoder.params
+    encoder.write(tmp_path / "vit")
     again = encoder_of(tmp_path / "vit", "timm").params
     assert set(again) == set(params)
     for path, value in params.items():

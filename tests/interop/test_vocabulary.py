@@ -7,7 +7,7 @@ import pytest
 
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.transformers_folder import _write_tokenizer
+from mvlm_jax.interop.transformers_folder import write_tokenizer
 from mvlm_jax.interop.vocabulary import check_tokenizer
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "dog"]
@@ -72,7 +72,7 @@ def test_an_export_says_how_it_treats_capitals_and_is_read_back_with_its_tokens(
     tokenizer = bert(tmp_path / "published", cased=cased)
     folder = tmp_path / "export"
     folder.mkdir()
-    _write_tokenizer(folder, tokenizer, max_length=16)
+    write_tokenizer(folder, tokenizer, max_length=16)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     stated = {name: config[name] for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
     assert stated == {"do_lower_case": not cased, "strip_accents": None, "tokenize_chinese_chars": True}
@@ -82,5 +82,5 @@ def test_an_export_says_how_it_treats_capitals_and_is_read_back_with_its_tokens(
 
 
 def test_an_export_of_a_byte_level_tokenizer_says_nothing_of_capitals(tmp_path):
-    _write_tokenizer(tmp_path, train_tokenizer(CAPTIONS, kind="roberta", vocab_size=300), max_length=16)
+    write_tokenizer(tmp_path, train_tokenizer(CAPTIONS, kind="roberta", vocab_size=300), max_length=16)
     assert "do_lower_case" not in json.loads((tmp_path / "tokenizer_config.json").read_text())

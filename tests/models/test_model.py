@@ -3,31 +3,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from tiny import tiny_model
 
+from mvlm_jax.interop.families import text_family
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.heads import clip_temperature
 from mvlm_jax.models.image_encoder import patchify
 from mvlm_jax.models.layers import CrossBlock, select_rows
-from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
-from mvlm_jax.models.text_encoder import TextEncoder
 from mvlm_jax.training.rules import match_rules
 
 
-def make_model(**changes):
-    fields = {
-        "image_size": 32, "patch": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "text_kind": "bert",
-        "vocab_size": 40, "positions": 16, "pad_id": 0, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
-        "cross_layers": 1, "decoder_layers": 1, "projection": 8, "token_head": "dense",
-        "compute": Compute(),
-    }  # fmt: skip
-    return MaskVLM(**{**fields, **changes})
+def make_model(**fields):
+    return tiny_model(pad_id=0, **{"text_encoder__kind": "bert", "text_encoder__vocab_size": 40, **fields})
 
 
 def shapes(model):
     image, text = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), image, text)["params"]
+
+
+def text_encoder(kind, *, layers, compute=Compute()):  # noqa: B008
+    config = {"vocab_size": 40, "positions": 16, "width": 8, "heads": 2, "layers": layers, "mlp_ratio": 2}
+    return text_family(kind).build(ConfigDict(config), compute=compute)
 
 
 def test_patches_are_row_major_and_flattened_by_row_column_channel():
@@ -39,7 +39,7 @@ def test_patches_are_row_major_and_flattened_by_row_column_channel():
 
 
 def test_pixels_are_normalised_as_the_config_says():
-    model = make_model(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    model = make_model(image__mean=(0.5, 0.25, 0.0), image__std=(0.5, 0.25, 1.0))
     image = jnp.full((1, 32, 32, 3), 255, jnp.uint8)
     patches = model.bind({"params": {"temperature": jnp.float32(0.07)}}).patches(image)
     np.testing.assert_allclose(patches[0, 0, :3], [1, 3, 1], rtol=1e-6)
@@ -49,7 +49,7 @@ def test_pixels_are_normalised_as_the_config_says():
 @pytest.mark.parametrize("token_head", ["dense", "tied"])
 @pytest.mark.parametrize("rules", [SHARDING_RULES, OPTIMIZER_RULES, DECAY_RULES])
 def test_every_parameter_is_covered_by_the_rules(kind, token_head, rules):
-    match_rules(rules, shapes(make_model(text_kind=kind, token_head=token_head)))
+    match_rules(rules, shapes(make_model(text_encoder__kind=kind, model__token_head=token_head)))
 
 
 def test_biases_norms_positions_and_single_tokens_do_not_decay():
@@ -70,8 +70,11 @@ def test_the_two_encoders_and_nothing_else_learn_at_the_encoder_rate():
 
 def test_roberta_numbers_positions_from_two_and_bert_from_zero():
     for kind, rows in (("roberta", 18), ("bert", 16)):
-        assert shapes(make_model(text_kind=kind))["text_encoder"]["position_embedding"]["embedding"].shape[0] == rows
-    encoder = TextEncoder("roberta", 40, 16, width=8, heads=2, layers=1, mlp_ratio=2, compute=Compute())
+        assert (
+            shapes(make_model(text_encoder__kind=kind))["text_encoder"]["position_embedding"]["embedding"].shape[0]
+            == rows
+        )
+    encoder = text_encoder("roberta", layers=1)
     text, mask = jnp.array([[0, 5, 6, 2]]), jnp.ones((1, 4), bool)
     variables, run = jax.jit(encoder.init)(jax.random.key(0), text, mask), jax.jit(encoder.apply)
     before = run(variables, text, mask)
@@ -85,8 +88,7 @@ def test_remat_changes_no_gradient(remat):
     text = jnp.array([[1, 5, 6, 2, 0, 0]])
 
     def gradient(policy):
-        fields = {"width": 8, "heads": 2, "layers": 2, "mlp_ratio": 2, "compute": Compute(remat=policy)}
-        encoder = TextEncoder("bert", 40, 16, **fields)
+        encoder = text_encoder("bert", layers=2, compute=Compute(remat=policy))
         variables = jax.jit(encoder.init)(jax.random.key(0), text, text != 0)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, text, text != 0) ** 3).sum()))(variables)
 
@@ -118,6 +120,8 @@ def test_temperature_is_clipped_and_can_come_back():
 def test_flops_grow_as_the_layers_do():
     """One encoder layer more costs 2 x 3 x B x (12 + 2 S/D) S D^2 multiply-adds at ratio 4, for S tokens, two views."""
     options = {"batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
-    one, two = (pretraining_step_flops(make_model(mlp_ratio=4, layers=n), **options) for n in (1, 2))
-    layer = sum(2 * (12 * s * 16 * 16 + 2 * s * s * 16) for s in (17, 8))
-    assert two - one == pytest.approx(3 * 4 * 2 * layer)
+    for part, tokens in (("image_encoder", 17), ("text_encoder", 8)):
+        fields = {f"{part}__mlp_ratio": 4}
+        one, two = (pretraining_step_flops(make_model(**fields, **{f"{part}__layers": n}), **options) for n in (1, 2))
+        layer = 2 * (12 * tokens * 16 * 16 + 2 * tokens * tokens * 16)
+        assert two - one == pytest.approx(3 * 4 * 2 * layer)

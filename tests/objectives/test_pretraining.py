@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny_model
 
-from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import matching, reconstruction
 from mvlm_jax.objectives.masking import Masking
@@ -18,14 +18,10 @@ WEIGHTS = {"mim": 1.0, "mlm": 0.5, "itc": 2.0, "itm": 1.5}
 BATCH, LENGTH, GROUP = 8, 12, 4
 
 
-def make_model(**changes):
-    fields = {
-        "image_size": 32, "patch": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "text_kind": "roberta",
-        "vocab_size": 50, "positions": 16, "pad_id": PAD, "width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2,
-        "cross_layers": 1, "decoder_layers": 1, "projection": 16, "token_head": "dense",
-        "compute": Compute(),
-    }  # fmt: skip
-    return MaskVLM(**{**fields, **changes})
+def make_model(**fields):
+    small = {"text_encoder__vocab_size": 50, "model__projection": 16}
+    normalisation = {"image__mean": (0.5, 0.4, 0.3), "image__std": (0.2, 0.3, 0.4)}
+    return tiny_model(pad_id=PAD, **small, **normalisation, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +134,7 @@ def plain_form(model, params, pairs, *, condition_on):
     ],
 )
 def test_saving_work_changes_neither_losses_nor_gradients(batch, pairs, condition_on, token_head):
-    model = make_model(cross_layers=2, decoder_layers=1, token_head=token_head)
+    model = make_model(cross__layers=2, model__token_head=token_head)
     params = make_params(model, batch)
     fast = jax.jit(jax.value_and_grad(
         lambda p: saving_form(model, p, pairs, condition_on=condition_on), has_aux=True

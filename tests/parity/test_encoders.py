@@ -35,7 +35,7 @@ def test_vit_base(vit, image_size):
     pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(pixels, interpolate_pos_encoding=image_size != 224).last_hidden_state.numpy()
-    encode, report, _ = image_encoder(folder, image_size=image_size, patch=16, epsilon=1e-12, **BASE)
+    encode, report, *_ = image_encoder(folder, image_size=image_size, patch=16, epsilon=1e-12, **BASE)
     difference = np.abs(encode(pixels.numpy()) - expected).max()
     print(f"\nViT-B/16 at {image_size}: max abs difference {difference:.2e}, values up to {np.abs(expected).max():.2f}")
     assert difference <= TOLERANCE
@@ -57,7 +57,7 @@ def test_text_base(kind, tmp_path):
     kept = (ids != pad).numpy()
     with torch.no_grad():
         expected = model(ids, attention_mask=(ids != pad).long()).last_hidden_state.numpy()
-    encode, _, _ = text_encoder(tmp_path, kind=kind, vocab_size=vocab_size, positions=512, **BASE)
+    encode, *_ = text_encoder(tmp_path, kind=kind, vocab_size=vocab_size, positions=512, **BASE)
     difference = np.abs(encode(ids.numpy(), kept) - expected)[kept].max()
     print(f"\n{kind}-base: max abs difference {difference:.2e}, values up to {np.abs(expected).max():.2f}")
     assert difference <= TOLERANCE

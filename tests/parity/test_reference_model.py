@@ -1,5 +1,6 @@
 """The PyTorch twin in `benchmarks`: the same losses, gradients and updates as ours, float32. Run by `make parity`."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -16,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import torch_maskvlm as twin  # noqa: E402
 import torch_pretraining  # noqa: E402
+from tiny import tiny_model  # noqa: E402
 
-from mvlm_jax.models.compute import Compute  # noqa: E402
-from mvlm_jax.models.maskvlm import MaskVLM  # noqa: E402
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES  # noqa: E402
 from mvlm_jax.objectives import matching  # noqa: E402
 from mvlm_jax.objectives.masking import Masking  # noqa: E402
@@ -26,11 +26,13 @@ from mvlm_jax.objectives.pretraining import Pretraining, draw  # noqa: E402
 from mvlm_jax.training.accumulation import whole_batch  # noqa: E402
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer  # noqa: E402
 
-SIZES = {
-    "image_size": 64, "patch": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "vocab_size": 211,
-    "positions": 24, "pad_id": 1, "width": 48, "heads": 4, "layers": 3, "mlp_ratio": 3, "cross_layers": 2,
-    "decoder_layers": 2, "projection": 32,
-}  # fmt: skip
+SAME = twin.Part(width=48, heads=4, layers=3, mlp_ratio=3)
+# Encoders of other widths, depths and heads than the cross encoders and than each other.
+OTHER = {"image_encoder": twin.Part(40, 2, 2, 2), "text_encoder": twin.Part(24, 6, 4, 4)}
+SIZES = twin.Sizes(
+    image_size=64, patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), vocab_size=211, positions=24,
+    image_encoder=SAME, text_encoder=SAME, cross=dataclasses.replace(SAME, layers=2), decoder_layers=2, projection=32,
+)  # fmt: skip
 BATCH, LENGTH, GROUP, GRID = 12, 18, 4, 8
 SPECIAL, MASK = (0, 1, 2, 3, 4), 4
 LOSSES = ("mim", "mlm", "itc", "itm")
@@ -46,15 +48,30 @@ RATES = {
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(0)
-    text = rng.integers(5, SIZES["vocab_size"], (BATCH, LENGTH)).astype(np.int32)
+    text = rng.integers(5, SIZES.vocab_size, (BATCH, LENGTH)).astype(np.int32)
     text[:, 0] = 0
     for row, length in zip(text, (18, 3, 9, 12, 18, 5, 7, 2, 16, 11, 4, 13)):
         row[length - 1] = 2
-        row[length:] = SIZES["pad_id"]
+        row[length:] = SIZES.pad_id
     image = rng.integers(0, 256, (BATCH, 64, 64, 3)).astype(np.uint8)
     # One image twice in a group, one in two groups, and a group of one image only, which has no legal negative.
     image_id = np.array([0, 1, 0, 2, 3, 4, 5, 1, 6, 6, 6, 6], np.int32)
     return image, text, image_id
+
+
+def our_model(sizes):
+    fields = {
+        f"{part}__{name}": value
+        for part in ("image_encoder", "text_encoder", "cross")
+        for name, value in dataclasses.asdict(getattr(sizes, part)).items()
+    }
+    return tiny_model(
+        pad_id=sizes.pad_id, image__size=sizes.image_size, image__mean=sizes.mean, image__std=sizes.std,
+        image_encoder__patch=sizes.patch, text_encoder__kind=sizes.text_kind,
+        text_encoder__vocab_size=sizes.vocab_size, text_encoder__positions=sizes.positions,
+        cross__decoder_layers=sizes.decoder_layers, model__projection=sizes.projection,
+        model__token_head=sizes.token_head, **fields,
+    )  # fmt: skip
 
 
 def make_params(model, batch):
@@ -69,11 +86,12 @@ def make_params(model, batch):
 class Pair:
     """Ours and the twin with the same parameters, and the same draws for both."""
 
-    def __init__(self, batch, *, kind, token_head="dense"):
+    def __init__(self, batch, *, kind, token_head="dense", parts=None):
         self.batch = batch
-        self.ours = MaskVLM(**SIZES, text_kind=kind, token_head=token_head, compute=Compute())
+        sizes = dataclasses.replace(SIZES, text_kind=kind, token_head=token_head, **(parts or {}))
+        self.ours = our_model(sizes)
         self.params = make_params(self.ours, batch)
-        self.twin = twin.MaskVLM(twin.Sizes(**SIZES, text_kind=kind, token_head=token_head))
+        self.twin = twin.MaskVLM(sizes)
         twin.load_from_jax(self.twin, self.params)
         self.pairs = draw(
             jax.random.key(2),
@@ -176,6 +194,13 @@ def test_losses_and_gradients_with_bert(batch):
     assert_same_losses_and_gradients(Pair(batch, kind="bert", token_head="tied"), "unmasked")
 
 
+@pytest.mark.parametrize("token_head", ["dense", "tied"])
+def test_losses_and_gradients_where_the_parts_differ_in_width(batch, token_head):
+    pair = Pair(batch, kind="bert", token_head=token_head, parts=OTHER)
+    assert {"image_to_cross", "text_to_cross"} <= set(pair.params)
+    assert_same_losses_and_gradients(pair, "unmasked")
+
+
 def make_optimizers(pair):
     schedules = learning_rates(**RATES)
     ours = make_optimizer(
@@ -195,8 +220,9 @@ def twin_rates(update):
     }
 
 
-def test_the_same_gradients_give_the_same_updates(batch):
-    pair = Pair(batch, kind="bert")
+@pytest.mark.parametrize("parts", [None, OTHER])
+def test_the_same_gradients_give_the_same_updates(batch, parts):
+    pair = Pair(batch, kind="bert", parts=parts)
     ours, theirs = make_optimizers(pair)
     params, state = pair.params, ours.init(pair.params)
     parameters = dict(pair.twin.named_parameters())

@@ -42,7 +42,7 @@ def test_sentence_embeddings():
     check_tokenizer(tokenizer, weights=folder, vocab_size=30522)
     ids = tokenizer.encode(SENTENCES, max_length=theirs["input_ids"].shape[1])
     np.testing.assert_array_equal(ids, theirs["input_ids"].numpy())
-    encode, report, _ = text_encoder(
+    encode, report, *_ = text_encoder(
         folder, kind="bert", vocab_size=30522, positions=512, width=384, heads=12, layers=6, mlp_ratio=4
     )
     kept = ids != tokenizer.ids.pad

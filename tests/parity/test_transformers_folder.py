@@ -6,12 +6,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from encoders import HALF  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from sources import GOLDEN, encoder_of  # noqa: E402
 
 from mvlm_jax.data.text import train_tokenizer  # noqa: E402
-from mvlm_jax.interop.transformers_folder import write_image_encoder, write_text_encoder  # noqa: E402
 
 TOLERANCE = 1e-5
 CAPTIONS = ["a red square", "a blue disc above a red square", "two green stars, left of a small disc"]
@@ -27,9 +25,7 @@ def loaded(model_class, folder):
 @torch.no_grad()
 def test_a_vit(tmp_path):
     ours = encoder_of(GOLDEN / "vit", "vit")
-    write_image_encoder(
-        tmp_path / "vit", ours.params, heads=2, image_size=16, patch=4, epsilon=1e-12, mean=HALF, std=HALF
-    )
+    ours.write(tmp_path / "vit")
     expected = load_file(GOLDEN / "vit.outputs.safetensors")
     theirs = loaded(transformers.ViTModel, tmp_path / "vit")(expected["pixels"]).last_hidden_state
     np.testing.assert_allclose(theirs, expected["hidden"], atol=TOLERANCE)
@@ -41,7 +37,7 @@ def test_a_vit(tmp_path):
 def test_a_text_encoder(kind, pad, tmp_path):
     ours = encoder_of(GOLDEN / kind, kind)
     tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
-    write_text_encoder(tmp_path / kind, ours.params, heads=2, kind=kind, tokenizer=tokenizer)
+    ours.write(tmp_path / kind, tokenizer)
     expected = load_file(GOLDEN / f"{kind}.outputs.safetensors")
     kept = expected["ids"] != pad
     model_class = {"roberta": transformers.RobertaModel, "bert": transformers.BertModel}[kind]
