@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from launchers import told
+from launchers import recorded
 from PIL import Image
 from tiny import ROOT, SMALLER, demo_flags, prepare_shapes
 
@@ -282,7 +282,7 @@ def test_every_documented_command_is_one_that_its_benchmark_takes(command, monke
 
 
 def test_the_command_of_the_launcher_for_speed_is_one_that_its_benchmark_takes(tmp_path, monkeypatch):
-    [line] = told("gpu_speed.sh", [str(tmp_path / "rows.jsonl")], directory=tmp_path).splitlines()
+    [line] = recorded("gpu_speed.sh", [str(tmp_path / "rows.jsonl")], directory=tmp_path).splitlines()
     python, unbuffered, *command = shlex.split(line)
     assert (python, unbuffered, command[0]) == ("python3", "-u", "benchmarks/step.py")
     parse_alone(command, monkeypatch)
