@@ -23,7 +23,7 @@ BATCHES = 4  # kept on the host and used in turn
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every contender runs."""
+    """The step that every contender runs."""
 
     size: str
     image_size: int
@@ -47,7 +47,7 @@ def special_tokens(config: ConfigDict) -> TokenIds:
 
 
 def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
-    """Noise in place of images, captions of 4 to 25 tokens (and some at full length), every image its own."""
+    """Noise in place of images, captions of 4 to 25 tokens (a few at full length), and a new image id in each pair."""
     ids, rng = special_tokens(config), np.random.default_rng(0)
     batches = []
     for _ in range(BATCHES):
@@ -70,7 +70,7 @@ def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
 
 
 class Jax:
-    """The very step that training runs, on one device; each variant is compiled once and may come again."""
+    """The very step that training runs, on one device. Each variant is compiled once and can be prepared again."""
 
     def __init__(self, setup: Setup):
         import jax
@@ -80,7 +80,7 @@ class Jax:
         self._state = self._step = None
 
     def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Compiles the step with other values for these config fields, and makes a first one.
+        """Compiles the step with other values for these config fields, and runs it for the first time.
 
         A field `xla:NAME` is an option of the compiler.
         """
@@ -89,7 +89,7 @@ class Jax:
         from mvlm_jax.training.mesh import make_mesh, shard_batch
         from mvlm_jax.training.program import make_program
 
-        self._state = self._step = None  # before the next one takes its memory
+        self._state = self._step = None  # frees its memory for the next one
         config = self._setup.config()
         config.update_from_flattened_dict({name: v for name, v in fields.items() if not name.startswith("xla:")})
         validate(config)
@@ -139,14 +139,11 @@ class Jax:
         with tempfile.TemporaryDirectory() as directory:
             with self._jax.profiler.trace(directory):
                 self.run(steps)
-            found = kernels.device_kernels(Path(directory))
-        return {
-            "kinds": kernels.by_kind(found, steps=steps),
-            "longest": kernels.longest(found, steps=steps, count=40),
-        }
+            ran = kernels.device_kernels(Path(directory))
+        return {"kinds": kernels.by_kind(ran, steps=steps), "longest": kernels.longest(ran, steps=steps, count=40)}
 
     def matrix_peak(self) -> dict[str, Any]:
-        """TFLOP/s of one large product of bfloat16 matrices: what the device's matrix unit reaches."""
+        """TFLOP/s of one large product of bfloat16 matrices, which is what the device's matrix unit can reach."""
         jnp, side, times = self._jax.numpy, 8192, []
         keys = self._jax.random.split(self._jax.random.key(0))
         a, b = (self._jax.random.normal(key, (side, side), jnp.bfloat16) for key in keys)
@@ -161,13 +158,13 @@ class Jax:
         return {"tflops": 2 * side**3 / min(times) / 1e12}
 
     def _peak(self) -> float:
-        # Of an accelerator it is the peak since the start: JAX cannot set it back.
+        # On an accelerator the peak is since the start: JAX cannot reset it.
         stats = self._device.memory_stats() if self._device.platform != "cpu" else None
         return stats["peak_bytes_in_use"] / 2**20 if stats else process_peak()
 
 
 class Torch:
-    """The PyTorch reference; `compiled` with torch.compile over the draws and the losses, and AdamW fused in both."""
+    """The PyTorch reference. `compiled`: torch.compile of the masks and the losses. AdamW is fused either way."""
 
     def __init__(self, setup: Setup, *, compiled: bool):
         import torch
@@ -254,7 +251,7 @@ class Torch:
 
 
 def reset_process_peak() -> None:
-    """Sets the high-water mark back to what is resident now, where the system can (Linux)."""
+    """Resets the high-water mark of resident memory, on Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

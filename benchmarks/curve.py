@@ -1,4 +1,4 @@
-"""Draws the losses of a run from its metrics.jsonl. Needs matplotlib.
+"""Plots the losses of a run from its metrics.jsonl. Needs matplotlib.
 
 Example:
   python benchmarks/curve.py --workdir=runs/flickr8k --output=docs/figures/flickr8k.png

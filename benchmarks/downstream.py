@@ -1,14 +1,15 @@
-"""The table of docs/results.md: the tasks over drawn shapes, from a pre-trained model, from random values, and blind.
+"""The table of docs/results.md: tasks over drawn shapes, from a pre-trained model or random values, and baselines.
 
-Twelve runs one after another, of some minutes each on a laptop; what is already in DIRECTORY is not repeated. They are
-judged on the test split, on which no recipe was chosen. A blind run starts from the pre-trained model too; beside its
-accuracy, in brackets, is the most that any model as blind could get right: one that knows the split by heart, and gives
-the commonest answer to what it sees. From random values, encoders learn as fast as the rest.
+Twelve runs one after another, of some minutes each on a laptop. Runs that are already in DIRECTORY are not repeated.
+All are evaluated on the test split, on which no recipe was chosen. A baseline starts from the pre-trained model too,
+but sees no images, or no texts. In brackets is the highest accuracy that a baseline can reach: that of a model which
+knows the split by heart, and gives the most frequent answer to what it sees. A run from random values uses one
+learning rate for encoders and the rest.
 
 Example:
   python benchmarks/downstream.py --directory=runs/downstream --data_dir=runs/data --pretrained=runs/demo
 
-Status 1 where a run failed; its cell says so, and the others are made all the same.
+The exit status is 1 where a run failed. Its cell says so; the other runs are made all the same.
 """
 
 import argparse
@@ -38,7 +39,7 @@ TASKS = {
     "ve": Recipe("finetune_snli_ve.py", "entailment"),
 }
 ENCODER_PEAK = 2e-3  # from random values: that of configs/demo.py
-COLUMNS = {"pretrained": "none", "random": "none", "no_image": "image", "no_text": "text"}  # and what a run is blind to
+COLUMNS = {"pretrained": "none", "random": "none", "no_image": "image", "no_text": "text"}  # and the hidden modality
 
 
 def run(
@@ -70,8 +71,8 @@ def run(
     return json.loads((workdir / "eval" / f"{recipe.name}-shapes_{task}-{SPLIT}.json").read_text())["accuracy"]
 
 
-def best_blind(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:
-    """The highest accuracy that can be had from the text alone, or from the images alone, in per cent."""
+def upper_bound(examples: Sequence[shapes_tasks.Drawn], column: str) -> float:
+    """The highest accuracy that the text alone, or the images alone, allow, in per cent."""
     answers = defaultdict(Counter)
     for example in examples:
         answers[example.text if column == "no_image" else example.scenes][example.answer] += 1
@@ -99,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subprocess.run([*prepare, f"--data_dir={directories['data_dir']}"], check=True, stdout=sys.stderr)
         examples = shapes_tasks.collection(f"shapes_{task}").splits[SPLIT].drawn
         row = []
-        for column, blind in COLUMNS.items():
-            bound = "" if blind == "none" else f" ({best_blind(examples, column):.1f})"
+        for column, hidden in COLUMNS.items():
+            bound = "" if hidden == "none" else f" ({upper_bound(examples, column):.1f})"
             try:
                 row.append(f"{run(task, column, changes=options.set, **directories):.1f}{bound}")
             except subprocess.CalledProcessError as error:

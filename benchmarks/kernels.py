@@ -1,4 +1,4 @@
-"""Where a device's time goes, by kind of kernel, from a profile that JAX wrote."""
+"""A device's time by kind of kernel, from a profile that JAX wrote."""
 
 import gzip
 import json
@@ -24,10 +24,10 @@ def kind_of(kernel: str) -> str:
 
 
 def device_kernels(directory: Path) -> dict[str, tuple[float, int]]:
-    """Of each kernel that ran on a device its (milliseconds, runs); empty where the profile names no device.
+    """(milliseconds, runs) of each kernel that ran on a device; empty where the profile names no device.
 
     Args:
-      directory: what `jax.profiler.trace` was given.
+      directory: the one given to `jax.profiler.trace`.
 
     Raises:
       FileNotFoundError: it holds no trace.
@@ -47,7 +47,7 @@ def device_kernels(directory: Path) -> dict[str, tuple[float, int]]:
     for event in events:
         if event.get("ph") != "X" or not processes.get(event["pid"], "").startswith("/device:"):
             continue
-        # Other lines of a device show the same time again, by module or by operation.
+        # Other threads of a device show the same time again, by module or by operation.
         if not threads.get((event["pid"], event.get("tid")), "").startswith("Stream"):
             continue
         totals[event["name"]][0] += event["dur"] / 1000
@@ -56,7 +56,7 @@ def device_kernels(directory: Path) -> dict[str, tuple[float, int]]:
 
 
 def by_kind(kernels: dict[str, tuple[float, int]], *, steps: int) -> dict[str, dict[str, float]]:
-    """Of each kind the milliseconds and the kernels a step, the kinds that cost most first."""
+    """Milliseconds and number of kernels a step for each kind, the longest first."""
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, (milliseconds, runs) in kernels.items():
         totals[kind_of(name)][0] += milliseconds / steps
@@ -66,6 +66,6 @@ def by_kind(kernels: dict[str, tuple[float, int]], *, steps: int) -> dict[str, d
 
 
 def longest(kernels: dict[str, tuple[float, int]], *, steps: int, count: int) -> list[tuple[str, float, float]]:
-    """(name, milliseconds a step, runs a step) of the kernels that take most of the time."""
+    """(name, milliseconds a step, runs a step) of the kernels that take longest."""
     ordered = sorted(kernels.items(), key=lambda item: -item[1][0])[:count]
     return [(name, milliseconds / steps, runs / steps) for name, (milliseconds, runs) in ordered]

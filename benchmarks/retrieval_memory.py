@@ -1,4 +1,4 @@
-"""Peak host memory of ranking and of the plan for re-ranking, on random embeddings of COCO's size.
+"""Peak host memory of ranking and of listing the pairs to re-rank, on random embeddings of the size of COCO.
 
 Example:
   python benchmarks/retrieval_memory.py --images=5000 --captions_each=5 --candidates=256

@@ -1,8 +1,8 @@
 """The table of docs/scaling.md: `mvlm compile` of the paper's recipe for several topologies, 32 pairs a chip.
 
-Each compilation takes half an hour or more of one core and up to 16 GB of memory, so they run one after another, and
-one whose figures are in DIRECTORY already is not repeated. Below the table: how much more a chip holds and computes
-on 256 chips than on 16. Needs libtpu (pip install -e .[tpu]).
+Each compilation takes half an hour or more of one CPU and up to 16 GB of memory, so they run one after another. One
+whose figures are already in DIRECTORY is not repeated. Below the table: how much more a chip holds and computes on 256
+chips than on 16. Needs libtpu (pip install -e .[tpu]).
 
 Example:
   python benchmarks/scaling.py --directory=runs/scaling v6e:4x4 v6e:16x16
@@ -74,18 +74,18 @@ def row(case: Case, figures: Mapping[str, Any]) -> list[str]:
     ]
     if compiled is None:
         return [*start, f"{model / 1e12:.2f} (model)", *["does not fit"] * 6]
-    kinds = [f"{sent.get(kind, 0) / 2**20:.1f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")]
+    moved = [f"{sent.get(name, 0) / 2**20:.1f}" for name in ("all-reduce", "all-gather", "reduce-scatter")]
     seconds = figures["step_seconds_estimate"]
-    # The figures' own hours are those of as many steps as the recipe has, of larger batches.
+    # The hours in the figures are for the recipe's number of steps, with larger batches.
     recipe = runpy.run_path(str(RECIPE))["get_config"](case.size)
     hours = seconds * recipe.steps * recipe.batch_size / (PAIRS * case.chips) / 3600
     return [
-        *start, f"{compiled / 1e12:.3f}", f"{compiled / model:.3f}", *kinds, f"{1000 * seconds:.0f}", f"{hours:.1f}"
+        *start, f"{compiled / 1e12:.3f}", f"{compiled / model:.3f}", *moved, f"{1000 * seconds:.0f}", f"{hours:.1f}"
     ]  # fmt: skip
 
 
 def growth(directory: Path) -> Iterator[str]:
-    """A line for each family of chips of which the figures of 16 and of 256 are there."""
+    """A line for each family of chips that has figures of 16 and of 256 chips."""
     for family in ("v5e", "v6e"):
         files = [file_of(f"{family}:{size}", directory) for size in ("4x4", "16x16")]
         if not all(file.exists() for file in files):

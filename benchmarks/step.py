@@ -1,9 +1,9 @@
-"""How fast one full training step (forward, backward, AdamW) is: ours against the PyTorch reference, and our settings.
+"""The speed of one full training step (forward, backward, AdamW): ours, with several settings, and PyTorch's.
 
-Each contender lives in a process of its own. First the variants of ours run one after the other in one process; on an
-accelerator the others compile meanwhile. Then ours with its defaults takes turns with each of the others, so that
-whatever else the machine does meets both. A row is printed, and kept as a line of JSON, the moment it is measured.
-Exit status 1 says that something could not be measured.
+Each contender runs in a process of its own. First the variants of ours run one after the other in one process; on an
+accelerator the others compile at the same time. Then ours with its defaults takes turns with each of the others, so
+that other work on the machine slows both. A row is printed, and kept as a line of JSON, as soon as it is measured.
+The exit status is 1 where something could not be measured.
 
 Examples:
   python benchmarks/step.py --size=small --image_size=96 --batch_size=32 --dtype=float32 --rounds=5
@@ -29,13 +29,13 @@ SETUP = ("size", "image_size", "batch_size", "dtype", "steps")
 
 
 class NotMeasured(Exception):
-    """Why a contender has no row."""
+    """The reason why a contender has no row."""
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """A contender's process: answers each request on standard input with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not stand among the answers
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     from contenders import CONSTRUCTORS, Setup
 
     contender = None
@@ -47,7 +47,7 @@ def serve(arguments: argparse.Namespace) -> None:
                     Setup(**{name: getattr(arguments, name) for name in SETUP})
                 )
             answer = getattr(contender, request["call"])(*request["arguments"])
-        except Exception as error:  # a contender that cannot run is a row that says so
+        except Exception as error:  # a contender that cannot run gets a row that says so
             traceback.print_exc()
             reason = " ".join(str(error).split())[:400]
             answer = {"error": f"{type(error).__name__}: {reason}"}
@@ -55,14 +55,14 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 class Contender:
-    """The parent's side of a contender's process."""
+    """A contender's process, as the main process uses it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
         self.name, self._deadline, self._pending = name, arguments.deadline_at, None
         options = [f"--{field}={getattr(arguments, field)}" for field in SETUP]
         root = Path(__file__).resolve().parents[1]
         paths = [str(root), os.environ.get("PYTHONPATH", "")]
-        # JAX would take most of an accelerator's memory at once, and leave none to the others.
+        # By default JAX takes most of an accelerator's memory at once, and leaves none for the others.
         environment = os.environ | {
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -80,7 +80,7 @@ class Contender:
         self._answers.put("")
 
     def ask(self, call: str, *arguments: Any) -> None:
-        """Without waiting; `answer` does."""
+        """Sends a request; `answer` waits for it."""
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"call": call, "arguments": arguments}), file=self._process.stdin, flush=True)
 
@@ -110,7 +110,7 @@ class Contender:
 
 
 class Table:
-    """Prints rows and keeps them as lines of JSON as they come."""
+    """Prints rows, and keeps them as lines of JSON, as they are measured."""
 
     def __init__(self, arguments: argparse.Namespace):
         self._arguments, self._file = arguments, arguments.json.open("a") if arguments.json else None
@@ -143,7 +143,7 @@ class Table:
         print(f"{name}: {middle:.3f} ({min(values):.3f} to {max(values):.3f})", flush=True)
         self.keep(name=name, ratio=middle, least=min(values), most=max(values))
 
-    def kinds(self, name: str, traced: dict[str, Any]) -> None:
+    def trace(self, name: str, traced: dict[str, Any]) -> None:
         total = sum(entry["ms"] for entry in traced["kinds"].values())
         print(f"  kernels of {name}: {total:.1f} ms a step" if total else f"  {name}: the profile names no device")
         for kind, entry in traced["kinds"].items():
@@ -174,15 +174,15 @@ def measure_variants(ours: Contender, table: Table, arguments: argparse.Namespac
                 more["of_peak"] = start["tflop"] / middle / peak
             table.row(name, start, rounds, **more)
             if arguments.trace:
-                table.kinds(name, ours.call("trace", 3))
+                table.trace(name, ours.call("trace", 3))
         except NotMeasured as error:
             table.failure(name, error)
 
 
 def compare(ours: Contender | None, others: list[Contender], table: Table, arguments: argparse.Namespace) -> None:
-    """Rounds of ours and of each other contender in turn, in alternating order, and their ratios.
+    """Rounds of ours and of each other contender in alternating order, and their ratios.
 
-    One other after the next, as they become ready: one that still compiles at the deadline keeps nobody from a row.
+    The others follow each other, so one that is still compiling at the deadline does not cost the others their rows.
     """
     started = None
     try:
@@ -196,7 +196,7 @@ def compare(ours: Contender | None, others: list[Contender], table: Table, argum
         rounds: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in pair}
         try:
             if not arguments.on_accelerator:
-                # Compiling beside a measurement would take its processors.
+                # It compiles now: at the same time as a measurement it would take CPUs from it.
                 other.ask("prepare", {})
             start = other.answer()
             for index in range(arguments.rounds):
@@ -215,7 +215,7 @@ def compare(ours: Contender | None, others: list[Contender], table: Table, argum
 
 
 def accelerated() -> bool:
-    """Whether JAX has a GPU or TPU; asked in a process of its own, which gives the device back."""
+    """Whether JAX has a GPU or TPU; a process of its own looks, and then releases the device."""
     code = "import jax; print(jax.default_backend())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return answer.stdout.strip() not in ("cpu", "")
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
         ours = next((contender for contender in contenders if contender.name == "jax"), None)
         others = [contender for contender in contenders if contender is not ours]
         if arguments.on_accelerator:
-            # PyTorch's compiler takes minutes: it works while the variants run.
+            # PyTorch's compiler takes minutes, so it starts before the variants run.
             for other in others:
                 other.ask("prepare", {})
         if arguments.variants:

@@ -53,8 +53,8 @@ class Pairs(Dataset):
 
 
 def batches(dataset: Pairs, *, batch_size: int, workers: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """One shuffled epoch, in one thread or so many processes, started anew and not forked, as mvlm_jax's are."""
-    torch.set_num_threads(1)  # idle threads of its pool would count as work
+    """One shuffled epoch, in one thread or in worker processes, which are spawned, not forked, as mvlm_jax's are."""
+    torch.set_num_threads(1)  # idle threads of a pool would count as processor time
     return iter(
         DataLoader(
             dataset,
@@ -69,7 +69,7 @@ def batches(dataset: Pairs, *, batch_size: int, workers: int, seed: int) -> Iter
 
 
 def random_resized_crop(image: Image.Image, *, size: int, min_scale: float) -> Image.Image:
-    """As torchvision's, to one size a side."""
+    """As in torchvision, to a square."""
     width, height = image.size
     box = None
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The pre-training step of the PyTorch twin: masks, the four losses, AdamW."""
+"""The pre-training step of the PyTorch reference: masks, the four losses, AdamW."""
 
 import math
 import re
@@ -15,12 +15,12 @@ class Masks(NamedTuple):
     patch_slots: Tensor  # [B, M] the masked patches
     text: Tensor  # [B, L] with [MASK] in the masked places
     token_slots: Tensor  # [B, K] positions
-    token_targets: Tensor  # [B, K] what stood there
+    token_targets: Tensor  # [B, K] the tokens that were replaced
     token_weights: Tensor  # [B, K] 1 where the slot is masked
 
 
 class Negatives(NamedTuple):
-    """Places in the batch, one of each for every pair."""
+    """Indices into the batch, one of each for every pair."""
 
     text: Tensor  # [B]
     image: Tensor  # [B]
@@ -65,7 +65,7 @@ def draw_negatives(z_image: Tensor, z_text: Tensor, image_id: Tensor, temperatur
     start = torch.arange(len(same), device=same.device)[:, None] * group
 
     def sample(logits: Tensor) -> Tensor:
-        # Gumbel's trick, which unlike torch.multinomial accepts a row without a legal choice.
+        # The Gumbel trick; unlike torch.multinomial it accepts a row without a legal choice.
         gumbel = -torch.empty_like(logits).exponential_().log()
         return ((logits + gumbel).argmax(dim=2) + start).flatten()
 
@@ -87,7 +87,7 @@ def pretraining_losses(
     """MIM, MLM, ITC and ITM of a batch: image [B, H, W, 3] uint8, text [B, L], image_id [B].
 
     Args:
-      negatives: drawn where none are given.
+      negatives: None: they are drawn.
       autocast: the lower precision of the model's matrix products; the losses are always float32.
     """
     with torch.autocast(image.device.type, dtype=autocast, enabled=autocast is not None):

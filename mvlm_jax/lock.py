@@ -1,4 +1,4 @@
-"""A file that one process at a time holds, in a directory that only one of them may write to."""
+"""A lock for a directory that only one process at a time may write to."""
 
 import contextlib
 import errno
@@ -13,16 +13,16 @@ from absl import logging
 
 from mvlm_jax.errors import UserError
 
-# What file systems without locks answer.
+# Errors of file systems without locks.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def only_one(directory: Path, *, command: str) -> Iterator[None]:
-    """Holds `directory/.lock` as long as the block runs. The kernel releases it however the process ends.
+    """Locks `directory/.lock` while the block runs. The kernel releases the lock however the process ends.
 
-    The file stays, since deleting it could let two processes lock two files of that name. On a network file system the
-    lock holds for all hosts where the server supports it; where the file system has no locks, a warning says so.
+    The file stays: deleting it could let two processes lock two files of that name. On a network file system the lock
+    works between hosts if the server supports it. Where the file system has no locks, a warning says so.
 
     Raises:
       UserError: another process holds it; says which one, and on which host.
@@ -52,7 +52,7 @@ def only_one(directory: Path, *, command: str) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    # The holder writes its name just after it has the lock.
+    # The holder writes its name just after it takes the lock.
     for _ in range(10):
         name = path.read_text(errors="replace").strip()
         if name:

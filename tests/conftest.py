@@ -1,6 +1,6 @@
-"""What is set before the package is imported, and the run that tests of several directories read.
+"""Settings that must be made before the package is imported, and the run that tests of several directories read.
 
-Shapes in signatures are checked in every test: the hook must be in place before the package is imported.
+The hook checks the shapes in signatures in every test.
 """
 
 import os
@@ -22,13 +22,13 @@ jaxtyping.install_import_hook("mvlm_jax", "beartype.beartype").__enter__()
 
 
 def pytest_collection_modifyitems(items):
-    """One worker makes the demo run at once, before the others need it and would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_doors.py")
+    """One worker makes the demo run first, so that the others do not wait for it later."""
+    items.sort(key=lambda item: item.path.name != "test_commands.py")
 
 
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
-    """A small set of drawn scenes, for all to read."""
+    """A small set of drawn scenes, to be read only."""
     from tiny import once, prepare_shapes
 
     return once("shapes", prepare_shapes, tmp_path_factory)
@@ -36,7 +36,7 @@ def demo_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demo_run(demo_dir, tmp_path_factory):
-    """A finished run of `DEMO_RUN` over them, for all to read; who evaluates it takes a copy."""
+    """A finished run of `DEMO_RUN` over them, to be read only; a test that evaluates it works on a copy."""
     from tiny import DEMO_RUN, demo_flags, once
 
     from mvlm_jax.cli import train

@@ -1,4 +1,4 @@
-"""The scripts under launch/, run with programs that only write down what they are told."""
+"""The scripts under launch/, run with stand-in programs that only record their command lines."""
 
 import os
 import subprocess
@@ -8,21 +8,21 @@ from pathlib import Path
 from tiny import ROOT
 
 PROGRAMS = ("python3", "gcloud", "srun", "scontrol", "tar")
-# Also the content of a script that is handed over to be run elsewhere.
+# Records also a startup script that is to be run elsewhere.
 PROGRAM = """#!/bin/sh
-printf '%s\\n' "{name} $*" >> {told}
+printf '%s\\n' "{name} $*" >> {record}
 for word; do
-  case $word in *startup-script=*) cat "${{word#*startup-script=}}" >> {told} ;; esac
+  case $word in *startup-script=*) cat "${{word#*startup-script=}}" >> {record} ;; esac
 done
 """
 
 
-def told(script: str, arguments: Sequence[str], *, directory: Path) -> str:
-    """What a launcher has told the programs, a line each."""
-    file = directory / "told"
+def recorded(script: str, arguments: Sequence[str], *, directory: Path) -> str:
+    """The command lines that a launcher runs, one a line."""
+    file = directory / "record"
     for name in PROGRAMS:
         program = directory / name
-        program.write_text(PROGRAM.format(name=name, told=file))
+        program.write_text(PROGRAM.format(name=name, record=file))
         program.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{directory}{os.pathsep}{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""Every benchmark runs as its documented command does, at toy size, and does not end with 0 where something failed."""
+"""Every benchmark runs at toy size as its documented command does, and ends with another status than 0 on a failure."""
 
 import argparse
 import importlib.util
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from launchers import told
+from launchers import recorded
 from PIL import Image
 from tiny import ROOT, SMALLER, demo_flags, prepare_shapes
 
@@ -28,7 +28,7 @@ WORDS = "dog cat man girl boat tree hill road ball car red blue green old young 
 
 
 def benchmark(name, monkeypatch):
-    """The module, found and importing its neighbours as when it is run as a program."""
+    """The module; it imports its neighbours as it does when it is run as a program."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -48,7 +48,7 @@ def shapes(tmp_path_factory):
     return directory
 
 
-def test_every_benchmark_is_run():
+def test_every_benchmark_is_tested():
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == RUN_HERE | RUN_ELSEWHERE
 
 
@@ -71,7 +71,7 @@ def test_a_workdir_without_losses_is_no_curve(tmp_path, monkeypatch, capsys):
 
 
 def published(directory, *, images):
-    """Flickr8k's files around made-up pictures, no two of them alike."""
+    """Flickr8k's files with made-up pictures, all of them different."""
     (directory / "Flicker8k_Dataset").mkdir(parents=True)
     rng, names, lines = np.random.default_rng(0), [], []
     for number in range(images):
@@ -139,13 +139,13 @@ def test_the_worker_processes_of_the_input_pipeline_are_timed(shapes, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [(["--parts=stages,speed"], "'speed' is not one of stages"), (["--rounds=0"], "must be at least 1")],
 )
-def test_what_the_input_pipeline_cannot_measure_is_refused(monkeypatch, capsys, given, said):
+def test_what_the_input_pipeline_cannot_measure_is_refused(monkeypatch, capsys, given, message):
     with pytest.raises(SystemExit) as caught:
         benchmark("input_pipeline", monkeypatch).main([*INPUT_PIPELINE, *given])
-    assert caught.value.code == 2 and said in capsys.readouterr().err
+    assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there_is_a_failure(tmp_path, monkeypatch, capsys):
@@ -195,7 +195,7 @@ def test_a_downstream_run_that_fails_is_a_failure_and_the_others_are_made(tmp_pa
         return run(task, column, directory=directory, **options)
 
     monkeypatch.setattr(module, "run", no_image_fails)
-    # Of those who see the text alone three can be right, of those who see the image alone two.
+    # A model that sees the text alone can be right three times, one that sees the image alone twice.
     drawn = [Drawn("a", 1, "yes"), Drawn("a", 2, "yes"), Drawn("a", 1, "no"), Drawn("b", 2, "no")]
     split = SimpleNamespace(drawn=drawn)
     monkeypatch.setattr(module.shapes_tasks, "collection", lambda name: SimpleNamespace(splits={"test": split}))
@@ -203,7 +203,7 @@ def test_a_downstream_run_that_fails_is_a_failure_and_the_others_are_made(tmp_pa
     assert module.main([*given, "--set=steps=4", "nlvr2"]) == 1
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-1] == "| nlvr2 | 75.0 | 75.0 | failed | 75.0 (50.0) |"
-    assert module.best_blind(drawn, "no_image") == 75
+    assert module.upper_bound(drawn, "no_image") == 75
     assert "nlvr2-no_image: mvlm train ended with status 2" in shown.err
     prepared, *trained = commands
     assert prepared[-2:] == ["--dataset=shapes_nlvr2", f"--data_dir={tmp_path}"]
@@ -282,14 +282,14 @@ def test_every_documented_command_is_one_that_its_benchmark_takes(command, monke
 
 
 def test_the_command_of_the_launcher_for_speed_is_one_that_its_benchmark_takes(tmp_path, monkeypatch):
-    [line] = told("gpu_speed.sh", [str(tmp_path / "rows.jsonl")], directory=tmp_path).splitlines()
+    [line] = recorded("gpu_speed.sh", [str(tmp_path / "rows.jsonl")], directory=tmp_path).splitlines()
     python, unbuffered, *command = shlex.split(line)
     assert (python, unbuffered, command[0]) == ("python3", "-u", "benchmarks/step.py")
     parse_alone(command, monkeypatch)
 
 
 def parse_alone(command, monkeypatch):
-    """Breaks the program off once its arguments are parsed."""
+    """Stops the program once its arguments are parsed."""
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(*arguments):

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 from absl import flags
-from launchers import told
+from launchers import recorded
 from tiny import ROOT
 
 from mvlm_jax import config as config_lib
@@ -94,7 +94,7 @@ def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypat
 
 @pytest.mark.parametrize("script, arguments", LAUNCHERS.items())
 def test_the_commands_of_a_launcher_are_parsed(script, arguments, tmp_path, monkeypatch):
-    found = LAUNCHED.findall(told(script, arguments, directory=tmp_path))
+    found = LAUNCHED.findall(recorded(script, arguments, directory=tmp_path))
     assert len(found) == (2 if script == "flickr8k_gpu.sh" else 1)
     for command in found:
         parse(shlex.split(command), monkeypatch)

@@ -22,7 +22,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch):
     """What `main` changes in its process is changed back."""
-    before = {number: signal.getsignal(number) for number in signals.SAID}
+    before = {number: signal.getsignal(number) for number in signals.MESSAGES}
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(sys, "warnoptions", list(sys.warnoptions))
     yield
@@ -37,8 +37,8 @@ def test_signals_are_taken_before_anything_slow_is_imported():
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
 
 
-@pytest.mark.parametrize("number, status, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_signal_at_the_start_ends_the_process_and_its_children_with_one_line(number, status, said):
+@pytest.mark.parametrize("number, status, message", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_at_the_start_ends_the_process_and_its_children_with_one_line(number, status, message):
     code = (
         "import os, signal, subprocess, sys; from mvlm_jax import signals; signals.leave_at_once('mvlm train')\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; print(os.getpid()); time.sleep(60)'])\n"
@@ -49,7 +49,7 @@ def test_a_signal_at_the_start_ends_the_process_and_its_children_with_one_line(n
         "    pass\n"
     )
     run = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (status, f"mvlm train: {said}\n")
+    assert (run.returncode, run.stderr) == (status, f"mvlm train: {message}\n")
     child, until = int(run.stdout), time.monotonic() + 10
     while alive(child) and time.monotonic() < until:
         time.sleep(0.01)
@@ -123,8 +123,8 @@ def test_what_a_broken_off_reading_calls_late_is_not_reported(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, status, said", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path, number, status, said):
+@pytest.mark.parametrize("number, status, message", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path, number, status, message):
     prepare_shapes(tmp_path / "data")
     flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000)
     for delay in (0, 0.3):
@@ -136,7 +136,7 @@ def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path,
         time.sleep(delay)
         os.killpg(run.pid, getattr(signal, number))
         _, errors = run.communicate(timeout=120)
-        assert (run.returncode, errors) == (status, f"mvlm train: {said}\n")
+        assert (run.returncode, errors) == (status, f"mvlm train: {message}\n")
 
 
 @pytest.mark.slow
@@ -149,8 +149,8 @@ def test_ctrl_c_while_worker_processes_start_ends_them_all_with_one_line(tmp_pat
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGINT)
     _, errors = run.communicate(timeout=120)
-    said = [line for line in errors.splitlines() if not re.match(r"[IW]\d{4} ", line)]
-    assert (run.returncode, said) == (130, ["mvlm train: interrupted"])
+    lines = [line for line in errors.splitlines() if not re.match(r"[IW]\d{4} ", line)]
+    assert (run.returncode, lines) == (130, ["mvlm train: interrupted"])
     until = time.monotonic() + 10
     while processes(run.pid) and time.monotonic() < until:
         time.sleep(0.01)

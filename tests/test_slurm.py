@@ -1,4 +1,4 @@
-"""The batch script of a SLURM cluster, with a cluster that only writes down what it is told."""
+"""The batch script of a SLURM cluster, with stand-ins for the cluster that only record their command lines."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tiny import ROOT
 def test_a_run_that_is_stopped_is_queued_again(tmp_path, of_the_run, of_the_job, queued_again):
     for name, status in (("srun", of_the_run), ("scontrol", 0)):
         command = tmp_path / name
-        command.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path / "told"}\nexit {status}\n')
+        command.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path / "record"}\nexit {status}\n')
         command.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
@@ -20,6 +20,6 @@ def test_a_run_that_is_stopped_is_queued_again(tmp_path, of_the_run, of_the_job,
     }
     job = subprocess.run(["bash", ROOT / "launch" / "slurm.sh", "--config=demo"], env=environment)
     assert job.returncode == of_the_job
-    run, *then = (tmp_path / "told").read_text().splitlines()
+    run, *then = (tmp_path / "record").read_text().splitlines()
     assert run == "srun --kill-on-bad-exit=0 .venv/bin/mvlm train --stopped_status=75 --config=demo"
     assert then == (["scontrol requeue 7"] if queued_again else [])

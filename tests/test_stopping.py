@@ -1,4 +1,4 @@
-"""The train command as a scheduler meets it: signals to it and to its worker processes."""
+"""The train command under a scheduler: signals to it and to its worker processes."""
 
 import os
 import signal

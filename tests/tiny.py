@@ -1,4 +1,4 @@
-"""A run small enough to be made in a test: the shipped recipe over a small set of drawn scenes."""
+"""A run small enough for a test: the shipped recipe over a small set of drawn scenes."""
 
 import fcntl
 import importlib.util
@@ -50,7 +50,7 @@ SMALLER = {
     "eval.bootstrap": 50,
     "log_every": 1,
 }
-# The run of six steps that tests start from, and that runs which were broken off are compared with.
+# The run of six steps from which tests start, and with which interrupted runs are compared.
 DEMO_RUN = {"steps": 6, "checkpoint__every": 2}
 
 
@@ -72,22 +72,22 @@ def demo_flags(*, data_dir: Path, workdir: Path, recipe: str = "demo.py", **chan
 
 
 def once(name: str, make: Callable[[Path], None], tmp_path_factory) -> Path:
-    """The directory that `make` fills: by the first worker of a test run that needs it, the others wait for it."""
+    """The directory that `make` fills. The first worker of a test run that needs it makes it; the others wait."""
     base = tmp_path_factory.getbasetemp()
-    # That of a worker lies in the one of the whole test run.
+    # The base directory of a worker is inside that of the whole test run.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory, made = shared / name, shared / f"{name}.made"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            shutil.rmtree(directory, ignore_errors=True)  # of a worker that failed
+            shutil.rmtree(directory, ignore_errors=True)  # left by a worker that failed
             make(directory)
             made.touch()
     return directory
 
 
 def started(flags, **environment) -> subprocess.Popen:
-    """A training run in a process group of its own, with these variables besides."""
+    """A training run in a process group of its own, with additional environment variables."""
     return subprocess.Popen(
         [sys.executable, "-m", "mvlm_jax", "train", *flags],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,

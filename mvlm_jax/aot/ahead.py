@@ -128,17 +128,17 @@ def fit(
         candidate.batch_size, candidate.model.remat = pairs * parts, policy
         step = compile_step(candidate, devices)
         tried[pairs, policy] = candidate, step
-        held = step.fits(capacity)
-        report(f"{pairs} pairs a chip, remat {policy}: {'fits' if held else 'does not fit'}")
-        return held
+        fitting = step.fits(capacity)
+        report(f"{pairs} pairs a chip, remat {policy}: {'fits' if fitting else 'does not fit'}")
+        return fitting
 
-    found = largest_fit(fits, group=group)
-    if found is None:
+    largest = largest_fit(fits, group=group)
+    if largest is None:
         raise UserError(
             f"not even {group} pairs a chip, one matching group in each microbatch, fit with config.model.remat=full; "
             f"set config.mesh.fsdp above {config.mesh.fsdp}, or choose chips with more memory"
         )
-    return tried[found]
+    return tried[largest]
 
 
 def largest_fit(fits: Callable[[int, str], bool], *, group: int) -> tuple[int, str] | None:
@@ -169,8 +169,8 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
 def wanted_memory(message: str, *, arguments: int) -> int | None:
     """Bytes of temporaries that did not fit in HBM, from libtpu's message; None for any other message."""
     number = r"([\d.]+)([KMGT]?)"
-    found = re.search(rf"memory required for HLO temporaries \({number}\) exceeds", message)
-    if found:
-        return int(float(found[1]) * _UNITS[found[2]])
-    found = re.search(rf"memory space hbm\. Used {number} of", message)
-    return max(0, int(float(found[1]) * _UNITS[found[2]]) - arguments) if found else None
+    match = re.search(rf"memory required for HLO temporaries \({number}\) exceeds", message)
+    if match:
+        return int(float(match[1]) * _UNITS[match[2]])
+    match = re.search(rf"memory space hbm\. Used {number} of", message)
+    return max(0, int(float(match[1]) * _UNITS[match[2]]) - arguments) if match else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mvlm_jax.aot.hlo import Computation, Instruction, Program, Shape, called, matched, window_dimensions
 
-# What moves no data by itself: it renames it, or its work is counted elsewhere.
+# Operations that move no data themselves: they only rename it, or their work is counted elsewhere.
 _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "copy-done", "async-start", "async-update", "async-done", "all-gather-done", "all-reduce-done",
@@ -21,10 +21,10 @@ class Collective(NamedTuple):
     """One collective operation and how often a step runs it."""
 
     kind: str
-    shapes: tuple[Shape, ...]  # the whole arrays: of a gather the results, of all others the operands
+    shapes: tuple[Shape, ...]  # of the whole arrays: the results of a gather, the operands of all others
     group: int  # chips that exchange
     times: int
-    source: str  # the operation of the model that it comes from
+    source: str  # the operation of the model from which it was compiled
 
     @property
     def bytes(self) -> int:
@@ -40,7 +40,7 @@ class Collective(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One instruction that runs by itself, a fusion as a whole, and how often a step runs it."""
+    """One instruction, a fusion counted as one, and how often a step runs it."""
 
     times: int
     flops: int  # of its dots and convolutions, a multiply-add counted as two
@@ -48,7 +48,7 @@ class Operation(NamedTuple):
 
 
 def operations(program: Program) -> list[Operation]:
-    """What a step runs on one chip, communication left out."""
+    """The instructions that a step runs on one chip, without communication."""
     counts = program.executions()
     fused = {
         callee
@@ -67,36 +67,36 @@ def operations(program: Program) -> list[Operation]:
 
 
 def matrix_flops(program: Program) -> float:
-    """Of every dot and convolution, as often as it runs; those of one chip.
+    """FLOPs of all dots and convolutions on one chip, each counted as often as it runs.
 
     Raises:
-      ValueError: a matrix product hides in a library call, or the program cannot be followed.
+      ValueError: a matrix product is hidden in a library call, or the program cannot be parsed.
     """
     return float(sum(operation.times * operation.flops for operation in operations(program)))
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective between at least two chips, those that are split into a start and a done once."""
-    found: dict[str, Collective] = {}
+    """Every collective between at least two chips. One that is split into a start and a done counts once."""
+    collected: dict[str, Collective] = {}
     for name, times in program.executions().items():
         computation = program.computations[name]
         for instruction in computation.instructions.values():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
-            # A TPU program spreads one collective over several fusions, each with a copy that has the same channel.
+            # A TPU program may spread one collective over several fusions, each with a copy on the same channel.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             key = f"{name}/{instruction.name}"
             if channel and "async_collective_fusion_config" in instruction.attributes:
                 key = f"channel {channel[1]}"
-            found[key] = _collective(kind, instruction, computation, program, times)
-    return [collective for collective in found.values() if collective.group > 1]
+            collected[key] = _collective(kind, instruction, computation, program, times)
+    return [collective for collective in collected.values() if collective.group > 1]
 
 
-def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
-    """Bytes of the whole arrays that a step's collectives reduce, gather or move, for each kind; of one chip."""
-    kinds = sorted({collective.kind for collective in found})
-    return {kind: sum(collective.bytes for collective in found if collective.kind == kind) for kind in kinds}
+def bytes_by_kind(collectives: list[Collective]) -> dict[str, int]:
+    """Bytes of the whole arrays that the collectives of one chip reduce, gather or move in a step, for each kind."""
+    kinds = sorted({each.kind for each in collectives})
+    return {kind: sum(each.bytes for each in collectives if each.kind == kind) for kind in kinds}
 
 
 def _flops(instruction: Instruction, computation: Computation, program: Program) -> int:
@@ -113,7 +113,7 @@ def _flops(instruction: Instruction, computation: Computation, program: Program)
 
 
 def _bytes(instruction: Instruction, computation: Computation, program: Program) -> int:
-    """Of a slice or an update of a larger array only the part that is touched counts."""
+    """Of a slice or an update of a larger array, only the part that is read or written counts."""
     operands = [_shape(name, computation) for name in instruction.operands]
     if instruction.opcode == "fusion":
         body = program.computations[called(instruction)[0]]
@@ -128,7 +128,7 @@ def _bytes(instruction: Instruction, computation: Computation, program: Program)
 
 
 def _read(place: int, operand: Shape, body: Computation) -> int:
-    """What a fusion reads of its operand."""
+    """Bytes that a fusion reads of its operand."""
     whole = _hbm(operand)
     parameter = next(
         (
@@ -153,7 +153,7 @@ def _read(place: int, operand: Shape, body: Computation) -> int:
 
 
 def _written(body: Computation, results: tuple[Shape, ...]) -> Iterator[int]:
-    """What a fusion writes of each of its results."""
+    """Bytes that a fusion writes of each of its results."""
     root = body.instructions[body.root]
     names = root.operands if root.opcode == "tuple" else (root.name,)
     for name, result in zip(names, results):
@@ -177,9 +177,9 @@ def _dot(dot: Instruction, computation: Computation) -> int:
 
 
 def _convolution(convolution: Instruction, computation: Computation) -> int:
-    """Counts products with the padding and with the holes of a dilated input as none.
+    """Products with padding, or with the holes of a dilated input, do not count.
 
-    TPU programs write a batched product as a convolution in which all but its diagonal is such a hole.
+    TPU programs write a batched product as a convolution in which everything but the diagonal is such a hole.
     """
     left, right = (_shape(name, computation) for name in convolution.operands[:2])
     labels = matched(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
@@ -195,12 +195,12 @@ def _convolution(convolution: Instruction, computation: Computation) -> int:
         for name in ("batch_group_count", "feature_group_count")
     }
     batch = inputs["b"] // groups["batch_group_count"]
-    # The kernel's input features are already those of one feature group.
+    # The kernel has the input features of one feature group only.
     return 2 * pairs * batch * kernel["i"] * kernel["o"]
 
 
 def _meetings(size: int, out: int, window: dict[str, tuple[int, ...]]) -> int:
-    """In how many (output, kernel) positions of a dimension the kernel meets an element of the input."""
+    """The number of (output, kernel) positions of a dimension at which the kernel meets an element of the input."""
     stride, low = window.get("stride", (1,))[0], window.get("pad", (0, 0))[0]
     spread, reach = window.get("lhs_dilate", (1,))[0], window.get("rhs_dilate", (1,))[0]
     reached = (position * stride - low + tap * reach for position in range(out) for tap in range(window["size"][0]))
@@ -213,7 +213,7 @@ def _collective(
     operands = tuple(_shape(name, computation) for name in instruction.operands)
     results = instruction.shapes[-len(operands) :]
     group = _group(instruction, operands, results)
-    # The fusion all-reduce-scatter of TPU programs reduces and keeps a part only.
+    # The fusion all-reduce-scatter of TPU programs keeps only a part of what it reduces.
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
@@ -222,7 +222,7 @@ def _collective(
 
 
 def _group(instruction: Instruction, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> int:
-    """Chips in one of the groups that the instruction names, in any of the ways that HLO has."""
+    """Chips in one of the instruction's groups, in any of the notations of HLO."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
     if listed:
         return len(listed[1].split(","))

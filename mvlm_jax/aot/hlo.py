@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program (optimised HLO), as far as counting its work needs.
+"""Parses the text of a compiled program (optimised HLO), as far as is needed to count its work.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it runs; here every computation carries the
-number of its executions.
+XLA's own `cost_analysis` counts the body of a loop once, however often it runs. Here every computation has the number
+of its executions.
 """
 
 import math
@@ -47,8 +47,8 @@ class Instruction(NamedTuple):
     opcode: str
     shapes: tuple[Shape, ...]  # of the result; several where it is a tuple
     operands: tuple[str, ...]
-    attributes: str  # what stands behind the operands
-    literal: str  # what stands between the parentheses
+    attributes: str  # the text after the operands
+    literal: str  # the text between the parentheses
 
 
 class Computation(NamedTuple):
@@ -64,10 +64,10 @@ class Program(NamedTuple):
     def executions(self) -> dict[str, int]:
         """How often each computation runs in one run of the program; all branches of a conditional count.
 
-        The bodies of fusions are among them; what a reduction or a sort calls for each element is not.
+        The bodies of fusions are included. What a reduction or a sort calls for each element is not.
 
         Raises:
-          ValueError: a loop whose number of rounds the text does not tell.
+          ValueError: the text does not give the number of rounds of a loop.
         """
         counts: dict[str, int] = {}
 
@@ -86,7 +86,7 @@ class Program(NamedTuple):
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
-        # What `lax.scan` leaves where XLA has not noted the number: while counter < limit, the counter going up by one.
+        # A `lax.scan` whose number XLA has not noted: while counter < limit, and the counter goes up by one.
         condition = self.computations[_attribute(loop, "condition")[0]]
         test = condition.instructions[condition.root]
         if test.opcode == "compare" and "direction=LT" in test.attributes:
@@ -94,7 +94,7 @@ class Program(NamedTuple):
             if counter.opcode == "get-tuple-element" and limit.opcode == "constant":
                 place = int(matched(r"index=(\d+)", counter.attributes)[1])
                 return int(limit.literal) - self._first_value(loop, caller, place)
-        raise ValueError(f"the number of rounds of the loop {loop.name} cannot be told")
+        raise ValueError(f"the number of rounds of the loop {loop.name} is not known")
 
     def _first_value(self, loop: Instruction, caller: str, place: int) -> int:
         instructions = self.computations[caller].instructions
@@ -139,12 +139,12 @@ def matched(pattern: str, text: str) -> re.Match[str]:
     """The first match.
 
     Raises:
-      ValueError: there is none; the compiler writes another form than the one that is known.
+      ValueError: there is none, so the compiler writes a form that is not known here.
     """
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"the compiled program has {text[:200]!r}, where {pattern!r} was expected")
-    return found
+    return match
 
 
 def _instruction(name: str, rest: str) -> Instruction:

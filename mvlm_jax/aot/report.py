@@ -1,4 +1,4 @@
-"""What compiling ahead of time tells of a run: whether it fits, what it costs, how long it takes."""
+"""What is known of a run once its step is compiled: whether it fits, what it costs, how long it takes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from mvlm_jax.training.throughput import peak_flops
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step on one chip at its peak figures; no run is faster, and real ones are slower."""
+    """Seconds of a step on one chip at its peak figures: a lower bound of the real time."""
 
     matrix: float  # the matrix units alone
     memory: float  # HBM alone
@@ -27,7 +27,7 @@ class Roofline(NamedTuple):
 
 def roofline(program: Program, topology: Topology) -> Roofline:
     flops, chip = peak_flops(topology.devices[0].device_kind), topology.chip
-    assert flops is not None, "every chip that can be compiled for is in the table"
+    assert flops is not None, "the table has every chip of topology.CHIPS"
     steps = costs.operations(program)
     return Roofline(
         matrix=sum(step.times * step.flops for step in steps) / flops,
@@ -38,9 +38,9 @@ def roofline(program: Program, topology: Topology) -> Roofline:
 
 
 def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, Any]:
-    """What `--json` writes; what only a program that fits can tell is None where it does not.
+    """The content of `--json`. Figures of a compiled program are None where the step does not fit.
 
-    So are the times of a run on several slices: nothing is known of the network between them.
+    Times of a run on several slices are None too: the speed of the network between them is not known.
     """
     chips = len(topology.devices)
     program = step.program
@@ -70,7 +70,7 @@ def table(values: Mapping[str, Any], *, step: CompiledStep, topology: Topology, 
 
 
 def what_to_change(config: ConfigDict, *, parts: int) -> str:
-    """For a step that does not fit: what frees memory, the cheapest first."""
+    """Changes that free memory, the cheapest first, for a step that does not fit."""
     changes = []
     cheaper = {"none": ("dots", "full"), "dots": ("full",)}.get(config.model.remat, ())
     changes += [f"--config.model.remat={policy}" for policy in cheaper]

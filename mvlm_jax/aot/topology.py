@@ -1,4 +1,4 @@
-"""TPU topologies by name, described by libtpu on a machine that has none of their chips."""
+"""TPU topologies by name, described by libtpu on a machine without a TPU."""
 
 import importlib.util
 import os
@@ -21,10 +21,10 @@ class Chip(NamedTuple):
     The peak of its matrix units is in `training.throughput`, which needs it as well.
     """
 
-    hbm_bytes: int  # that a program may use: what libtpu names when a program does not fit, a little below the sheet
+    hbm_bytes: int  # that a program may use, as libtpu reports it; a little less than in the data sheet
     hbm_bandwidth: float  # bytes a second
     ici_bandwidth: float  # bytes a second out of a chip, all its links together
-    options: dict[str, Any]  # of libtpu; a v4 chip is two devices to it unless it is told otherwise
+    options: dict[str, Any]  # of libtpu; without one it sees a v4 chip as two devices
 
 
 CHIPS = {
@@ -38,7 +38,7 @@ CHIPS = {
 class Topology(NamedTuple):
     name: str
     chip: Chip
-    devices: Sequence[Any]  # one for each chip; they can be compiled for, not run on
+    devices: Sequence[Any]  # one for each chip; programs can be compiled for them, but not run
     slices: int = 1
 
 
@@ -61,7 +61,7 @@ def describe(name: str, *, slices: int = 1) -> Topology:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:
         options["num_slices"] = slices
-    _settle_environment()
+    _set_environment()
     try:
         described = topologies.get_topology_desc(name, platform="tpu", **chip.options, **options)
     except jax.errors.JaxRuntimeError as error:
@@ -70,11 +70,11 @@ def describe(name: str, *, slices: int = 1) -> Topology:
     return Topology(name if slices == 1 else f"{slices} x {name}", chip, described.devices, slices)
 
 
-def _settle_environment() -> None:
-    # JAX is to make no use of an accelerator of this machine.
+def _set_environment() -> None:
+    # JAX must not use an accelerator of this machine.
     jax.config.update("jax_platforms", "cpu")
-    # libtpu reads these when it is loaded, which JAX does not do before it is asked for a TPU: without them it asks the
-    # network which TPU this machine is, complains that it is none, and refuses a second process.
+    # libtpu reads these when JAX loads it, at the first request for a TPU. Without them it queries the network for the
+    # TPU of this machine, warns that there is none, and refuses a second process.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -1,4 +1,4 @@
-"""A disk that fails while a run writes to it; by hand this was also seen on a real file system of 3 MB."""
+"""A disk that fails while a run writes to it."""
 
 import errno
 import os
@@ -20,13 +20,13 @@ RESOURCE = pytest.importorskip("resource")
 
 
 class HeavyTask(ToyTask):
-    """With a parameter of 16 MB: also in parts, its checkpoint has files far larger than whatever else a run writes."""
+    """With a parameter of 16 MB: even in parts, its checkpoint has files far larger than all others of a run."""
 
     def init(self, key):
         return super().init(key) | {"ballast": jax.random.normal(key, (2**22,))}
 
 
-def train_through_a_door(workdir, **options):
+def train_as_a_command(workdir, **options):
     def main(_):
         train(HeavyTask(**options), config=toy_config(**FIELDS), workdir=workdir)
 
@@ -52,14 +52,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_on
     whole = tmp_path / "whole"
     train(HeavyTask(), config=toy_config(**FIELDS), workdir=whole)
 
-    # What is logged fits in, here and in the file that takes the output of a test; the files of a checkpoint do not.
+    # Logs, also that of the test itself, are smaller than the limit; files of a checkpoint are larger.
     def fill(step):
         if step == 4:
             while not (tmp_path / "run" / "checkpoints" / "3").exists():
                 time.sleep(0.01)
             small_files(2**20)
 
-    status = train_through_a_door(tmp_path / "run", before_batch=fill)
+    status = train_as_a_command(tmp_path / "run", before_batch=fill)
     small_files(RESOURCE.RLIM_INFINITY)
     assert status == 1
     *_, line = capfd.readouterr().err.strip().splitlines()
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_on
     )
     assert line.endswith("the last whole one is of step 3")
     assert last_step(tmp_path / "run") == 3
-    assert train_through_a_door(tmp_path / "run") == 0
+    assert train_as_a_command(tmp_path / "run") == 0
     assert metrics_lines(tmp_path / "run") == metrics_lines(whole)
 
 
@@ -90,7 +90,7 @@ def test_a_directory_that_is_removed_ends_the_run_in_one_line(tmp_path, lost, ca
             while (workdir / lost).exists():  # a checkpoint may be on its way into it
                 shutil.rmtree(workdir / lost, ignore_errors=True)
 
-    assert train_through_a_door(workdir, before_batch=remove) == 1
+    assert train_as_a_command(workdir, before_batch=remove) == 1
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert line.startswith("mvlm train: a checkpoint cannot be written to")
     assert line.endswith("there is no whole one")
@@ -138,7 +138,7 @@ def test_a_directory_of_checkpoints_that_cannot_be_made_ends_the_run_in_one_line
 
     mkdir = os.mkdir
     monkeypatch.setattr(os, "mkdir", full)
-    assert train_through_a_door(tmp_path / "run") == 1
+    assert train_as_a_command(tmp_path / "run") == 1
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert line.startswith(f"mvlm train: a checkpoint cannot be written to {tmp_path / 'run'}/checkpoints: No space")
     assert line.endswith("there is no whole one")
@@ -147,7 +147,7 @@ def test_a_directory_of_checkpoints_that_cannot_be_made_ends_the_run_in_one_line
 def test_a_file_in_the_place_of_the_checkpoints_ends_the_run_in_one_line(tmp_path, capfd):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("mine")
-    assert train_through_a_door(tmp_path / "run") == 1
+    assert train_as_a_command(tmp_path / "run") == 1
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert line.startswith(f"mvlm train: a checkpoint cannot be written to {tmp_path / 'run'}/checkpoints: Not a dir")
     assert (tmp_path / "run" / "checkpoints").read_text() == "mine"

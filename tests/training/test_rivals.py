@@ -36,13 +36,13 @@ def log_size(workdir):
 
 
 def holder(workdir, rivals):
-    """The one of the two that is at work; waits until one is, and until it has made a step."""
-    size, until = log_size(workdir), time.monotonic() + 120
+    """The one of the two that holds the lock, once it has made a step."""
+    lock, size, until = workdir / ".lock", log_size(workdir), time.monotonic() + 120
     while time.monotonic() < until:
-        said = re.match(r"process (\d+) on", (workdir / ".lock").read_text()) if (workdir / ".lock").exists() else None
+        owner = re.match(r"process (\d+) on", lock.read_text()) if lock.exists() else None
         alive = {rival.pid: rival for rival in rivals if rival.poll() is None}
-        if said and int(said[1]) in alive and log_size(workdir) != size:
-            return alive[int(said[1])]
+        if owner and int(owner[1]) in alive and log_size(workdir) != size:
+            return alive[int(owner[1])]
         assert alive, [rival.communicate()[1] for rival in rivals]
         time.sleep(0.01)
     raise AssertionError("neither run makes a step")
