@@ -9,8 +9,8 @@ mvlm train --config=finetune_nlvr2:shapes --workdir=runs/nlvr2 --config.data.dat
 mvlm train --config=finetune_nlvr2 --workdir=runs/nlvr2 --config.init_from.checkpoint=PRETRAINED
 
 `NLVR2/` holds the published JSON files beside images/train/, images/dev/ and images/test1/; another place is named with
---config.data.train='nlvr2:DIR?split=train'. What the drawn statements give is in docs/results.md; the published ones are
-not measured.
+--config.data.train='nlvr2:DIR?split=train'. What the drawn statements give is in docs/results.md; the published ones
+are not measured.
 """
 
 from ml_collections import ConfigDict

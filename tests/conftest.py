@@ -23,7 +23,7 @@ jaxtyping.install_import_hook("mvlm_jax", "beartype.beartype").__enter__()
 
 def pytest_collection_modifyitems(items):
     """One worker makes the demo run at once, before the others need it and would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_doors.py")
+    items.sort(key=lambda item: item.path.name != "test_commands.py")
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
 def evaluation_stem(name: str, source: str) -> str:
     """The file name, without its suffix, of the results `<task>-<split>` on a source: another one for each source.
 
-    What is not simply `tfds:<dataset>:<split>` is told apart by a hash of the URI.
+    What is not simply `tfds:<dataset>:<split>` has a hash of the URI in its name.
     """
     task, _, split = name.partition("-")
     dataset = dataset_of(source)
