@@ -92,7 +92,7 @@ def read_config(directory: Path) -> ConfigDict:
       UserError: there is no run, or one of a later version.
     """
     try:
-        return config_lib.from_json((directory / CONFIG).read_text(), source=directory / CONFIG)
+        return config_lib.from_json((directory / CONFIG).read_bytes(), source=directory / CONFIG)
     except OSError as error:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
 
