@@ -262,7 +262,7 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str, *, source: object = "config.json") -> ConfigDict:
+def from_json(text: str | bytes, *, source: object = "config.json") -> ConfigDict:
     """Inverse of `to_json`; what an earlier version wrote is read too.
 
     Args:
@@ -273,7 +273,8 @@ def from_json(text: str, *, source: object = "config.json") -> ConfigDict:
     """
     config = default()
     try:
-        fields, declared = migrate(dict(flatten(json.loads(text)))), dict(flatten(config))
+        declared = dict(flatten(config))
+        fields = migrate({name: value for name, value in flatten(json.loads(text)) if value is not None})
         for problem, names in (("unknown", fields.keys() - declared), ("missing", declared.keys() - fields)):
             if names:
                 raise UserError(f"{problem} fields: {', '.join(sorted(names))}")

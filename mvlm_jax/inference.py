@@ -34,7 +34,7 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
     """As `mvlm_jax.load`."""
     folder = user_path(folder)
     try:
-        config = config_lib.from_json((folder / CONFIG).read_text(), source=folder / CONFIG)
+        config = config_lib.from_json((folder / CONFIG).read_bytes(), source=folder / CONFIG)
     except OSError as error:
         raise UserError(f"{folder} has no {CONFIG}; give a folder that mvlm weights export wrote") from error
     try:

@@ -94,18 +94,26 @@ def test_fields_of_the_first_version_move():
         ({"config_version": "2"}, "config_version='2' is not a whole number"),
         ({"config_version": 0}, "config_version=0 is not a whole number"),
         ({"model": {"width": 8}}, "unknown fields: model.width"),
-        ({"seed": None}, "missing fields: seed"),
+        ({"seed": None, "steps": None}, "missing fields: seed, steps"),
         ({"seed": "many"}, "seed"),
         ({"data": 3}, "unknown fields: data"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change, message):
     values = json.loads(CONFIGS[f"version_{VERSION}"].read_text()) | change
-    values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(UserError) as caught:
         config_lib.from_json(json.dumps(values), source="runs/a/config.json")
     assert str(caught.value).startswith("runs/a/config.json cannot be used: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"", b"[1]", b"3", b"{"])
+def test_a_damaged_config_is_one_line(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    for read in (read_config, mvlm_jax.load):
+        with pytest.raises(UserError, match=r"config\.json cannot be used: .") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_todays_recipe_fits_an_old_run(old_run):

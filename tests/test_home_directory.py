@@ -71,12 +71,12 @@ def test_every_flag_that_is_a_path_is_looked_at(parsed):
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [("~nobody_here/a", "begins with ~nobody_here, which is no home directory"), ("gs://a", "is not a local path")],
 )
 @pytest.mark.usefixtures("parsed")
 @pytest.mark.parametrize("command", [["weights", "inspect", "--source={}"], ["train", CONFIG, "--workdir={}"]])
-def test_a_path_that_is_none_is_one_line_with_its_flag(command, given, said, capsys):
+def test_a_path_that_is_none_is_one_line_with_its_flag(command, given, message, capsys):
     assert commands.main([word.format(given) for word in command]) == 2
     error = capsys.readouterr().err.strip()
-    assert command[-1].format(given) in error and said in error and "\n" not in error
+    assert command[-1].format(given) in error and message in error and "\n" not in error

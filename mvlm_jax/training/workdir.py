@@ -90,7 +90,7 @@ def read_config(directory: Path) -> ConfigDict:
       UserError: there is no run, or one of a later version.
     """
     try:
-        return config_lib.from_json((directory / CONFIG).read_text(), source=directory / CONFIG)
+        return config_lib.from_json((directory / CONFIG).read_bytes(), source=directory / CONFIG)
     except OSError as error:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
 
@@ -142,7 +142,7 @@ def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
 def evaluation_stem(name: str, source: str) -> str:
     """The file name, without its suffix, of the results `<task>-<split>` on a source: another one for each source.
 
-    What is not simply `tfds:<dataset>:<split>` is told apart by a hash of the URI.
+    What is not simply `tfds:<dataset>:<split>` has a hash of the URI in its name.
     """
     task, _, split = name.partition("-")
     dataset = dataset_of(source)

@@ -113,7 +113,7 @@ def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(demo_dir,
     flags = demo_flags(data_dir=demo_dir, workdir=tmp_path / "run", **DEMO_RUN, max_skipped_updates=2)
     whole, init, hashes = Pretrain.train_batches, Pretrain.init, []
 
-    def seen(self, start_step):
+    def recorded(self, start_step):
         for batch in whole(self, start_step):
             hashes.append(set(batch["image_id"].tolist()))
             yield batch
@@ -121,7 +121,7 @@ def test_a_run_of_nan_exits_1_and_names_the_images_that_the_batch_held(demo_dir,
     def not_a_number(self, key):
         return jax.tree.map(lambda leaf: leaf * float("nan"), init(self, key))
 
-    monkeypatch.setattr(Pretrain, "train_batches", seen)
+    monkeypatch.setattr(Pretrain, "train_batches", recorded)
     monkeypatch.setattr(Pretrain, "init", not_a_number)
     assert train.run(flags) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -146,11 +146,11 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(demo_run, demo
 
 
 @pytest.mark.parametrize(
-    "lacking, said",
+    "lacking, message",
     [("checkpoints", "has no finished checkpoint; train it first"), ("tokenizer.json", "but no tokenizer.json; put")],
 )
 def test_a_run_that_lacks_a_part_is_refused_before_a_tokenizer_is_trained(
-    lacking, said, copied, demo_dir, monkeypatch, capsys
+    lacking, message, copied, demo_dir, monkeypatch, capsys
 ):
     def train_tokenizer(*_, **__):
         raise AssertionError("a tokenizer is trained")
@@ -162,24 +162,24 @@ def test_a_run_that_lacks_a_part_is_refused_before_a_tokenizer_is_trained(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert evaluate.run(demo_flags(data_dir=demo_dir, workdir=copied, **DEMO_RUN)) == 2
     [error] = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith(f"mvlm evaluate: {copied} has ") and said in error
+    assert error.startswith(f"mvlm evaluate: {copied} has ") and message in error
     assert {path.name for path in copied.iterdir()} == kept
 
 
-def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatch):
-    class Told(Heartbeat):
+def test_an_evaluation_that_fails_reports_it_to_the_other_processes(demo_run, demo_dir, monkeypatch):
+    class Recorded(Heartbeat):
         def __exit__(self, kind, *_):
-            told.append(kind)
+            ended_with.append(kind)
 
-    told = []
-    monkeypatch.setattr(evaluate, "Heartbeat", Told)
+    ended_with = []
+    monkeypatch.setattr(evaluate, "Heartbeat", Recorded)
     flags = demo_flags(data_dir=demo_dir, workdir=demo_run, **DEMO_RUN)
     assert evaluate.run([*flags, "--step=5"]) == 2
-    assert told == [UserError]
+    assert ended_with == [UserError]
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--config=DEMO", "--workdir=W", "--config.stepz=7"], "no field 'stepz'; did you mean 'steps'?"),
         (["--config=DEMO", "--workdir=W", "--config.mask.zzz=7"], "no field 'zzz'"),
@@ -204,18 +204,18 @@ def test_an_evaluation_that_fails_tells_its_peers(demo_run, demo_dir, monkeypatc
         (["--config=DEMO", "--workdir=W", "--werkdir=X"], "werkdir"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_path, capsys):
+def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, message, tmp_path, capsys):
     places = {"DEMO": ROOT / "configs" / "demo.py", "W": tmp_path / "w"}
     for short, path in places.items():
         flags = [flag.replace(f"={short}", f"={path}") for flag in flags]
     assert train.run(flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("mvlm train: ") and said in error
+    assert error.startswith("mvlm train: ") and message in error
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
-    "recipe, said",
+    "recipe, message",
     [
         ("open('none')", "No such file or directory: 'none'"),
         ("import none", "ModuleNotFoundError: No module named 'none'"),
@@ -229,12 +229,12 @@ def test_a_mistake_is_one_line_and_status_2_and_leaves_nothing(flags, said, tmp_
         ("def get_config():\n  c = default()\n  c.stepz = 1", "no field 'stepz'; did you mean 'steps'?"),
     ],
 )
-def test_a_recipe_that_does_not_work_is_one_line(recipe, said, tmp_path, capsys):
+def test_a_recipe_that_does_not_work_is_one_line(recipe, message, tmp_path, capsys):
     header = "from ml_collections import ConfigDict\nfrom mvlm_jax.config import default"
     (tmp_path / "recipe.py").write_text(f"{header}\n{recipe}\n")
     assert train.run([f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'w'}"]) == 2
     [error] = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("mvlm train: ") and said in error
+    assert error.startswith("mvlm train: ") and message in error
     assert not (tmp_path / "w").exists()
 
 
@@ -256,17 +256,17 @@ def test_a_run_is_evaluated_with_its_own_config(copied, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--workdir=none"], "none is not the workdir of a run"),
         (["--config.data.eval=tfds:shapes:test"], "--workdir"),
         (["--workdir=RUN", "--config.data.evall=tfds:shapes:test"], "no field 'evall'; did you mean 'eval'?"),
     ],
 )
-def test_an_evaluation_without_its_run_is_one_line(flags, said, demo_run, capsys):
+def test_an_evaluation_without_its_run_is_one_line(flags, message, demo_run, capsys):
     assert evaluate.run([flag.replace("RUN", str(demo_run)) for flag in flags]) == 2
     [error] = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("mvlm evaluate: ") and said in error
+    assert error.startswith("mvlm evaluate: ") and message in error
 
 
 @pytest.mark.parametrize(

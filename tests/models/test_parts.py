@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mvlm_jax.tasks.from_config import describe_task
 from tiny import SMALLER, recipe, tiny_model
 
 from mvlm_jax import config as config_lib
@@ -13,7 +12,9 @@ from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops, pretraining_step_flops
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES
+from mvlm_jax.tasks import registry
 from mvlm_jax.tasks.model import maskvlm_fields
+from mvlm_jax.tasks.registry import describe_task
 from mvlm_jax.training.mesh import make_mesh, shard_batch
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.rules import match_rules
@@ -34,7 +35,7 @@ def published(*, image, text, cross):
     config.text_encoder.update(text)
     config.cross.update(cross)
     config.batch_size = 64
-    config_lib.validate(config)
+    registry.validate(config)
     return config
 
 
