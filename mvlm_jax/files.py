@@ -1,10 +1,16 @@
-"""Single local files: the path that a user means, a JSON object read, a text written as a whole."""
+"""Local files: the path that a user means, JSON, and files and folders that appear whole or not at all."""
 
+import contextlib
 import json
+import math
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mvlm_jax.errors import UserError
 
@@ -39,7 +45,7 @@ def read_json(file: Path) -> dict[str, Any]:
       UserError: no such file, or it holds something else.
     """
     try:
-        values = json.loads(file.read_bytes())  # of bytes, the library finds out the encoding
+        values = json.loads(file.read_bytes())  # given bytes, the library detects the encoding
     except (OSError, ValueError) as error:
         raise UserError(f"{str(file)!r} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -47,18 +53,50 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Replaces a file in one move: a reader, or a crash, sees the old content or the new one.
+@contextlib.contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write a file or a folder to, and renames it to `path` when the block is done.
 
-    Args:
-      errors: what becomes of a character that UTF-8 does not have, as `str.encode` takes it.
+    A reader, or a crash, sees the old content or the new one. Where the block fails, what it wrote is removed. A killed
+    process leaves a `.*.tmp` behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors=errors) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Replaces a file atomically.
+
+    Args:
+      errors: how a character that UTF-8 cannot encode is handled, as in `str.encode`.
+    """
+    with atomically(path) as temporary, temporary.open("w", encoding="utf-8", errors=errors) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented JSON, written atomically. Makes the directory. Numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
+
+
+def plain(values: Any) -> Any:
+    """Python values that JSON can hold, from nested ones of NumPy or JAX."""
+    if isinstance(values, dict):
+        return {str(name): plain(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    if isinstance(values, np.generic) or hasattr(values, "tolist"):
+        return plain(np.asarray(values).tolist())
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values

@@ -102,8 +102,8 @@ class Vqa(LabelledTask):
         known = [(row, ranked, written) for row, ranked, written in every if row.answers]
         metrics: dict[str, Any] = {"questions": 0}
         if known:
-            metrics = mean_accuracy([Judged(ranked, row.answers, row.kind) for row, ranked, _ in known])
-            written = mean_accuracy([Judged(written, row.answers, row.kind) for row, _, written in known])
+            metrics = mean_accuracy([Judged(ranked, row.answers, row.answer_type) for row, ranked, _ in known])
+            written = mean_accuracy([Judged(written, row.answers, row.answer_type) for row, _, written in known])
             metrics["accuracy_written"] = written["accuracy"]
         return {f"vqa-{self.eval_name}": metrics | reasons(left_out)}
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mvlm_jax.data.collection import Codec, Values
 from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.skipped import Skipped
+from mvlm_jax.files import atomically, write_text
 
 # One record a chunk for random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -26,7 +26,7 @@ class ImageChecks:
     """What every image goes through before it is written."""
 
     max_pixels: int = PILLOW_PIXELS  # larger images are left out by their header
-    max_side: int = 0  # pixels; larger images are scaled down and encoded anew as JPEG; 0: none is
+    max_side: int = 0  # pixels; larger images are scaled down and re-encoded as JPEG; 0: none is
     quality: int = 90  # of that JPEG, 1 to 95
 
     def checked(self, image: bytes) -> bytes:
@@ -48,33 +48,31 @@ class ImageChecks:
 def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
     """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
     skipped, ids, captions = Skipped(), [], 0
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-    try:
-        for index in indices:
-            try:
-                values = codec.values(source[index], checked=checks.checked, skipped=skipped)
-            except UnusableImage as error:
-                skipped.add(error.reason, source.example_id(index))
-                continue
-            if values is not None:
-                writer.write(serialize(values))
-                ids.append(source.example_id(index))
-                captions += len(values.get("captions", ()))
-    finally:
-        writer.close()
+    with atomically(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        try:
+            for index in indices:
+                try:
+                    values = codec.values(source[index], checked=checks.checked, skipped=skipped)
+                except UnusableImage as error:
+                    skipped.add(error.reason, source.example_id(index))
+                    continue
+                if values is not None:
+                    writer.write(serialize(values))
+                    ids.append(source.example_id(index))
+                    captions += len(values.get("captions", ()))
+        finally:
+            writer.close()
     report = {
         "file": path.name,
         "examples": len(ids),
         "captions": captions,
-        "bytes": partial.stat().st_size,
-        "sha256": sha256(partial),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
         "skipped": skipped.as_dict(),
         "ids": ids,
     }
-    os.replace(partial, path)
-    partial.write_text(json.dumps(report))
-    os.replace(partial, report_path(path))
+    write_text(report_path(path), json.dumps(report))
 
 
 def finished_report(path: Path) -> dict[str, Any] | None:
