@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import tensorflow_datasets as tfds
 
 from mvlm_jax.data.examples import Source
+from mvlm_jax.data.labelled import STORED
 from mvlm_jax.data.skipped import Skipped, left_out_of
 
 Values = dict[str, list[bytes]]  # by feature
@@ -23,10 +24,10 @@ class Codec(Protocol):
     def values(
         self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
     ) -> Values | None:
-        """The values of an example; None where nothing in it is of use, which `skipped` then counts.
+        """The values of an example; None where it cannot be used, which is counted in `skipped`.
 
         Args:
-          checked: an image as it is to be written.
+          checked: returns an image as it is to be written.
 
         Raises:
           UnusableImage: of `checked`.
@@ -54,10 +55,10 @@ class PairCodec:
     def values(
         self, example: Mapping[str, Any], *, checked: Callable[[bytes], bytes], skipped: Skipped
     ) -> Values | None:
-        said = [caption.strip() for caption in example["captions"]]
-        for _ in range(said.count("")):
+        captions = [caption.strip() for caption in example["captions"]]
+        for _ in range(captions.count("")):
             skipped.add("empty_caption", example["image_id"])
-        kept = [caption.encode() for caption in said if caption]
+        kept = [caption.encode() for caption in captions if caption]
         if not kept:
             skipped.add("no_captions", example["image_id"])
             return None
@@ -75,7 +76,7 @@ class LabelledCodec:
             {
                 "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
                 "answers": tfds.features.Sequence(tfds.features.Text()),
-                **{name: tfds.features.Text() for name in ("text", "kind", "group", "example_id")},
+                **{feature: tfds.features.Text() for feature in STORED.values()},
             }
         )
 
@@ -85,7 +86,7 @@ class LabelledCodec:
         return {
             "images": list(map(checked, example["images"])),
             "answers": [answer.encode() for answer in example["answers"]],
-            **{name: [example[name].encode()] for name in ("text", "kind", "group", "example_id")},
+            **{feature: [example[name].encode()] for name, feature in STORED.items()},
         }
 
 

@@ -175,7 +175,7 @@ def upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     """
     with _reasons_given():
         picture.load()
-        # ImageOps.exif_transpose would also write the EXIF anew, which fails where a field of it is damaged.
+        # ImageOps.exif_transpose would also rewrite the EXIF, which fails where a field of it is damaged.
         turn = TURNS.get(_orientation(picture) or 1)
         return np.array(to_rgb(picture if turn is None else picture.transpose(turn)))
 

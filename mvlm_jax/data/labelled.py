@@ -1,9 +1,9 @@
-"""Examples of the downstream tasks: one or two images, a text about them, and what people said is right."""
+"""Examples of the downstream tasks: one or two images, a text about them, and the annotators' answers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.listed import read_image
@@ -21,7 +21,7 @@ class LabelledExample(TypedDict):
     images: list[bytes]  # encoded; two for NLVR2
     text: str
     answers: list[str]
-    kind: str  # of the answer, such as yes/no; metrics are also given for each
+    answer_type: str  # of VQA, such as yes/no; metrics are also given for each
     group: str  # examples that are consistent if all of them are right; empty: nothing is asked of this one's
     example_id: str
 
@@ -45,33 +45,25 @@ class LabelledRow(NamedTuple):
     images: tuple[str, ...]  # paths below the source's root; none where they are not files of their own
     text: str
     answers: tuple[str, ...]
-    kind: str
+    answer_type: str
     group: str
     example_id: str
 
 
+# The feature of a prepared dataset that each field is stored as, of the fields that are one text. The id is the last.
+STORED = {"text": "text", "answer_type": "kind", "group": "group", "example_id": "example_id"}
+
+
 def row_of(example: LabelledExample) -> LabelledRow:
     """An example that was read already, without its images."""
-    return LabelledRow(
-        images=(),
-        text=example["text"],
-        answers=tuple(example["answers"]),
-        kind=example["kind"],
-        group=example["group"],
-        example_id=example["example_id"],
-    )
+    texts: dict[str, Any] = {name: example[name] for name in STORED}
+    return LabelledRow(images=(), answers=tuple(example["answers"]), **texts)
 
 
 def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
     """A row with its images, encoded."""
-    return {
-        "images": images,
-        "text": row.text,
-        "answers": list(row.answers),
-        "kind": row.kind,
-        "group": row.group,
-        "example_id": row.example_id,
-    }
+    fields: dict[str, Any] = {**row._asdict(), "images": images, "answers": list(row.answers)}
+    return LabelledExample(**fields)
 
 
 class ListedExamples:
@@ -99,7 +91,7 @@ class ListedExamples:
 class LabelledRecords(RecordSource):
     """Labelled examples in ArrayRecord files, images left encoded."""
 
-    features = ("images", "text", "answers", "kind", "group", "example_id")
+    features = ("images", "answers", *STORED.values())
     holds = "a dataset of questions, statements or hypotheses"
     otherwise = ""
 
@@ -107,12 +99,12 @@ class LabelledRecords(RecordSource):
         return example_of(self._row(values), images=list(values["images"]))
 
     def row(self, index: int) -> LabelledRow:
-        with self.damage_told(index):
+        with self.damage_reported(index):
             return self._row(self.values(index))
 
     def _row(self, values: Mapping[str, Sequence[bytes]]) -> LabelledRow:
-        text, kind, group, example_id = (as_text(values[name][0]) for name in ("text", "kind", "group", "example_id"))
-        return LabelledRow((), text, tuple(map(as_text, values["answers"])), kind, group, example_id)
+        texts = {name: as_text(values[feature][0]) for name, feature in STORED.items()}
+        return LabelledRow(images=(), answers=tuple(map(as_text, values["answers"])), **texts)
 
 
 def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:

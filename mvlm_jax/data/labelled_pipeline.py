@@ -21,10 +21,10 @@ from mvlm_jax.errors import UserError
 
 @runtime_checkable
 class Targets(Protocol):
-    """What a model is to say, from what annotators said; pickled into worker processes."""
+    """Turns the annotators' answers into the targets of a model; pickled into worker processes."""
 
     def encode(self, answers: Sequence[str]) -> dict[str, np.ndarray] | None:
-        """Arrays of one row; None where nothing can be learned from these answers."""
+        """Arrays of one example; None where nothing can be learned from these answers."""
         ...
 
 
@@ -93,9 +93,9 @@ class LabelledExamples(TrainingExamples):
         if targets is None:
             raise UnusableExample("its answers are none that can be learned")
         _check_images(example, images=self.images)
-        # An answer that names a side is as wrong over a mirrored image as a question that does.
-        said = " ".join([example["text"], *example["answers"]])
-        images = [self.augmented(image, text=said, rng=rng) for image in example["images"]]
+        # An answer that says left or right is as wrong for a flipped image as a question that does.
+        text = " ".join([example["text"], *example["answers"]])
+        images = [self.augmented(image, text=text, rng=rng) for image in example["images"]]
         return TargetExample(example["example_id"], np.stack(images), example["text"], targets)
 
 
@@ -103,7 +103,7 @@ class LabelledBatches(TrainingBatches):
     """The labelled examples of a run.
 
     A batch is `image` uint8 [b, images, size, size, 3], `text` int32 [b, L], what `targets` makes, and `skipped`
-    int32 [b], the unusable examples stepped over for that row.
+    int32 [b], the unusable examples stepped over for that example.
     """
 
     def __getitem__(self, step: int) -> Batch:
@@ -128,12 +128,12 @@ class LabelledSplit:
     max_length: int
 
     def batches(self, batch_size: int) -> Iterator[tuple[Batch, list[LabelledRow], list[tuple[LabelledRow, str]]]]:
-        """(`image` and `text` of at most `batch_size` examples, what these are, those left out with the reason)."""
+        """(`image` and `text` of at most `batch_size` examples, their rows, the rows left out with the reason)."""
         with ThreadPoolExecutor(available_cpus()) as pool:
             for start in range(0, len(self.source), batch_size):
-                found = list(pool.map(self._read, range(start, min(start + batch_size, len(self.source)))))
-                used = [(row, pixels) for row, pixels in found if not isinstance(pixels, str)]
-                left_out = [(row, reason) for row, reason in found if isinstance(reason, str)]
+                read = list(pool.map(self._read, range(start, min(start + batch_size, len(self.source)))))
+                used = [(row, pixels) for row, pixels in read if not isinstance(pixels, str)]
+                left_out = [(row, reason) for row, reason in read if isinstance(reason, str)]
                 rows = [row for row, _ in used]
                 batch = {
                     "image": np.stack([pixels for _, pixels in used]) if used else self._no_images(),
@@ -153,7 +153,7 @@ class LabelledSplit:
     def _row(self, index: int) -> LabelledRow:
         try:
             return self.source.row(index)
-        except UnusableImage:  # the record itself is damaged: its id is all that is known
+        except UnusableImage:  # the record itself is damaged: only its id is known
             return LabelledRow((), "", (), "", "", self.source.example_id(index))
 
     def _no_images(self) -> UInt8[np.ndarray, "0 n S S 3"]:

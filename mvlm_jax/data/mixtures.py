@@ -1,4 +1,4 @@
-"""Several sources as one endless sequence of examples, and the part of a source that a limited-data run sees."""
+"""Several sources as one endless sequence of examples, and the part of a source that a limited-data run uses."""
 
 import bisect
 import functools
@@ -32,10 +32,10 @@ class Term(NamedTuple):
 
 
 class Component:
-    """The part of a source that a run sees."""
+    """The part of a source that a run uses."""
 
     def __init__(self, source: Source, *, weight: float = 1.0, records: Int32[np.ndarray, " M"] | None = None) -> None:
-        """`weight`: times that each example comes in an epoch; `records`: the ones that are seen, None for all."""
+        """`weight`: times that each example comes in an epoch; `records`: the ones that the run uses, None for all."""
         self.source, self.weight = source, weight
         self._records = records
 
@@ -43,7 +43,7 @@ class Component:
         return len(self.source) if self._records is None else len(self._records)
 
     def record(self, position: int) -> int:
-        """The index in the source of the example at a position; positions past the end start anew."""
+        """The index in the source of the example at a position; positions past the end start over."""
         position %= len(self)
         return position if self._records is None else int(self._records[position])
 
@@ -93,13 +93,13 @@ class Mixture:
         return example_id if len(self.components) == 1 else f"{number}/{example_id}"
 
     def records(self) -> Iterator[tuple[Source, int]]:
-        """Every example that is seen, once: its source, and the index in it."""
+        """Every example that the run uses, once: its source, and the index in it."""
         for component in self.components:
             for position in range(len(component)):
                 yield component.source, component.record(position)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of every pair that is seen and can be read, for training a tokenizer."""
+        """Every caption of every pair that the run uses and can read, for training a tokenizer."""
         for source, record in self.records():
             try:
                 yield from source[record]["captions"]
@@ -158,9 +158,9 @@ def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, "
 
 
 def _term(text: str, *, whole: str) -> Term:
-    found = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL)
-    assert found, "every text is of this form"
-    weight, uri = found[1], found[2].strip()
+    match = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL)
+    assert match  # the pattern matches any text
+    weight, uri = match[1], match[2].strip()
     try:
         number = 1.0 if weight is None else float(weight)
     except ValueError:

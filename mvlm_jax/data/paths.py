@@ -72,19 +72,19 @@ def matching(pattern: str) -> list[str]:
     Raises:
       UserError: nothing matches, or braces of another form.
     """
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     prefix, rest = _existing_part(pattern)
     for alternative in expand_braces(rest):
         directory, magic = _existing_part(os.path.join(prefix, alternative)) if alternative else (prefix, "")
         path = os.path.join(directory, magic)
         if not glob.has_magic(magic):
-            found[path.rstrip("/") if magic == "" else path] = None
+            paths[path.rstrip("/") if magic == "" else path] = None
             continue
         files = sorted(glob.glob(os.path.join(glob.escape(directory), magic), recursive=True))
         if not files:
             raise UserError(f"no file matches {path!r}{hint(path)}")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        paths.update(dict.fromkeys(files))
+    return list(paths)
 
 
 def warn_of_missing_parts(files: Iterable[str | Path]) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from mvlm_jax.errors import RunError
 
 PLACE = "/dev/shm"
-# Errors seen where it is absent, full or read-only; semaphores lie there too.
+# Errors raised where it is absent, full or read-only; semaphores lie there too.
 _ERRORS = (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSYS)
 
 
@@ -24,11 +24,11 @@ def check_room(batch: Mapping[str, Shaped[np.ndarray, "B ..."]]) -> None:
     """
     needed = sum(array.nbytes for array in batch.values())
     try:
-        found = os.statvfs(PLACE)
+        disk = os.statvfs(PLACE)
     except OSError:
         return  # a system that has its shared memory elsewhere
-    if found.f_blocks and found.f_bavail * found.f_frsize < needed:
-        raise too_small(f"a batch takes {_mebibytes(needed)}, {_mebibytes(found.f_bavail * found.f_frsize)} are free")
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
+        raise too_small(f"a batch takes {_mebibytes(needed)}, {_mebibytes(disk.f_bavail * disk.f_frsize)} are free")
 
 
 @contextmanager

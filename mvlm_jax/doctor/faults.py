@@ -17,7 +17,7 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "missing": Fault(True, "the image is not where the source says"),
-    "undecodable": Fault(True, "the file is empty, of another kind, or damaged"),
+    "undecodable": Fault(True, "the file is empty, not an image, or damaged"),
     "truncated": Fault(True, "the file ends before the picture does; or its rest was filled with grey"),
     "too_large": Fault(True, "more pixels than config.data.max_image_pixels"),
     "unread": Fault(True, "a line, a row, a caption or a member of a tar file that cannot be used"),

@@ -20,7 +20,7 @@ _WAVES = np.cos(np.pi / SIDE * (np.arange(SIDE) + 0.5) * np.arange(FREQUENCIES)[
 
 
 class Fingerprint(NamedTuple):
-    """`shape` and `colours` survive scaling, encoding anew and changes of brightness; `digest` survives nothing."""
+    """`shape` and `colours` survive scaling, re-encoding and changes of brightness; `digest` survives nothing."""
 
     digest: UInt64[np.ndarray, "2"]  # of the encoded bytes
     shape: UInt64[np.ndarray, "4"]  # where the 256 lowest waves of the brightness are positive, the 64 lowest first

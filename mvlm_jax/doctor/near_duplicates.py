@@ -35,11 +35,11 @@ def near_pairs(
     if len(shapes) < 2:
         return empty, empty, empty
     octets = np.ascontiguousarray(shapes[:, 0]).view(np.uint8).reshape(-1, BYTES).astype(np.uint32)
-    found = np.zeros(0, np.int64)
+    pairs = np.zeros(0, np.int64)
     for one, two, three in itertools.combinations(range(BYTES), AGREEING):
         keys = octets[:, one] << 16 | octets[:, two] << 8 | octets[:, three]
-        found = np.union1d(found, _near_in_buckets(keys, shapes, colours, known=found))
-    first, second = np.divmod(found, len(shapes))
+        pairs = np.union1d(pairs, _near_in_buckets(keys, shapes, colours, known=pairs))
+    first, second = np.divmod(pairs, len(shapes))
     return first, second, _differing_signs(shapes[first], shapes[second])
 
 
@@ -53,7 +53,7 @@ def _near_in_buckets(
     """first * E + second of each pair that is not among the `known` ones, which are sorted"""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    found = []
+    blocks = []
     places = np.arange(len(keys))
     for offset in range(1, NEIGHBOURS + 1):
         places = places[places < len(keys) - offset]
@@ -66,8 +66,8 @@ def _near_in_buckets(
         pairs = pairs[~_are_in(pairs, known)]
         for block in np.array_split(pairs, len(pairs) // BLOCK + 1):
             one, other = np.divmod(block, len(keys))
-            found.append(block[_have_the_same_colours(colours[one], colours[other])])
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+            blocks.append(block[_have_the_same_colours(colours[one], colours[other])])
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
 
 
 def _are_in(numbers: Int[np.ndarray, " P"], known: Int[np.ndarray, " K"]) -> Bool[np.ndarray, " P"]:

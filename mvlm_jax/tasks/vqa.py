@@ -166,11 +166,11 @@ class Vqa(LabelledTask):
 
     def results(self, predicted: Sequence[tuple[LabelledRow, Answer]], left_out: LeftOut) -> dict[str, dict[str, Any]]:
         known = [(row, answer) for row, answer in predicted if row.answers]
-        unanswered = [Judged(None, row.answers, row.kind) for row, _ in left_out if row.answers]
+        unanswered = [Judged(None, row.answers, row.answer_type) for row, _ in left_out if row.answers]
         metrics: dict[str, Any] = {"questions": 0}
         if known or unanswered:
-            ranked = [Judged(answer.ranked, row.answers, row.kind) for row, answer in known]
-            written = [Judged(answer.written, row.answers, row.kind) for row, answer in known]
+            ranked = [Judged(answer.ranked, row.answers, row.answer_type) for row, answer in known]
+            written = [Judged(answer.written, row.answers, row.answer_type) for row, answer in known]
             metrics = mean_accuracy(ranked + unanswered)
             metrics["accuracy_written"] = mean_accuracy(written + unanswered)["accuracy"]
         return {f"vqa-{self.eval_name}": metrics | reasons(left_out)}

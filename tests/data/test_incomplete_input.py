@@ -300,7 +300,7 @@ def test_a_prepared_file_with_fewer_records_than_were_written_is_refused(tmp_pat
     writer.write(serialize({"image": [IMAGES[0]], "captions": [b"a"], "image_id": [b"image-0"]}))
     writer.close()
     source = open_source("tfds:mine:train", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="holds 1 records where 3 were written; copy or prepare it anew"):
+    with pytest.raises(UserError, match="holds 1 records where 3 were written; copy or prepare it again"):
         source[2]
 
 

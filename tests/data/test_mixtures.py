@@ -107,7 +107,7 @@ def test_part_of_a_pass_is_continued_in_the_next_epoch(weight, period):
     for start in (0, period):
         together = Counter(identity for order in orders[start : start + period] for identity in order)
         assert together == dict.fromkeys(source.ids, weight * period)
-    # Which part comes first is drawn anew, and is not the first part of the file.
+    # Which part comes first is drawn for each epoch, and is not the first part of the file.
     assert Counter(orders[0]) != Counter(orders[period])
     assert Counter(orders[0]) != Counter((2 * source.ids)[: len(orders[0])])
 

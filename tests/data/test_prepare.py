@@ -301,7 +301,7 @@ def test_worker_processes_write_the_same_files(tmp_path, uninterrupted):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind processes to cores")
-def test_cores_of_others_are_given_no_worker(tmp_path, monkeypatch):
+def test_workers_are_no_more_than_the_available_cpus(tmp_path, monkeypatch):
     def started(*args, **kwargs):
         raise AssertionError("a worker was started")
 
@@ -370,7 +370,7 @@ def interrupted(data_dir: Path, monkeypatch, collection: Collection, **options) 
     return data_dir / "shapes" / "incomplete.1.0.0" / "shapes-train.array_record-00000-of-00001"
 
 
-def test_damaged_shard_is_written_anew(tmp_path, monkeypatch):
+def test_damaged_shard_is_written_again(tmp_path, monkeypatch):
     shard = interrupted(tmp_path, monkeypatch, shapes_collection(train=9, val=4, test=4))
     data = bytearray(shard.read_bytes())
     data[len(data) // 100] ^= 1

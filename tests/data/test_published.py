@@ -55,7 +55,7 @@ def test_questions_of_vqa_have_their_ten_answers_and_their_image(tmp_path):
     assert example["images"] == [encoded(picture(), "JPEG")]
     assert example["text"] == "What is this? 458752"
     assert example["answers"] == ["net"] * 7 + ["netting"] * 3
-    assert (example["kind"], example["example_id"]) == ("other", "458752000")
+    assert (example["answer_type"], example["example_id"]) == ("other", "458752000")
     with pytest.raises(AbsentImage, match="absent.*COCO_train2014_000000000009"):
         source[0]
 

@@ -50,34 +50,34 @@ def test_answers_are_true_of_the_scene():
         (scene,) = example.scenes
         looks = [(shape.color, shape.shape) for shape in scene.shapes]
         words = example.text.rstrip("?").split()
-        if example.kind == "yes/no":
+        if example.answer_type == "yes/no":
             assert ((words[-2], words[-1]) in looks) == (example.answer == "yes")
-        elif example.kind == "number":
+        elif example.answer_type == "number":
             assert int(example.answer) == len(looks)
         elif words[1] == "color":
             assert [color for color, shape in looks if shape == words[-1]] == [example.answer]
         else:
             assert [shape for color, shape in looks if color == words[-1]] == [example.answer]
-        kinds[example.kind, words[1]] += 1
+        kinds[example.answer_type, words[1]] += 1
     assert len(kinds) == 4
     assert min(kinds.values()) > 200
 
 
 def test_no_question_can_be_answered_without_its_image():
     for kind, chance in (("yes/no", 0.5), ("number", 1 / 3)):
-        of_kind = [example for example in questions() if example.kind == kind]
+        of_kind = [example for example in questions() if example.answer_type == kind]
         # Over a few hundred questions with many wordings the commonest answer wins by luck too.
         assert best_guess(of_kind, seen=lambda e: e.text.split()[0]) < chance + 0.06
-    yes_no = [example for example in questions() if example.kind == "yes/no"]
+    yes_no = [example for example in questions() if example.answer_type == "yes/no"]
     assert best_guess(yes_no, seen=lambda e: e.text) < 0.62
     for word, chance in (("color", 1 / len(COLORS)), ("shape", 1 / len(SHAPES))):
-        other = [e for e in questions() if e.text.split()[1] == word and e.kind == "other"]
+        other = [e for e in questions() if e.text.split()[1] == word and e.answer_type == "other"]
         assert best_guess(other, seen=lambda e: e.text) < chance + 0.08
     assert best_guess(questions(), seen=lambda e: e.text) < 0.5
 
 
 def test_no_image_says_yes_or_no_without_its_question():
-    yes_no = [example for example in questions() if example.kind == "yes/no"]
+    yes_no = [example for example in questions() if example.answer_type == "yes/no"]
     assert best_guess(yes_no, seen=lambda e: e.scenes) == 0.5
     assert best_guess(questions(), seen=lambda e: e.scenes) < 0.5
 
@@ -224,7 +224,9 @@ def test_a_fraction_of_labelled_examples_is_chosen_by_their_ids(data_dir):
 
 
 def test_pairs_and_labelled_examples_are_not_taken_for_each_other(shapes_dir, data_dir):
-    with pytest.raises(UserError, match="has no images, text, .* a dataset of questions, statements or hypotheses has"):
+    with pytest.raises(
+        UserError, match="has no images, answers, .* a dataset of questions, statements or hypotheses has"
+    ):
         open_labelled("tfds:shapes:val", data_dir=shapes_dir)
     with pytest.raises(UserError, match="has no image, captions, image_id but .* a pair dataset has"):
         open_source("tfds:shapes_vqa:val", data_dir=str(data_dir))

@@ -77,14 +77,14 @@ def test_damaged_description_of_a_dataset_is_refused(name, shapes_dir, tmp_path)
         file.write_bytes(damaged)
         message = refusal("tfds:shapes:val", str(tmp_path / "data"))
         assert message.startswith(f"the description of dataset {file.parent} cannot be read: ")
-        assert message.endswith("; prepare it anew")
+        assert message.endswith("; prepare it again")
 
 
 def test_type_that_is_sought_in_tensorflow_is_refused(shapes_dir, tmp_path):
     shutil.copytree(shapes_dir, tmp_path / "data")
     file = tmp_path / "data" / "shapes" / "1.0.0" / "features.json"
     file.write_text(file.read_text().replace('"uint8"', '""'))
-    assert refusal("tfds:shapes:val", str(tmp_path / "data")).endswith("; prepare it anew")
+    assert refusal("tfds:shapes:val", str(tmp_path / "data")).endswith("; prepare it again")
 
 
 def test_tensorflow_is_never_imported(shapes_dir):

@@ -100,14 +100,14 @@ def _fetched_rows(tables: list[Path]) -> Iterator[Row]:
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
             raise UserError(f"{str(file)!r} is not a table of img2dataset's: {str(error).splitlines()[0]}") from error
         images = _images_by_key(file.with_suffix(""))
-        for number, (value, said) in enumerate(zip(table["key"].to_pylist(), table["caption"].to_pylist())):
+        for number, (value, caption) in enumerate(zip(table["key"].to_pylist(), table["caption"].to_pylist())):
             key = id_text(value)
             identity = key if key not in known else f"{file.stem}/{key}"
             known.add(key)
-            # Addresses that failed are rows too; their images are found to be absent.
+            # Addresses that failed are rows too; their images are counted as absent.
             path = f"{file.stem}/{images.get(key, f'{key}.jpg')}" if key else ""
             try:
-                yield Row(path, captions_in(said), identity, f"row {number} of {file.name}")
+                yield Row(path, captions_in(caption), identity, f"row {number} of {file.name}")
             except TypeError as error:
                 raise UserError(f"row {number} of {str(file)!r}: {error}") from error
 

@@ -30,19 +30,19 @@ def collection(directory: Path) -> Collection:
     lists = {split: directory / name for split, name in LISTS.items() if (directory / name).is_file()}
     if not lists:
         raise UserError(f"--source={str(directory)!r} has none of the lists {', '.join(LISTS.values())}")
-    bad_lines, seen, splits = Skipped(), set(), {}
+    bad_lines, listed_before, splits = Skipped(), set(), {}
     captions = read_captions(directory / CAPTIONS, skipped=bad_lines)
     left_out = {split: Skipped() for split in lists}
     for split, file in lists.items():
         rows = []
         for name in decoded(file.read_bytes()).split():
-            if name in seen:
+            if name in listed_before:
                 left_out[split].add("listed_twice", Path(name).stem)
             elif Path(name).name != name:  # it points out of the directory
                 left_out[split].add("absent", name)
             else:
                 rows.append(Row(name, captions.get(name, []), Path(name).stem))
-            seen.add(name)
+            listed_before.add(name)
         splits[split] = listed(rows, root=directory / IMAGES)
     return Collection(
         splits=splits,

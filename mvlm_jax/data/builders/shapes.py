@@ -75,17 +75,17 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         if all(_relation(cells[0], other) for other in cells[1:]):
             break
     # "the red circle" must point at one shape only.
-    kinds = [divmod(int(i), len(SHAPES)) for i in rng.permutation(len(COLORS) * len(SHAPES))[:count]]
+    looks = [divmod(int(i), len(SHAPES)) for i in rng.permutation(len(COLORS) * len(SHAPES))[:count]]
     colors = list(COLORS)
     shapes = tuple(
         Shape(
-            shape=SHAPES[kind],
+            shape=SHAPES[shape],
             color=colors[color],
             size=("small", "large")[rng.integers(2)],
             x=CELL_CENTRES[column] + int(rng.integers(-JITTER, JITTER + 1)),
             y=CELL_CENTRES[row] + int(rng.integers(-JITTER, JITTER + 1)),
         )
-        for (color, kind), (column, row) in zip(kinds, cells, strict=True)
+        for (color, shape), (column, row) in zip(looks, cells, strict=True)
     )
     content = tuple(sorted(shape[:3] for shape in shapes)) + ((cells[0],) if count == 1 else ())
     return Scene(shapes, _caption(shapes, cells, rng), content, int(rng.integers(150, 190)))

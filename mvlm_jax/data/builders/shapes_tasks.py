@@ -2,8 +2,8 @@
 
 They are balanced by construction. Statements come in fours, two pairs of images with two statements, each true of one
 of the pairs; hypotheses come in nines, three images with three hypotheses, each of which is entailed by one image,
-contradicted by another and left open by the third. So whoever sees only the images, or only the text, is right exactly
-as often as by chance. Of the questions, each scene gets one that is answered yes and one that is answered no.
+contradicted by another and left open by the third. So a model that sees only the images, or only the text, is right
+exactly as often as by chance. Of the questions, each scene gets one that is answered yes and one that is answered no.
 """
 
 import dataclasses
@@ -29,25 +29,26 @@ class Drawn(NamedTuple):
     scenes: tuple[Scene, ...]
     text: str
     answer: str
-    kind: str = ""
+    answer_type: str = ""
     group: str = ""
 
 
 def questions(drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Drawn]:
-    """Of each scene: whether it holds a certain shape, once yes and once no; colours and kinds; how many there are."""
+    """About each scene: is a certain shape in it (once yes, once no), the colour of a shape, the shape of a colour, and
+    how many shapes there are."""
     rarest = min(HOW_MANY[1])
     often = dict(zip(*HOW_MANY))
     for scene in drawn:
         present = {(shape.color, shape.shape) for shape in scene.shapes}
-        color, kind = _pick(rng, sorted(present))
-        yield Drawn((scene,), f"is there a {color} {kind}?", "yes", "yes/no")
-        # One attribute away from a shape that is there: neither colour nor kind alone gives it away.
-        near = [(other, kind) for other in COLORS] + [(color, other) for other in SHAPES]
-        color, kind = _pick(rng, [pair for pair in near if pair not in present])
-        yield Drawn((scene,), f"is there a {color} {kind}?", "no", "yes/no")
-        if kinds := _alone(shape.shape for shape in scene.shapes):
-            kind = _pick(rng, kinds)
-            yield Drawn((scene,), f"what color is the {kind}?", _of(scene, shape=kind).color, "other")
+        color, name = _pick(rng, sorted(present))
+        yield Drawn((scene,), f"is there a {color} {name}?", "yes", "yes/no")
+        # One attribute away from a shape that is there: neither colour nor shape alone gives it away.
+        near = [(other, name) for other in COLORS] + [(color, other) for other in SHAPES]
+        color, name = _pick(rng, [pair for pair in near if pair not in present])
+        yield Drawn((scene,), f"is there a {color} {name}?", "no", "yes/no")
+        if names := _alone(shape.shape for shape in scene.shapes):
+            name = _pick(rng, names)
+            yield Drawn((scene,), f"what color is the {name}?", _of(scene, shape=name).color, "other")
         if colors := _alone(shape.color for shape in scene.shapes):
             color = _pick(rng, colors)
             yield Drawn((scene,), f"what shape is {color}?", _of(scene, color=color).shape, "other")
@@ -98,14 +99,14 @@ def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) 
         return None if None in chosen else (pairs, chosen)
 
     for number in range(fours):
-        pairs, chosen = _found(four)
+        pairs, chosen = _searched(four)
         for which, statement in enumerate(chosen):
             for place, pair in enumerate(pairs):
                 yield Drawn(pair, statement.text, nlvr2.LABELS[which == place], group=f"{number}-{which}")
 
 
 def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tuple[Scene, ...]) -> Statement | None:
-    """A statement that is true of one pair and false of the other; None: none was found."""
+    """A statement that is true of one pair and false of the other; None where the search failed."""
     form = _pick(rng, FORMS)
     for _ in range(20):
         of = _pick(rng, _pick(rng, pair + other).shapes)
@@ -117,7 +118,7 @@ def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tup
 
 def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) -> Iterator[Drawn]:
     """Three images and three hypotheses such as `the red one is a circle`: true of one image, false of another; of the
-    third nothing can be said, since nothing in it is red."""
+    third undecided, since nothing in it is red."""
     contradiction, neutral, entailment = snli_ve.LABELS
     labels = entailment, contradiction, neutral
     by_look: dict[tuple[str, str], list[Scene]] = defaultdict(list)
@@ -125,9 +126,9 @@ def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) 
         for color, shape in _looks(scene).items():
             by_look[color, shape].append(scene)
     for _ in range(nines):
-        shown, said = _found(lambda: _nine(by_look, drawn, rng))
+        shown, claims = _searched(lambda: _nine(by_look, drawn, rng))
         for place, scene in enumerate(shown):
-            for which, (color, shape) in enumerate(said):
+            for which, (color, shape) in enumerate(claims):
                 article = "an" if shape[0] in "aeiou" else "a"
                 yield Drawn((scene,), f"the {color} one is {article} {shape}", labels[(which - place) % 3])
 
@@ -135,17 +136,17 @@ def hypotheses(drawn: Sequence[Scene], rng: np.random.Generator, *, nines: int) 
 def _nine(
     by_look: Mapping[tuple[str, str], list[Scene]], drawn: Sequence[Scene], rng: np.random.Generator
 ) -> tuple[list[Scene], list[tuple[str, str]]] | None:
-    """Three images, and three hypotheses in the colours a, b and c: image 0 has the first as said, b as another shape
-    than said, and no c; the others the same in turn."""
+    """Three images, and three hypotheses in the colours a, b and c: of image 0 the first holds, b is another shape
+    than the second says, and nothing is c; likewise for the other images in turn."""
     first = _pick(rng, drawn)
     colors = list(_looks(first))
     if len(colors) < 2:
         return None
     a, b = (colors[i] for i in rng.permutation(len(colors))[:2])
-    said = [(a, _looks(first)[a]), (b, _other(rng, SHAPES, _looks(first)[b]))]
+    claims = [(a, _looks(first)[a]), (b, _other(rng, SHAPES, _looks(first)[b]))]
     candidates = [
         (scene, c)
-        for scene in by_look[said[1]]
+        for scene in by_look[claims[1]]
         if not _has(scene, a)
         for c in _looks(scene)
         if c != b and not _has(first, c)
@@ -153,13 +154,15 @@ def _nine(
     if not candidates:
         return None
     second, c = _pick(rng, candidates)
-    said.append((c, _other(rng, SHAPES, _looks(second)[c])))
+    claims.append((c, _other(rng, SHAPES, _looks(second)[c])))
     last = [
-        scene for scene in by_look[said[2]] if not _has(scene, b) and _looks(scene).get(a, said[0][1]) != said[0][1]
+        scene
+        for scene in by_look[claims[2]]
+        if not _has(scene, b) and _looks(scene).get(a, claims[0][1]) != claims[0][1]
     ]
     if not last:
         return None
-    return [first, second, _pick(rng, last)], said
+    return [first, second, _pick(rng, last)], claims
 
 
 def _looks(scene: Scene) -> dict[str, str]:
@@ -185,11 +188,11 @@ def _other(rng: np.random.Generator, values: Sequence[str], value: str) -> str:
     return _pick(rng, [other for other in values if other != value])
 
 
-def _found(search: Callable[[], Any]) -> Any:
+def _searched(search: Callable[[], Any]) -> Any:
     for _ in range(TRIES):
-        if (found := search()) is not None:
-            return found
-    raise ValueError(f"nothing was found in {TRIES} tries; there are too few scenes to choose from")
+        if (result := search()) is not None:
+            return result
+    raise ValueError(f"no example could be drawn in {TRIES} tries: there are too few scenes to choose from")
 
 
 def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
@@ -218,8 +221,8 @@ class ShapesTask:
 
     def row(self, index: int) -> LabelledRow:
         drawn = self.drawn[index]
-        answers = (drawn.answer,) * (ANNOTATORS if drawn.kind else 1)
-        return LabelledRow((), drawn.text, answers, drawn.kind, drawn.group, self.example_id(index))
+        answers = (drawn.answer,) * (ANNOTATORS if drawn.answer_type else 1)
+        return LabelledRow((), drawn.text, answers, drawn.answer_type, drawn.group, self.example_id(index))
 
     def example_id(self, index: int) -> str:
         return f"{self.name}-{self.split}-{index:06d}"

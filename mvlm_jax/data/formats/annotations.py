@@ -87,8 +87,8 @@ def coco_rows(content: Mapping[str, Any], *, left_out: Skipped) -> Iterator[Row]
             left_out.add("no_such_image", f"annotation {number}")
     for number, image in enumerate(content["images"]):
         identity = id_text(image["id"])
-        said = captions[image["id"]] if identity else []
-        yield Row(_path(image["file_name"]), said, identity, f"image {number}")
+        own = captions[image["id"]] if identity else []
+        yield Row(_path(image["file_name"]), own, identity, f"image {number}")
 
 
 def caption_text(value: Any) -> str:

@@ -162,8 +162,8 @@ def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, r
             for group, described in enumerate(_described(file, image=image, caption=caption, id=id)):
                 groups.append((number, group))
                 starts.append(total)
-                for identity, path, said in described:
-                    texts = list(map(utf8, captions_in(said)))
+                for identity, path, value in described:
+                    texts = list(map(utf8, captions_in(value)))
                     if identity in known:
                         captions[known[identity]] += texts
                     else:
@@ -189,21 +189,21 @@ def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, r
 def _described(file: Path, *, image: str, caption: str, id: str) -> Iterator[list[tuple[str, str, Any]]]:
     """(id, path, captions) of the rows of each row group, read without the images."""
     with parquet.ParquetFile(file) as table:
-        kind = table.schema_arrow.field(image).type
-        with_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+        images = table.schema_arrow.field(image).type
+        with_path = pa.types.is_struct(images) and images.get_field_index("path") >= 0
         if not {caption, *([id] if id else [])} <= set(table.schema_arrow.names):
             raise pa.ArrowKeyError(f"it has {', '.join(table.schema_arrow.names)}")
         columns = [caption, *([id] if id else []), *([f"{image}.path"] if with_path else [])]
         for group in range(table.num_row_groups):
             part = table.read_row_group(group, columns=columns)
-            said = part[caption].to_pylist()
-            ids = part[id].to_pylist() if id else [None] * len(said)
-            places = part[image].to_pylist() if with_path else [None] * len(said)
+            values = part[caption].to_pylist()
+            ids = part[id].to_pylist() if id else [None] * len(values)
+            places = part[image].to_pylist() if with_path else [None] * len(values)
             paths = [id_text(place["path"]) if place else "" for place in places]
-            yield list(zip(map(id_text, ids), paths, said))
+            yield list(zip(map(id_text, ids), paths, values))
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _has_bytes(column: pa.DataType) -> bool:
+    if pa.types.is_struct(column):
+        return column.get_field_index("bytes") >= 0
+    return pa.types.is_binary(column) or pa.types.is_large_binary(column)

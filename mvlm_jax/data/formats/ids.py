@@ -1,4 +1,4 @@
-"""How examples are known."""
+"""Ids of examples."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ def distinct(keys: pa.Array, *, files: Sequence[int], names: Sequence[str]) -> p
     """
     if len(pc.unique(keys)) == len(keys):
         return keys
-    seen: set[str] = set()
+    taken: set[str] = set()
     times: Counter[str] = Counter()
     ids = []
     for key, file in zip(keys.to_pylist(), files):
         text = key
-        while text in seen:
+        while text in taken:
             base = f"{names[file]}/{key}"
             times[base] += 1
             text = base if times[base] == 1 else f"{base}#{times[base]}"
-        seen.add(text)
+        taken.add(text)
         ids.append(text)
     return pa.array(ids, pa.large_string())

@@ -53,7 +53,7 @@ def read_class_names(file: Path) -> dict[str, str]:
     """The name of the class in each folder, from lines of a folder, a tab and a name.
 
     Raises:
-      UserError: no such file, another kind of line, or a folder with two names.
+      UserError: no such file, a line of another form, or a folder with two names.
     """
     pairs = [tuple(part.strip() for part in line.split("\t")) for line in _lines(file, "class names")]
     wrong = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)

@@ -79,7 +79,7 @@ def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) 
     return ListedSource(
         root=root,
         images=pa.array(map(utf8, captions), pa.large_string()),
-        captions=pa.array(([*map(utf8, said)] for said in captions.values()), pa.large_list(pa.large_string())),
+        captions=pa.array(([*map(utf8, texts)] for texts in captions.values()), pa.large_list(pa.large_string())),
         ids=pa.array((utf8(identity or path) for path, identity in ids.items()), pa.large_string()),
         left_out=left_out,
     )

@@ -32,7 +32,7 @@ def open_nlvr2(directory: Path, split: str) -> ListedExamples:
             images=(f"{stem}-img0.png", f"{stem}-img1.png"),
             text=text_in(entry, "sentence"),
             answers=(text_in(entry, "label").capitalize(),) if "label" in entry else (),
-            kind="",
+            answer_type="",
             # As the official script counts: the sentence of a set of images, over its pairs.
             group=f"{source}-{images_of}-{sentence}",
             example_id=str(entry["identifier"]),

@@ -63,7 +63,7 @@ class RecordSource:
           UndecodableImage: the record is damaged, or is no such example.
           UserError: its file cannot be read, or is cut off.
         """
-        with self.damage_told(index):
+        with self.damage_reported(index):
             return self.example(self.values(index))
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> Any:
@@ -75,10 +75,10 @@ class RecordSource:
         """Of each feature of a record, integers as digits, and an id where it has none.
 
         Raises:
-          whatever ArrayRecord and protobuf raise of a damaged record; see `damage_told`.
+          whatever ArrayRecord and protobuf raise of a damaged record; see `damage_reported`.
         """
-        found = parse(self._records[index], features=self.features)
-        values = {name: _values(found[name]) for name in self.features}
+        stored = parse(self._records[index], features=self.features)
+        values = {name: _values(stored[name]) for name in self.features}
         if not any(map(id_text, values[self.features[-1]][:1])):
             values[self.features[-1]] = [self._place(index).encode()]
         return values
@@ -88,7 +88,7 @@ class RecordSource:
         part, within = self._part(index)
         if not part.ids:
             try:
-                with self.damage_told(index):
+                with self.damage_reported(index):
                     return as_text(self.values(index)[self.features[-1]][0])
             except UndecodableImage:
                 return f"record {index}"
@@ -96,12 +96,12 @@ class RecordSource:
             self._ids[part.ids] = read_ids(part.ids)
         ids = self._ids[part.ids]
         if part.ids_start + part.take > len(ids):
-            raise UserError(f"{part.ids!r} holds {len(ids)} ids, fewer than there are records; copy or prepare it anew")
+            raise UserError(f"{part.ids!r} holds {len(ids)} ids, fewer than the records; copy or prepare it again")
         return id_text(ids[part.ids_start + within].as_py()) or self._place(index)
 
     @contextlib.contextmanager
-    def damage_told(self, index: int) -> Iterator[None]:
-        """Raises what `__getitem__` says in the place of what ArrayRecord and protobuf raise."""
+    def damage_reported(self, index: int) -> Iterator[None]:
+        """Turns the errors of ArrayRecord and protobuf into those that `__getitem__` documents."""
         try:
             yield
         except (RuntimeError, ValueError, DecodeError, LookupError) as error:
@@ -130,11 +130,11 @@ class RecordSource:
         try:
             count = _record_count(part.filename)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{_damaged(part.filename)} ({error}); copy or prepare it anew") from error
+            raise UserError(f"{_damaged(part.filename)} ({error}); copy or prepare it again") from error
         if count < part.examples_in_shard:
             raise UserError(
                 f"{part.filename!r} holds {count} records where {part.examples_in_shard} were written; copy or prepare "
-                "it anew"
+                "it again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,17 +158,17 @@ def open_dataset(
       features: as the records name those of the reader; None: by its own names.
 
     Raises:
-      UserError: other features, another kind of file, one that is not there or is damaged, or no such split.
+      UserError: other features, another file format, one that is not there or is damaged, or no such split.
     """
     try:
         builder = tfds.builder_from_directory(directory)
     except (json_format.Error, OSError, ValueError, ImportError) as error:  # an unknown type is sought in TensorFlow
         reason = str(error).partition("\n")[0]
-        raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it anew") from error
+        raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it again") from error
     features = reader.features if features is None else features
     _check_features(builder.info.features, features=features, directory=directory, reader=reader)
     if builder.info.file_format.value != "array_record":
-        raise UserError(f"dataset {directory} is not in ArrayRecord files; prepare it anew")
+        raise UserError(f"dataset {directory} is not in ArrayRecord files; prepare it again")
     try:
         instructions = builder.info.splits[split].file_instructions
     except (ValueError, KeyError) as error:
@@ -229,12 +229,12 @@ def parse(record: bytes, *, features: Sequence[str]) -> Mapping[str, Any]:
     Raises:
       DecodeError, KeyError: it is not one, or lacks one of `features`.
     """
-    found = tf_example_pb2.Example.FromString(record).features.feature
+    stored = tf_example_pb2.Example.FromString(record).features.feature
     for name in features:
         # Asking for a feature that is not there would make one up.
-        if name not in found:
+        if name not in stored:
             raise KeyError(name)
-    return found
+    return stored
 
 
 def ids_file(directory: Path, split: str) -> Path:
@@ -255,7 +255,7 @@ def read_ids(path: str | Path) -> pa.Array:
             return ids
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{str(path)!r} is cut off or damaged: {reason}; copy or prepare it anew") from error
+        raise UserError(f"{str(path)!r} is cut off or damaged: {reason}; copy or prepare it again") from error
 
 
 def _check_features(

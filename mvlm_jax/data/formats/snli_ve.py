@@ -34,7 +34,7 @@ def open_snli_ve(directory: Path, split: str) -> ListedExamples:
             images=(f"{IMAGES}/{Path(str(identity)).stem}.jpg",),
             text=text_in(entry, "sentence2"),
             answers=(text_in(entry, "gold_label"),),
-            kind="",
+            answer_type="",
             group="",
             example_id=text_in(entry, "pairID"),
         )

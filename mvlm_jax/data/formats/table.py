@@ -35,7 +35,7 @@ def open_table(
       columns: all names, joined by commas, of a CSV or TSV file whose first line is not a header.
 
     Raises:
-      UserError: another kind of file, one that is cut off or cannot be parsed, a column that is not there, or no row
+      UserError: another file format, one that is cut off or cannot be parsed, a column that is not there, or no row
         that can be used.
     """
     files = [existing_file(file) for file in matching(path)]

@@ -66,9 +66,9 @@ def _rows(directory: Path, split: str, *, left_out: Skipped) -> list[LabelledRow
 
     def row(question: Mapping[str, Any]) -> LabelledRow:
         number = int(question["question_id"])
-        answers, kind = annotated[number] if annotated else ((), "")
+        answers, answer_type = annotated[number] if annotated else ((), "")
         image = f"{folder}/COCO_{folder}_{int(question['image_id']):012d}.jpg"
-        return LabelledRow((image,), text_in(question, "question"), answers, kind, "", str(number))
+        return LabelledRow((image,), text_in(question, "question"), answers, answer_type, "", str(number))
 
     rows = read_rows(content["questions"], row, file=file)
     asked = {row.example_id for row in rows}

@@ -207,7 +207,7 @@ def _read_archive(stream: BinaryIO, examples: _Examples, *, start: int, size: in
     # `tarfile` stops at a block that is no header, whatever it is; the caller looks what it is.
     with tar:
         while (member := _next(tar, end)) is not None:
-            # Otherwise the list of all members seen so far grows with the file.
+            # Otherwise the list of all members read so far grows with the file.
             tar.members = []  # type: ignore[attr-defined]  # public, but not in the stubs
             if not end < tar.offset <= size:
                 within = f"the member {member.name!r} that begins at byte {member.offset}"

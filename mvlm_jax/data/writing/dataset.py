@@ -62,7 +62,7 @@ def write_dataset(
     their digest still fits, and everything starts over where the lists or the checks have changed.
 
     Args:
-      workers: processes; 1: this one, 0: one a core where the collection is worth it. The files do not depend on it.
+      workers: processes; 1: this one, 0: one a CPU where the collection is worth it. The files do not depend on it.
       licence: for the manifest, also that of a finished dataset; empty: as it is there.
 
     Raises:
@@ -178,7 +178,7 @@ def _worthwhile(shards: list[Shard]) -> int:
 
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
     total = sum(len(shard.indices) for shard in shards)
-    # No bar where nobody looks: disable=None asks the terminal.
+    # disable=None: a bar on a terminal only.
     with tqdm(total=total, unit=" examples", disable=None, smoothing=0.05) as bar:
         missing = []
         for shard in shards:
@@ -323,7 +323,7 @@ def _describe(
         disable_shuffling=True,
     )
     reports_of_shards = (report_path(shard.path) for shard in shards)
-    # Of processes that were killed while they wrote, too.
+    # A killed process leaves the temporary file that it was writing.
     for remains in (directory / PLAN, *directory.glob(".*.tmp"), *reports_of_shards):
         remains.unlink(missing_ok=True)
 

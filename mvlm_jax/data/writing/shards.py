@@ -26,7 +26,7 @@ class ImageChecks:
     """What every image goes through before it is written."""
 
     max_pixels: int = PILLOW_PIXELS  # larger images are left out by their header
-    max_side: int = 0  # pixels; larger images are scaled down and encoded anew as JPEG; 0: none is
+    max_side: int = 0  # pixels; larger images are scaled down and re-encoded as JPEG; 0: none is
     quality: int = 90  # of that JPEG, 1 to 95
 
     def checked(self, image: bytes) -> bytes:
@@ -48,8 +48,8 @@ class ImageChecks:
 def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
     """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
     skipped, ids, captions = Skipped(), [], 0
-    with atomically(path) as partial:
-        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+    with atomically(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
             for index in indices:
                 try:
@@ -63,15 +63,15 @@ def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, che
                     captions += len(values.get("captions", ()))
         finally:
             writer.close()
-        report = {
-            "file": path.name,
-            "examples": len(ids),
-            "captions": captions,
-            "bytes": partial.stat().st_size,
-            "sha256": sha256(partial),
-            "skipped": skipped.as_dict(),
-            "ids": ids,
-        }
+    report = {
+        "file": path.name,
+        "examples": len(ids),
+        "captions": captions,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "skipped": skipped.as_dict(),
+        "ids": ids,
+    }
     write_text(report_path(path), json.dumps(report))
 
 
