@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
 from mvlm_jax.data.examples import Source
 from mvlm_jax.data.formats.listed import read_image
@@ -56,14 +56,13 @@ STORED = {"text": "text", "answer_type": "kind", "group": "group", "example_id":
 
 def row_of(example: LabelledExample) -> LabelledRow:
     """An example that was read already, without its images."""
-    texts: dict[str, Any] = {name: example[name] for name in STORED}
-    return LabelledRow(images=(), answers=tuple(example["answers"]), **texts)
+    fields: dict[str, Any] = {**example, "images": (), "answers": tuple(example["answers"])}
+    return LabelledRow(**fields)
 
 
 def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
     """A row with its images, encoded."""
-    fields: dict[str, Any] = {**row._asdict(), "images": images, "answers": list(row.answers)}
-    return LabelledExample(**fields)
+    return cast(LabelledExample, row._asdict() | {"images": images, "answers": list(row.answers)})
 
 
 class ListedExamples:
