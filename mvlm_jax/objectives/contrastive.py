@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mvlm_jax.objectives.losses import SumAndCount
+from mvlm_jax.training.task import SumAndCount
 
 
 def contrastive_loss(

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mvlm_jax.objectives.losses import Sums, cross_entropy, token_log_likelihoods
+from mvlm_jax.objectives.losses import cross_entropy, token_log_likelihoods
+from mvlm_jax.training.task import Sums
 
 
 def answer_losses(

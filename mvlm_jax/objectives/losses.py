@@ -5,10 +5,9 @@ Every loss and metric is a pair (sum, count): its mean is taken once, over the g
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
-SumAndCount = tuple[Num[Array, ""], Num[Array, ""]]
-Sums = dict[str, SumAndCount]
+from mvlm_jax.training.task import Sums
 
 
 def example_counts(skipped: Int[Array, " B"]) -> Sums:

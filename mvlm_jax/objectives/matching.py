@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from mvlm_jax.objectives.losses import SumAndCount, cross_entropy
+from mvlm_jax.objectives.losses import cross_entropy
+from mvlm_jax.training.task import SumAndCount
 
 
 class HardNegatives(NamedTuple):

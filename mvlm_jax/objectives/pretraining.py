@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import contrastive, matching, reconstruction
-from mvlm_jax.objectives.losses import SumAndCount, Sums, example_counts
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.objectives.masking import ImageMask, Masking, TextMask
+from mvlm_jax.training.task import SumAndCount, Sums
 
 
 class Pairs(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
+from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.background import in_background
 from mvlm_jax.data.examples import Source
@@ -54,6 +55,7 @@ class BaseTask(Task):
     sharding_rules = SHARDING_RULES
     optimizer_rules = OPTIMIZER_RULES
     decay_rules = DECAY_RULES
+    batch_type: ClassVar[type[TrainingBatches]]
     open_source: ClassVar[Callable[..., Source[Any]]] = staticmethod(open_source)  # called with a URI and `data_dir`
 
     @classmethod
@@ -98,7 +100,7 @@ class BaseTask(Task):
         # The special tokens come first in every tokenizer that is trained, whatever it is trained on.
         kind = text_family(config.text_encoder.kind).tokenizer
         tokenizer = train_tokenizer(["a caption"], kind=kind, vocab_size=config.text_encoder.vocab_size)
-        return cls(config=config, tokenizer=tokenizer, **cls.describe_assets())
+        return cls(config=config, tokenizer=tokenizer)
 
     @classmethod
     def open_tokenizer(cls, config: ConfigDict, *, workdir: str | Path | None) -> Tokenizer:
@@ -118,11 +120,6 @@ class BaseTask(Task):
     @classmethod
     def read_assets(cls, directory: Path) -> dict[str, Any]:
         """`open_assets` from what `save_assets` wrote to a run or an export."""
-        return {}
-
-    @classmethod
-    def describe_assets(cls) -> dict[str, Any]:
-        """Stand-ins for `open_assets`."""
         return {}
 
     @classmethod
@@ -155,10 +152,6 @@ class BaseTask(Task):
             fraction_seed=data.fraction_seed,
             opener=cls.open_source,
         )
-
-    @classmethod
-    def image_spec(cls, config: ConfigDict) -> ImageSpec:
-        return ImageSpec(size=config.image.size, max_pixels=config.data.max_image_pixels)
 
     @functools.cached_property
     def model(self) -> Any:
@@ -193,26 +186,37 @@ class BaseTask(Task):
                 f"config.init_from.checkpoint={checkpoint}; leave it empty"
             )
 
+    @property
     def training_examples(self) -> TrainingExamples:
+        """In the order of the run; each begins with its id."""
         raise NotImplementedError
 
-    def start_batches(self, batches: type[TrainingBatches], *, start_step: int) -> Iterator[HostBatch]:
-        """Batches of `training_examples` from a step on, of those rows that this process reads."""
+    @property
+    def example_fields(self) -> dict[str, Any]:
+        """Of `TrainingExamples`."""
+        config = self.config
+        augment = Augment(**config.data.augment)
+        return {"mixture": self.mixture(config), "seed": config.seed, "spec": self.image_spec, "augment": augment}
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        return ImageSpec(size=self.config.image.size, max_pixels=self.config.data.max_image_pixels)
+
+    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
         config, mesh = self.config, self.config.mesh
         sharding = batch_sharding(make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
-        steps = batches(
-            self.training_examples(),
+        batches = self.batch_type(
+            self.training_examples,
             self.tokenizer,
             max_length=config.text.max_length,
             batch_size=config.batch_size,
             rows=tuple(map(int, process_rows(config.batch_size, sharding))),
         )
-        return in_background(steps, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+        return in_background(batches, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
 
-    def batch_examples(self, step: int) -> Iterator[Any]:
-        """What the global batch of a step is made of."""
-        examples, size = self.training_examples(), self.config.batch_size
-        return (examples[index] for index in range(step * size, (step + 1) * size))
+    def example_ids(self, step: int) -> list[str]:
+        examples, size = self.training_examples, self.config.batch_size
+        return [examples[index][0] for index in range(step * size, (step + 1) * size)]
 
     @property
     def eval_name(self) -> str:

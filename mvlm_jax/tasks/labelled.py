@@ -13,7 +13,6 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mvlm_jax.data import skipped
-from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.labelled import LabelledRow, LabelledSource
@@ -41,6 +40,7 @@ class LabelledTask(BaseTask):
     """
 
     verbs: ClassVar[tuple[str, ...]] = ("predict",)
+    batch_type = LabelledBatches
     open_source = staticmethod(open_labelled)
 
     @classmethod
@@ -102,22 +102,9 @@ class LabelledTask(BaseTask):
             text = jnp.full_like(text, ids.pad).at[:, 0].set(ids.start).at[:, 1].set(ids.end)
         return {"image": image, "text": text}
 
+    @property
     def training_examples(self) -> LabelledExamples:
-        config = self.config
-        return LabelledExamples(
-            mixture=self.mixture(config),
-            targets=self.targets,
-            images=self.images,
-            seed=config.seed,
-            spec=self.image_spec(config),
-            augment=Augment(**config.data.augment),
-        )
-
-    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
-        return self.start_batches(LabelledBatches, start_step=start_step)
-
-    def example_ids(self, step: int) -> list[str]:
-        return [example.example_id for example in self.batch_examples(step)]
+        return LabelledExamples(targets=self.targets, images=self.images, **self.example_fields)
 
     @cached_property
     def split(self) -> LabelledSplit:
@@ -128,7 +115,7 @@ class LabelledTask(BaseTask):
             source=source,
             tokenizer=self.tokenizer,
             images=self.images,
-            spec=self.image_spec(config),
+            spec=self.image_spec,
             max_length=config.text.max_length,
         )
 

@@ -1,7 +1,7 @@
 """Masked vision-language pre-training (paper, section 3)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mvlm_jax.data.augmentation import Augment
-from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
 from mvlm_jax.data.pipeline import EvalSplit, PairBatches, PairExamples, eval_split
 from mvlm_jax.data.skipped import left_out
@@ -40,6 +38,7 @@ class Pretrain(BaseTask):
     )
     verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
     embeds = True
+    batch_type = PairBatches
 
     @classmethod
     def group(cls, config: ConfigDict) -> int:
@@ -58,20 +57,9 @@ class Pretrain(BaseTask):
     def training_texts(cls, config: ConfigDict) -> Iterable[str]:
         return cls.mixture(config).captions()
 
+    @property
     def training_examples(self) -> PairExamples:
-        config = self.config
-        return PairExamples(
-            mixture=self.mixture(config),
-            seed=config.seed,
-            spec=self.image_spec(config),
-            augment=Augment(**config.data.augment),
-        )
-
-    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
-        return self.start_batches(PairBatches, start_step=start_step)
-
-    def example_ids(self, step: int) -> list[str]:
-        return [pair.image_id for pair in self.batch_examples(step)]
+        return PairExamples(**self.example_fields)
 
     @cached_property
     def split(self) -> EvalSplit:
@@ -81,7 +69,7 @@ class Pretrain(BaseTask):
                 open_source(config.data.eval, data_dir=config.data.data_dir),
                 self.tokenizer,
                 max_length=config.text.max_length,
-                spec=self.image_spec(config),
+                spec=self.image_spec,
                 host_bytes=config.eval.host_bytes,
             )
         # Where a host lacks an image, its devices would work on rows of other images than those of the others.

@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 class Vqa(LabelledTask):
     """Likelihood of every answer that was given, weighted by how many gave it; reports the official accuracy."""
 
-    answers: tuple[str, ...]  # the list that is ranked
+    answers: tuple[str, ...] = ("yes",)  # the list that is ranked
 
     name = "vqa"
     description = "that answers questions about images"
@@ -81,10 +81,6 @@ class Vqa(LabelledTask):
             return {"answers": tuple(json.loads((directory / ANSWERS_FILE).read_bytes()))}
         except (OSError, ValueError) as error:
             raise UserError(f"{directory / ANSWERS_FILE}, the list of answers, cannot be read: {error}") from error
-
-    @classmethod
-    def describe_assets(cls) -> dict[str, Any]:
-        return {"answers": ("yes",)}
 
     @classmethod
     def build_model(cls, config: ConfigDict, *, pad_id: int) -> AnsweringModel:
@@ -140,19 +136,10 @@ class Vqa(LabelledTask):
 
     def predict(self, params: Params, image: Array, text: Array) -> list[Answer]:
         ids, options = self.tokenizer.ids, self.config.vqa
-        ranked = rank_answers(
-            self.model,
-            params,
-            image,
-            text,
-            self._listed,
-            candidates=options.candidates,
-            parts=batch_parts(params),
-        )
+        inputs = (self.model, params, image, text)
+        ranked = rank_answers(*inputs, self._listed, candidates=options.candidates, parts=batch_parts(params))
         forbidden = (ids.pad, ids.start, ids.mask)
-        written = write_answers(
-            self.model, params, image, text, start_id=ids.start, end_id=ids.end, forbidden=forbidden
-        )
+        written = write_answers(*inputs, start_id=ids.start, end_id=ids.end, forbidden=forbidden)
         return [
             Answer(self.answers[index], self.tokenizer.decode(tokens))
             for index, tokens in zip(fetch(ranked), fetch(written))
