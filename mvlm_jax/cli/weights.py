@@ -58,8 +58,8 @@ def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def _export(values: flags.FlagValues) -> None:
-    assets = task_type(read_config(values.workdir)).asset_files
-    step = export_run(values.workdir, output=values.output, step=values.step, assets=assets)
+    task = task_type(read_config(values.workdir))
+    step = export_run(values.workdir, output=values.output, step=values.step, assets=task.asset_files, about=task.about)
     print(f"exported step {step} of {values.workdir} to {values.output}")
 
 

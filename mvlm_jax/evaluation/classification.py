@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Int32, PyTree, UInt8
 
 from mvlm_jax.data.formats.image_folder import open_image_folder
 from mvlm_jax.data.formats.listed import read_image
-from mvlm_jax.data.images import UnusableImage, decode_image, evaluate_transform
+from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.skipped import left_out
 from mvlm_jax.data.text import Tokenizer
@@ -46,8 +46,7 @@ def classify_folder(
     prompts: Prompts,
     *,
     names: Mapping[str, str] | None = None,
-    image_size: int,
-    max_image_pixels: int,
+    spec: ImageSpec,
     batch_size: int,
 ) -> dict[str, Any]:
     """`top1` and `top5` in percent of the images of a folder, which holds a folder for each class.
@@ -69,10 +68,9 @@ def classify_folder(
 
     def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
         try:
-            pixels = decode_image(read_image(path), max_pixels=max_image_pixels, size_hint=image_size)
+            return spec.unaugmented(read_image(path))
         except UnusableImage as error:
             return error.reason
-        return evaluate_transform(pixels, size=image_size)
 
     with ThreadPoolExecutor(available_cpus()) as pool:
         for indices in index_batches(len(images), batch_size):

@@ -16,14 +16,16 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import atomically, read_json, user_path
 from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.interop.image_family import image_format
-from mvlm_jax.interop.model_card import model_card
+from mvlm_jax.interop.model_card import About, model_card
 from mvlm_jax.interop.parameters import restore_parameters
 from mvlm_jax.training import workdir as workdir_lib
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 
 
-def export_run(workdir: str | Path, *, output: str | Path, step: int | None, assets: Sequence[str]) -> int:
+def export_run(
+    workdir: str | Path, *, output: str | Path, step: int | None, assets: Sequence[str], about: About
+) -> int:
     """Writes the model of a checkpoint to a new folder and returns its step, the latest one where `step` is None.
 
     Args:
@@ -48,6 +50,7 @@ def export_run(workdir: str | Path, *, output: str | Path, step: int | None, ass
         kept = directory / workdir_lib.WEIGHTS
         card = model_card(
             config,
+            about,
             step=step,
             parameters=sum(value.size for value in params.values()),
             evaluations=workdir_lib.read_evaluations(directory, step=step),

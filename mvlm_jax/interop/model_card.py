@@ -1,7 +1,7 @@
 """The README.md of an export, filled from the run."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -17,15 +17,14 @@ tags: [vision-language, masked-modeling, image-text-retrieval]
 
 # MaskVLM, {image_kind} and {text_kind}
 
-A model of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other
-one, beside contrast and matching (Kwon et al., "Masked Vision and Language Modeling for Multi-modal Representation
-Learning", ICLR 2023, arXiv 2208.02131). {parameters:.1f}M parameters, float32.
+A model {description} (Kwon et al., "Masked Vision and Language Modeling for Multi-modal Representation Learning", ICLR
+2023, arXiv 2208.02131). {parameters:.1f}M parameters, float32.
 
 ```python
 import mvlm_jax
 
 model = mvlm_jax.load("FOLDER")
-model.similarity([image], ["a dog on the grass", "a red car"])  # Pillow images and strings
+{example}  # Pillow images and strings
 ```
 
 `image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`
@@ -60,8 +59,16 @@ with `add_pooling_layer=False`.
 """
 
 
+class About(NamedTuple):
+    """What a reader is told of the task that the model was trained for."""
+
+    description: str  # completes "A model ..."
+    example: str  # a call of the loaded model
+
+
 def model_card(
     config: ConfigDict,
+    about: About,
     *,
     step: int,
     parameters: int,
@@ -81,6 +88,7 @@ def model_card(
         ("image decoder", cross.decoder_layers, cross),
     )
     return _CARD.format(
+        **about._asdict(),
         image_kind=image.kind,
         text_kind=text.kind,
         parameters=parameters / 1e6,

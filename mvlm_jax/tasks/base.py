@@ -25,6 +25,7 @@ from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.image_family import image_format
+from mvlm_jax.interop.model_card import About
 from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -44,7 +45,7 @@ class BaseTask(Task):
     tokenizer: Tokenizer
 
     name: ClassVar[str]  # `config.task`
-    description: ClassVar[str]  # completes "A model ..."
+    about: ClassVar[About]  # for a model card
     images: ClassVar[int] = 1  # in each example
     labels: ClassVar[tuple[str, ...]] = ()  # that the model chooses from, in the order of its logits
     asset_files: ClassVar[tuple[str, ...]] = (TOKENIZER_FILE,)  # what `save_assets` writes

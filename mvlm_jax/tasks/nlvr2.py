@@ -5,6 +5,7 @@ from typing import Any
 
 from mvlm_jax.data.formats.nlvr2 import LABELS
 from mvlm_jax.data.labelled import LabelledRow
+from mvlm_jax.interop.model_card import About
 from mvlm_jax.tasks.classification import ClassificationTask, likeliest
 from mvlm_jax.tasks.labelled import LeftOut
 
@@ -13,7 +14,10 @@ class Nlvr2(ClassificationTask):
     """Each image goes through the model with the statement; a head judges both fused features together."""
 
     name = "nlvr2"
-    description = "that says whether a statement is true of two images"
+    about = About(
+        "that says whether a statement is true of two images",
+        'model.classify_pair([(left, right)], ["both images show a dog"])',
+    )
     images = 2
     labels = LABELS
     submits = True

@@ -18,6 +18,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, classify_folder
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
 from mvlm_jax.evaluation.retrieval import evaluate_retrieval
+from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.objectives.pretraining import Pairs, Pretraining, draw
@@ -32,9 +33,10 @@ class Pretrain(BaseTask):
     """MIM, MLM, ITC and ITM over pairs; reports retrieval and the reconstruction gain."""
 
     name = "pretrain"
-    description = (
-        "of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other "
-        "one, beside contrast and matching"
+    about = About(
+        "of image-text pairs, trained by rebuilding the masked part of one modality from the rest of it and the other\n"
+        "one, beside contrast and matching",
+        'model.similarity([image], ["a dog on the grass", "a red car"])',
     )
     verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
     embeds = True
@@ -163,8 +165,7 @@ class Pretrain(BaseTask):
                 templates=read_templates(templates) if templates else TEMPLATES,
             ),
             names=read_class_names(class_names) if class_names else None,
-            image_size=config.image.size,
-            max_image_pixels=config.data.max_image_pixels,
+            spec=self.image_spec,
             batch_size=config.eval.batch_size,
         )
         return {f"classification-{directory.resolve().name}": result}

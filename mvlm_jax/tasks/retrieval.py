@@ -13,7 +13,9 @@ class Retrieval(Pretrain):
     """Pre-training without reconstruction; reports retrieval alone."""
 
     name = "retrieval"
-    description = "of image-text pairs, fine-tuned by contrast and matching of whole images and texts"
+    about = Pretrain.about._replace(
+        description="of image-text pairs, fine-tuned by contrast and matching of whole images and texts"
+    )
 
     @classmethod
     def check(cls, config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ from mvlm_jax.evaluation.answering import rank_answers, write_answers
 from mvlm_jax.evaluation.batching import batch_parts, fetch
 from mvlm_jax.evaluation.vqa_accuracy import Judged, mean_accuracy
 from mvlm_jax.files import write_json
+from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
 from mvlm_jax.objectives.downstream import answer_losses
@@ -47,7 +48,7 @@ class Vqa(LabelledTask):
     answers: tuple[str, ...] = ("yes",)  # the list that is ranked
 
     name = "vqa"
-    description = "that answers questions about images"
+    about = About("that answers questions about images", 'model.answer([image], ["what color is the car?"])')
     asset_files = (*LabelledTask.asset_files, ANSWERS_FILE)
     verbs = ("answer", "predict")
     submits = True

@@ -5,6 +5,7 @@ from PIL import Image
 from tiny import SMALLER, recipe
 
 from mvlm_jax.data.formats.image_folder import open_image_folder, read_class_names, read_templates
+from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation import classification
@@ -37,7 +38,7 @@ def parts():
     return model, params, tokenizer
 
 
-OPTIONS = {"image_size": 32, "max_image_pixels": 10**6, "batch_size": 4}
+OPTIONS = {"spec": ImageSpec(size=32, max_pixels=10**6), "batch_size": 4}
 
 
 def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypatch):

@@ -1,6 +1,7 @@
 from tiny import recipe
 
 from mvlm_jax.interop.model_card import model_card
+from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.workdir import Evaluation
 
 
@@ -18,7 +19,7 @@ def test_every_metric_has_a_row_whatever_it_is():
         "val": Evaluation("retrieval-val", source="tfds:coco:val", metrics=metrics),
         "none": Evaluation("retrieval-none", source="", metrics={"left_out": {}}),
     }
-    card = model_card(recipe("demo"), step=3, parameters=10**6, evaluations=evaluations, weights=None)
+    card = model_card(recipe("demo"), Pretrain.about, step=3, parameters=10**6, evaluations=evaluations, weights=None)
     for row in (
         "- val: tfds:coco:val",
         "- none: source not recorded",

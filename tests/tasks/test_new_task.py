@@ -19,6 +19,7 @@ from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.downstream import FusedMaskVLM
 from mvlm_jax.tasks import registry
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
@@ -43,7 +44,7 @@ class Count:
 
 class Counting(LabelledTask):
     name = "counting"
-    description = "that counts shapes"
+    about = About("that counts shapes", 'model.predict([image], ["how many shapes are there?"])')
     sharding_rules = ((r"count_head/kernel", PartitionSpec()), *LabelledTask.sharding_rules)
     targets = Count()
     flops_per_step = 1e6  # not counted
