@@ -277,7 +277,8 @@ def from_json(text: str | bytes, *, source: object = "config.json") -> ConfigDic
         fields = migrate({name: value for name, value in flatten(json.loads(text)) if value is not None})
         for problem, names in (("unknown", fields.keys() - declared), ("missing", declared.keys() - fields)):
             if names:
-                raise UserError(f"{problem} fields: {', '.join(sorted(names))}")
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                raise UserError(f"{problem} fields: {', '.join(sorted(names)[:5])}{more}")
         config.update_from_flattened_dict(
             {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         )

@@ -247,7 +247,7 @@ def copied(export, target):
         (lambda folder: (folder / "config.json").unlink(), "give a folder that mvlm weights export wrote"),
         (lambda folder: (folder / "model.safetensors").unlink(), "there is no "),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json' cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "does not fit this version"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "cannot be used: missing fields"),
         (lambda folder: cut_short(folder / "model.safetensors"), "is damaged or cut short"),
         (lambda folder: without_one(folder / "model.safetensors"), "in 1 parameters, the first is temperature"),
     ],
