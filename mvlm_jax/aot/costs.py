@@ -129,26 +129,13 @@ def _bytes(instruction: Instruction, computation: Computation, program: Program)
 
 def _read(place: int, operand: Shape, body: Computation) -> int:
     """Bytes that a fusion reads of its operand."""
-    whole = _hbm(operand)
-    parameter = next(
-        (
-            inner.name
-            for inner in body.instructions.values()
-            if inner.opcode == "parameter" and inner.literal == str(place)
-        ),
-        None,
-    )
-    users = [inner for inner in body.instructions.values() if parameter in inner.operands]
-    if not whole or not users:
-        return 0
+    whole, inside = _hbm(operand), body.instructions.values()
+    parameter = next((each.name for each in inside if each.opcode == "parameter" and each.literal == str(place)), None)
     touched = 0
-    for user in users:
-        if user.opcode in _PARTS and user.operands[0] == parameter:
-            touched += user.shapes[0].bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
-            continue
-        else:
+    for user in (each for each in inside if parameter in each.operands):
+        if user.operands[0] != parameter or user.opcode not in (*_PARTS, "dynamic-update-slice"):
             return whole
+        touched += user.shapes[0].bytes if user.opcode in _PARTS else 0
     return min(whole, touched)
 
 

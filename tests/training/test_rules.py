@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import pytest
 
-from mvlm_jax.training.rules import first_match, match_rules
+from mvlm_jax.training.rules import match_rules
 
 PARAMS = {"encoder": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, "head": {"kernel": jnp.zeros((3, 1))}}
 
@@ -12,9 +12,10 @@ def test_the_first_matching_rule_wins():
 
 
 def test_a_rule_covers_the_whole_path_or_nothing():
-    assert first_match([(r"kernel", "part"), (r".*kernel", "whole")], "encoder/kernel") == "whole"
-    with pytest.raises(ValueError, match="no rule covers the parameter encoder/kernel"):
-        first_match([(r"encoder", 1), (r"kernel", 2)], "encoder/kernel")
+    params = {"encoder": {"kernel": jnp.zeros(1)}}
+    assert match_rules([(r"kernel", "part"), (r".*kernel", "whole")], params) == {"encoder": {"kernel": "whole"}}
+    with pytest.raises(ValueError, match="no rule covers 1 of 1 parameters: encoder/kernel"):
+        match_rules([(r"encoder", 1), (r"kernel", 2)], params)
 
 
 def test_parameters_that_no_rule_covers_are_named():
