@@ -11,7 +11,7 @@ looks finished; the same command continues it.
 With --check nothing is prepared. check.html and check.json list what is wrong with the images, the captions and the
 ids, and which images are in two splits or in an evaluation set. The exit status is 1 where --policy stops.
 
-    mvlm prepare --check --dataset=mine --source=json:pairs.json --against=coco=json:dataset_coco.json?split=test
+    mvlm prepare --check --dataset=mine --source=json:pairs.json --against=coco='json:dataset_coco.json?split=test'
 
 With --preview a page shows the batch of a step of a run: its images as augmented, its captions, and the masks.
 

@@ -40,7 +40,7 @@ def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int)
 def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
     ready = max(1, math.ceil(prefetch / workers))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
-    # A worker's own buffer is what it works ahead; threads inside it would only fight for its lock.
+    # A worker prefetches into its own buffer; threads inside it would only compete for the interpreter's lock.
     in_turn = grain.MapDataset.source(_Fitting(steps))[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
@@ -59,7 +59,7 @@ def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch:
 
 
 class _Fitting:
-    """Steps whose batches have room in the shared memory, or are an error."""
+    """Raises where a batch does not fit into the shared memory."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps

@@ -35,8 +35,8 @@ TURNS = {  # by the value of that field
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-PILLOW_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # None where the importing program has lifted Pillow's limit
-PARTS = (8, 4, 2)  # a JPEG is decoded to one in so many pixels a side; what is between is no faster than all
+PILLOW_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # None where the importing program removed Pillow's limit
+PARTS = (8, 4, 2)  # JPEG decodes at 1/8, 1/4 and 1/2 of the sides; other scales are no faster than the whole
 
 
 class UnusableImage(ValueError):
@@ -48,7 +48,7 @@ class UnusableImage(ValueError):
 
 
 class AbsentImage(UnusableImage):
-    """Listed, but not there; `reason` is absent."""
+    """A listed image that does not exist; `reason` is absent."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("absent", detail)
@@ -59,7 +59,7 @@ class UndecodableImage(UnusableImage):
 
 
 class EncodedImage:
-    """An image whose header is read and whose pixels are not."""
+    """An image of which only the header has been read."""
 
     def __init__(self, data: bytes, *, max_pixels: int) -> None:
         """
@@ -67,7 +67,7 @@ class EncodedImage:
           UndecodableImage: by the header; also where it says more than `max_pixels`, or twice Pillow's own limit.
         """
         self._data = data
-        self._picture = None  # a JPEG that needs nothing but decoding does without Pillow
+        self._picture = None  # None: a JPEG that simplejpeg decodes without Pillow
         plain = _plain_jpeg_size(data, max_pixels=max_pixels)
         if plain is None:
             self._picture = _opened(data, max_pixels=max_pixels)
@@ -75,7 +75,7 @@ class EncodedImage:
         self.width, self.height = plain  # in pixels, of the upright image
 
     def pixels(self, *, scale: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
-        """Upright RGB, to be asked for once; a JPEG may come back smaller, yet at no less than `scale` of its sides.
+        """Upright RGB; call it once. A JPEG may come back smaller, at no less than `scale` of its sides.
 
         Raises:
           UndecodableImage: what is wrong with the body.
@@ -87,7 +87,7 @@ class EncodedImage:
                     self._data, "RGB", min_height=-(-self.height // part), min_width=-(-self.width // part)
                 )
             except ValueError:
-                # Pillow reads what is wrong in no way that matters, and tells what is wrong with the rest.
+                # Pillow reads images with harmless faults, and says what is wrong with the others.
                 self._picture = _opened(self._data, max_pixels=self.width * self.height)
         with self._picture as picture:
             if scale < 1:
@@ -154,7 +154,7 @@ def _opened(data: bytes, *, max_pixels: int) -> Image.Image:
         raise UndecodableImage("too_large", str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise UndecodableImage("unrecognized", f"{len(data)} bytes that are none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # parsers of damaged headers raise whatever they trip over
+    except Exception as error:  # parsers raise all sorts of exceptions for damaged headers
         raise UndecodableImage("corrupt", str(error)) from error
     if picture.width * picture.height > max_pixels:
         raise UndecodableImage("too_large", f"{picture.width} x {picture.height} is over {max_pixels} pixels")
@@ -168,7 +168,7 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 
 
 def upright_rgb(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an open image, turned as its EXIF says; as they lie where the EXIF is damaged.
+    """The pixels of an open image, turned as its EXIF says; unturned where the EXIF is damaged.
 
     Raises:
       UndecodableImage: what is wrong with the body.
@@ -185,7 +185,7 @@ def _orientation(picture: Image.Image) -> int | None:
         picture.load()  # its EXIF may lie behind the pixels
     try:
         return picture.getexif().get(ORIENTATION)
-    except Exception:  # its parsers raise whatever they trip over, and the pixels are none the worse
+    except Exception:  # damaged EXIF raises all sorts of exceptions; the pixels are not affected
         return None
 
 
@@ -197,7 +197,7 @@ def _reasons_given() -> Iterator[None]:
         raise
     except OSError as error:
         raise UndecodableImage("truncated" if "truncated" in str(error) else "corrupt", str(error)) from error
-    except Exception as error:  # parsers of damaged bodies raise whatever they trip over
+    except Exception as error:  # parsers raise all sorts of exceptions for damaged bodies
         raise UndecodableImage("corrupt", str(error)) from error
 
 

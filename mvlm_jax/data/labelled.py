@@ -22,13 +22,13 @@ class LabelledExample(TypedDict):
     text: str
     answers: list[str]
     answer_type: str  # of VQA, such as yes/no; metrics are also given for each
-    group: str  # examples that are consistent if all of them are right; empty: nothing is asked of this one's
+    group: str  # of examples whose answers must be consistent; empty: none
     example_id: str
 
 
 @runtime_checkable
 class LabelledSource(Source[LabelledExample], Protocol):
-    """A source whose examples can be had without their images."""
+    """A source that can read examples without their images."""
 
     def row(self, index: int) -> "LabelledRow":
         """Everything but the images, which are not read.
@@ -42,7 +42,7 @@ class LabelledSource(Source[LabelledExample], Protocol):
 class LabelledRow(NamedTuple):
     """An example without the bytes of its images."""
 
-    images: tuple[str, ...]  # paths below the source's root; none where they are not files of their own
+    images: tuple[str, ...]  # paths below the source's root; empty where images are not files
     text: str
     answers: tuple[str, ...]
     answer_type: str
@@ -69,7 +69,7 @@ class ListedExamples:
     """Rows in memory, images read from their files on demand."""
 
     def __init__(self, rows: Sequence[LabelledRow], *, root: Path, left_out: Skipped | None = None) -> None:
-        """`left_out`: what the reader of the rows has not used."""
+        """`left_out`: the counts of what the reader of the rows left out."""
         self._rows, self._root = rows, root
         self.left_out = Skipped() if left_out is None else left_out
 
@@ -112,6 +112,6 @@ def answer_list(rows: Iterable[LabelledRow], *, size: int) -> list[str]:
     for row in rows:
         for answer in row.answers:
             given[answer] += 1 / len(row.answers)
-    # Sums of tenths in another order could differ in the last bit, and so could the list.
+    # Rounded: sums of tenths in another order may differ in the last bit.
     ordered = sorted(given, key=lambda answer: (-round(given[answer], 6), answer))
     return ordered[:size]

@@ -19,7 +19,7 @@ from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 
-MANY = 200_000  # ids: looking at more takes seconds
+MANY = 200_000  # ids; hashing more takes seconds
 ROUNDS = 4  # of the cipher behind a shuffle: as many as Grain takes
 FORM = "[weight*]uri, several of them joined by ' + '"
 
@@ -53,7 +53,7 @@ class Component:
 
 
 class Mixture:
-    """All components together, epoch after epoch, each in an order of its own; any place of any epoch at once.
+    """All components shuffled together, in another order each epoch, with random access to any epoch.
 
     A component's examples come in passes that hold each of them exactly once. Where its weight is no whole number, an
     epoch ends within a pass and the next epoch goes on with it.
@@ -84,12 +84,12 @@ class Mixture:
         nth = epoch * count + place - (self._ends[number] - count)
         turn, position = divmod(nth, length)
         if count % length:
-            # An epoch sees a part of a pass: a part of the file would be no fair sample of it.
+            # An epoch uses a part of a pass: it is shuffled, because the start of a file is no fair sample of it.
             position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
         return number, position
 
     def identity(self, number: int, example_id: str) -> str:
-        """An id that no example of another component has: `example_id` where there is but one component."""
+        """An id that no example of another component has: `example_id` where there is only one component."""
         return example_id if len(self.components) == 1 else f"{number}/{example_id}"
 
     def records(self) -> Iterator[tuple[Source, int]]:

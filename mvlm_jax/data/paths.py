@@ -46,7 +46,7 @@ def check_listed(path: str, *, root: Path) -> None:
 
 
 def hint(path: str) -> str:
-    """What to say of a path that leads nowhere; empty where there is nothing to say."""
+    """What an error about a path that does not exist should add; often empty."""
     return f"; {FROM_WINDOWS}" if "\\" in path or WINDOWS.match(path) else ""
 
 

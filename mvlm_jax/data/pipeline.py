@@ -25,7 +25,7 @@ from mvlm_jax.errors import UserError
 class Pair(NamedTuple):
     """One caption of an image, and the augmented image."""
 
-    image_id: str  # equal ids are the same image, so those of one component of a mixture are no other's
+    image_id: str  # unique to an image, also across the components of a mixture
     caption: str
     image: UInt8[np.ndarray, "S S 3"]
     skipped: int = 0  # unusable records that were stepped over to reach it

@@ -30,7 +30,7 @@ class Skipped:
             self.ids[reason].append(identity)
 
     def merge(self, other: Mapping[str, Mapping[str, Any]]) -> None:
-        """Adds what another skipped gave as `as_dict`, its ids behind the own ones."""
+        """Adds the counts and ids that `as_dict` of another one gave."""
         for reason, left_out in other.items():
             self.counts[reason] += left_out["count"]
             self.ids[reason] += left_out["ids"][: IDS_SHOWN - len(self.ids[reason])]
@@ -43,5 +43,5 @@ class Skipped:
 
 
 def left_out_of(source: object) -> Skipped:
-    """What a source's own reading left out, before any image was read; empty where it counts nothing."""
+    """The counts of what a source left out before any image was read; empty where it has none."""
     return getattr(source, "left_out", Skipped())

@@ -21,7 +21,7 @@ from mvlm_jax.data.paths import local_path, matching, split_query
 from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
 
-VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # what makes a directory below a prepared dataset's a version
+VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # below a prepared dataset, in each of its versions
 
 
 class Reader(NamedTuple):

@@ -17,13 +17,13 @@ from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
-LONGEST_GAP = 1000  # unusable records in a row before the source is taken to be broken
+LONGEST_GAP = 1000  # consecutive unusable records after which a run stops
 
 Made = TypeVar("Made")
 
 
 class UnusableExample(ValueError):
-    """An example that nothing can be learned from; the message is the reason."""
+    """An example that no training is possible with; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class TrainingExamples:
         Raises:
           UserError: so many unusable records in a row that the source must be broken.
         """
-        # Each index has a stream of its own, wherever in a batch it is made. Python's generator draws single numbers
-        # ten times as fast as NumPy's; only what it makes of `random()` is the same in every version.
+        # Each index has its own random numbers, so an example does not depend on its batch. Python's generator is
+        # ten times as fast as NumPy's for single numbers; only `random()` is the same in every version of Python.
         rng = random.Random(self.seed << 64 | index)
         number, position = self.mixture.locate(index, seed=self.seed)
         component = self.mixture.components[number]

@@ -1,4 +1,4 @@
-"""BERT's WordPiece: a vocabulary, and what is done to a text before it is looked up there."""
+"""BERT's WordPiece: a vocabulary, and how a text is normalised before it is looked up."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def from_vocabulary_file(text: str, *, path: Path, special: Sequence[str]) -> to
 
 
 def check_config(tokenizer: tokenizers.Tokenizer, *, path: Path) -> None:
-    """Refuses a tokenizer.json that contradicts the config beside it: which of the two was trained with is unknown.
+    """Refuses a tokenizer.json that contradicts the config beside it: either may be the one that was trained with.
 
     Raises:
       UserError: the field and both values.
@@ -94,13 +94,13 @@ def check_config(tokenizer: tokenizers.Tokenizer, *, path: Path) -> None:
 
 
 def effective(normalizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the library's `BertNormalizer` as they act: accents go with the capitals where nothing is said."""
+    """Fields of the library's `BertNormalizer` as they act: accents are stripped with the capitals by default."""
     stripped = normalizer["strip_accents"]
     return {**normalizer, "strip_accents": normalizer["lowercase"] if stripped is None else stripped}
 
 
 def config_fields(tokenizer: tokenizers.Tokenizer) -> dict[str, bool | None]:
-    """What a config beside this tokenizer must say of its normaliser; empty where that is not BERT's."""
+    """The normaliser's fields, which a config beside this tokenizer must agree with; empty where it is not BERT's."""
     normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
     if normalizer.get("type") != "BertNormalizer":
         return {}
@@ -119,7 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(file)
     except UserError as error:
-        raise UserError(f"{error}; it tells how {path.name} is used") from error
+        raise UserError(f"{error}; it says how {path.name} is used") from error
     for name in NORMALIZER_FIELDS:
         value = config.get(name, True)
         if not isinstance(value, bool) and (name, value) != ("strip_accents", None):

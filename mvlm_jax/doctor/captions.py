@@ -1,4 +1,4 @@
-"""What is wrong with a caption."""
+"""Faults of captions."""
 
 import re
 from collections.abc import Iterator

@@ -25,8 +25,11 @@ from mvlm_jax.doctor.near_duplicates import near_pairs, same_files
 
 CHUNK = 64  # examples that a thread checks at a time
 MANY_COPIES = 10  # of one file
-BOILERPLATE, BOILERPLATE_PART = 10, 1 / 1000  # images that share a caption: both in number and of all
-LONGEST = 4  # times the configured length; what is longer is counted as that long
+BOILERPLATE, BOILERPLATE_PART = (
+    10,
+    1 / 1000,
+)  # images with one caption: at least so many, and this part of all
+LONGEST = 4  # times the configured length; longer captions are counted as that long
 # Reasons for leaving something out before any image is read that nobody intends.
 UNREAD = ("malformed", "not_utf8", "no_path", "no_such_image", "repeated_member", "link_member")
 TOKENIZER_EXAMPLES = 20_000  # whose captions a tokenizer is trained on
@@ -37,7 +40,7 @@ class Place(NamedTuple):
     """An example: the split or evaluation set, and the index in it."""
 
     split: str
-    index: int  # type: ignore[assignment]  # hides tuple.index, which is of no use here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed
 
 
 class Finding(NamedTuple):

@@ -55,11 +55,11 @@ class Policy:
     """Which faults stop; one that is not listed never does."""
 
     text: str
-    counts: Mapping[str, int]  # by fault, how many findings are let pass
+    counts: Mapping[str, int]  # by fault, how many findings are allowed
     percents: Mapping[str, float]  # the same as a percentage of the examples
 
     def violations(self, counts: Mapping[str, int], *, examples: int) -> dict[str, int]:
-        """The faults with more findings than are let pass, and how many these are."""
+        """The faults with more findings than are allowed, and how many these are."""
         return {
             fault: counts[fault]
             for fault in FAULTS
@@ -70,7 +70,7 @@ class Policy:
 
 
 def parse_policy(text: str) -> Policy:
-    """Reads `errors,duplicate:1%,missing:10`: faults or groups of them, each with what is let pass; a later word wins.
+    """Reads `errors,duplicate:1%,missing:10`: faults or groups, each with how many are allowed; a later word wins.
 
     Raises:
       UserError: a word that is neither, or a limit that is no number; lists the legal ones.

@@ -1,4 +1,4 @@
-"""What is wrong with one image, and a fingerprint to find it again by."""
+"""Faults of one image, and a fingerprint to find copies of it by."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ class Fingerprint(NamedTuple):
     digest: UInt64[np.ndarray, "2"]  # of the encoded bytes
     shape: UInt64[np.ndarray, "4"]  # where the 256 lowest waves of the brightness are positive, the 64 lowest first
     colours: UInt8[np.ndarray, "192"]  # of 8 x 8 cells, RGB
-    flat: bool  # blank: every shape is noise then
+    flat: bool  # blank: its shape is only noise
 
 
 class Inspection(NamedTuple):
@@ -106,5 +106,5 @@ def _leading(lines: np.ndarray) -> int:
 def _frames(header: Image.Image) -> int:
     try:
         return getattr(header, "n_frames", 1)
-    except Exception:  # the first frame is sound; parsers of the others raise whatever they trip over
+    except Exception:  # the first frame is sound; damaged others raise all sorts of exceptions
         return 1

@@ -188,7 +188,7 @@ def test_sbu_pairs_lines_of_its_two_lists(tmp_path):
     }  # fmt: skip
     assert len(collection.splits["train"]) == 3
     (tmp_path / fetched.SBU_CAPTIONS).write_text("only one\n")
-    with pytest.raises(UserError, match="has 3 lines and .* 1; they belong together"):
+    with pytest.raises(UserError, match="has 3 lines but .* 1; they belong together"):
         fetched.sbu(tmp_path)
 
 

@@ -178,7 +178,7 @@ def test_fraction_that_leaves_nothing_is_refused(shapes_dir):
         open_mixture("tfds:shapes:train + tfds:shapes:val", data_dir=shapes_dir, fraction=0.03)
 
 
-def test_captions_are_all_captions_of_what_is_seen_once():
+def test_captions_are_those_of_every_pair_in_use_once():
     source = pair_source(4, captions=["x", "y"])
     part = np.array([1, 3], np.int32)
     mixture = Mixture([Component(source, weight=2.0, records=part), Component(ListSource(source.examples[:1]))])

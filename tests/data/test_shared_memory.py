@@ -43,7 +43,7 @@ def test_a_batch_that_does_not_fit_is_an_error_that_says_what_to_do(monkeypatch)
         RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs above"),
     ],
 )
-def test_what_fails_for_want_of_room_is_said_to(failure):
+def test_lack_of_room_is_reported_as_such(failure):
     with pytest.raises(RunError, match=REMEDIES), shared_memory.reported():
         raise failure
 

@@ -65,12 +65,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_token(tmp_path):
         ({"strip_accents": False}, "has cased tokens such as 'The'; put"),
         ({"do_lower_case": "no"}, 'has do_lower_case="no"; it must be true or false'),
         ({"do_lower_case": None}, "has do_lower_case=null; it must be true or false"),
-        ([], "holds a list; a JSON object is needed; it tells how vocab.txt is used"),
+        ([], "holds a list; a JSON object is needed; it says how vocab.txt is used"),
         ({"do_lower_case": False, "word_tokenizer_type": "mecab"}, 'only word_tokenizer_type="basic" can be read'),
         ({"do_lower_case": False, "do_basic_tokenize": False}, "only do_basic_tokenize=true can be read"),
     ],
 )
-def test_rules_that_are_not_told_or_cannot_be_followed_are_refused_in_one_line(tmp_path, config, said):
+def test_rules_that_are_missing_or_cannot_be_followed_are_refused_in_one_line(tmp_path, config, said):
     with pytest.raises(UserError) as caught:
         Tokenizer.load(folder(tmp_path, config), kind="bert")
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -53,7 +53,7 @@ def sbu(directory: Path) -> Collection:
     check_layout(directory, dataset="SBU", parts=(SBU_URLS, SBU_CAPTIONS, SBU_IMAGES))
     urls, captions = (decoded(file.read_bytes()).rstrip("\r\n").split("\n") for file in lists)
     if len(urls) != len(captions):
-        raise UserError(f"{SBU_URLS} has {len(urls)} lines and {SBU_CAPTIONS} {len(captions)}; they belong together")
+        raise UserError(f"{SBU_URLS} has {len(urls)} lines but {SBU_CAPTIONS} {len(captions)}; they belong together")
     names = (Path(urlsplit(url.strip()).path).name for url in urls)
     rows = (
         Row(name, [caption.strip()], Path(name).stem, f"line {number}")
@@ -88,7 +88,7 @@ def _check_parts(directory: Path, *, missing: set[str], ending: str) -> None:
     if missing:
         raise UserError(
             f"{str(directory)!r} lacks {len(missing)} files that img2dataset writes at the end of a part, the first "
-            f"{min(missing)}.{ending}; let it finish, or remove what there is of that part"
+            f"{min(missing)}.{ending}; let it finish, or remove the files of that part"
         )
 
 

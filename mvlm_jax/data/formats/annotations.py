@@ -21,7 +21,7 @@ def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSour
     `split` is one or more of Karpathy's, joined by commas.
 
     Raises:
-      UserError: another layout, no such split, or an entry without an image or with captions that are no text.
+      UserError: another layout, no such split, or an entry without an image or with captions that are not text.
     """
     file = existing_file(path)
     content = json_file(file)
@@ -92,7 +92,7 @@ def coco_rows(content: Mapping[str, Any], *, left_out: Skipped) -> Iterator[Row]
 
 
 def caption_text(value: Any) -> str:
-    """A caption as text; what has none becomes an empty one, to be counted as such.
+    """A caption as text; null and NaN become an empty one, which is counted as such.
 
     Raises:
       TypeError: a list or a mapping.

@@ -131,7 +131,7 @@ def holds_images(file: Path, column: str) -> bool:
 def table_errors(file: Path, columns: Sequence[str]) -> Iterator[None]:
     """
     Raises:
-      UserError: in the place of what Arrow raises, and of captions that are no text.
+      UserError: instead of Arrow's errors, and for captions that are not text.
     """
     try:
         yield
@@ -148,7 +148,7 @@ def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, r
     A row without an id is known by its path, or by its file and number.
 
     Raises:
-      UserError: a file cannot be read, lacks a column, or holds captions that are no text.
+      UserError: a file cannot be read, lacks a column, or holds captions that are not text.
     """
     groups, starts, rows = [], [], []
     captions: list[list[str]] = []

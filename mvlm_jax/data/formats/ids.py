@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 
 def id_text(value: Any) -> str:
-    """An id as text; empty where there is none: null, NaN or blanks, of which all examples would share one."""
+    """An id as text; empty for null, NaN and blanks, which many examples would share."""
     if value is None or value != value:
         return ""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -17,8 +17,8 @@ def id_text(value: Any) -> str:
 
 
 def distinct(keys: pa.Array, *, files: Sequence[int], names: Sequence[str]) -> pa.Array:
-    """The keys, each once: where one comes again it has the name of its file before it, and a number where that is not
-    enough. An earlier file keeps its ids whatever follows.
+    """Makes keys unique: a repeated one gets the name of its file as a prefix, and a number where that is not enough.
+    The ids of a file do not depend on later files.
 
     Args:
       files: number of the file that each key is from.

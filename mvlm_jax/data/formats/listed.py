@@ -1,4 +1,4 @@
-"""Images in files of their own, listed with their captions somewhere else."""
+"""Image files that a list names, with their captions."""
 
 import errno
 from collections.abc import Iterable
@@ -57,10 +57,10 @@ class ListedSource:
 
 
 def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) -> ListedSource:
-    """The captions of an image gathered from all its rows, images in the order of their first one.
+    """Gathers the captions of each image from all its rows; images are in the order of their first row.
 
     Args:
-      left_out: of the reader of the rows, which counts in it what it does not use. Rows without a path come to it.
+      left_out: the counts of the reader of the rows; rows without a path are added to them.
 
     Raises:
       UserError: a row names a URL, or a path of Windows.
@@ -126,5 +126,5 @@ def root_of(file: Path, image_root: str) -> Path:
 
 
 def utf8(text: str) -> str:
-    """The text with ? in the place of what has no UTF-8 form, as half a surrogate pair, which JSON may hold."""
+    """The text with ? for what UTF-8 cannot encode, such as half a surrogate pair, which JSON may hold."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""What the readers of published annotation files share."""
+"""Reading of published annotation files."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -24,7 +24,7 @@ from mvlm_jax.data.paths import hint, matching, warn_of_missing_parts
 from mvlm_jax.errors import UserError
 
 FEATURES = ("image", "captions", "image_id")
-OPTIONS = ("image", "captions", "id")  # that name other features in their places
+OPTIONS = ("image", "captions", "id")  # each names another feature to read in its place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +67,12 @@ class RecordSource:
             return self.example(self.values(index))
 
     def example(self, values: Mapping[str, Sequence[bytes]]) -> Any:
-        """An `Example`; a reader of other features makes something else of them."""
+        """An `Example`; readers of other features override this."""
         image, captions, identity = (values[name] for name in self.features)
         return Example(image=image[0], captions=list(map(as_text, captions)), image_id=as_text(identity[0]))
 
     def values(self, index: int) -> dict[str, Sequence[bytes]]:
-        """Of each feature of a record, integers as digits, and an id where it has none.
+        """The values of each feature of a record: integers as digits, and a generated id where it has none.
 
         Raises:
           whatever ArrayRecord and protobuf raise of a damaged record; see `damage_reported`.
@@ -84,7 +84,7 @@ class RecordSource:
         return values
 
     def example_id(self, index: int) -> str:
-        """The number of the record where it is damaged and its id is nowhere else."""
+        """The id; `record <number>` where the record is damaged and its id is stored nowhere else."""
         part, within = self._part(index)
         if not part.ids:
             try:
@@ -105,14 +105,14 @@ class RecordSource:
         try:
             yield
         except (RuntimeError, ValueError, DecodeError, LookupError) as error:
-            # Where the system fails rather than the record, ArrayRecord names the call: "open() failed: …".
+            # ArrayRecord names the call where the system failed and not the record: "open() failed: …".
             if "() failed" in str(error):
                 raise UserError(f"record {index} cannot be read: {error}") from error
             self._check_whole(index)
             raise UndecodableImage("corrupt", f"record {index}: {type(error).__name__} {error}") from error
 
     def _part(self, index: int) -> tuple[Records, int]:
-        """The records that one is among, and its place in them."""
+        """The `Records` that contain an index, and the place in them."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._parts[number], index - int(self._starts[number])
 
@@ -162,7 +162,7 @@ def open_dataset(
     """
     try:
         builder = tfds.builder_from_directory(directory)
-    except (json_format.Error, OSError, ValueError, ImportError) as error:  # an unknown type is sought in TensorFlow
+    except (json_format.Error, OSError, ValueError, ImportError) as error:  # TFDS looks for unknown types in TensorFlow
         reason = str(error).partition("\n")[0]
         raise UserError(f"the description of dataset {directory} cannot be read: {reason}; prepare it again") from error
     features = reader.features if features is None else features
@@ -178,7 +178,7 @@ def open_dataset(
     absent = [part.filename for part in instructions if not Path(part.filename).is_file()]
     if absent:
         raise UserError(f"dataset {directory} lacks {len(absent)} files of split {split}, the first {absent[0]!r}")
-    where: dict[str, tuple[str, int]] = {}  # the file of ids, and the place in it where those of a file begin
+    where: dict[str, tuple[str, int]] = {}  # by shard, the file of ids and the first row of the shard in it
     for name, info in builder.info.splits.items():
         ids = ids_file(directory, name)
         known = ids.is_file() and features[-1] == reader.features[-1]
@@ -218,7 +218,7 @@ def open_files(pattern: str, *, features: Sequence[str] = FEATURES) -> RecordSou
     except (DecodeError, LookupError) as error:
         raise UserError(f"records of {pattern!r} are not examples of {', '.join(features)}") from error
     except RuntimeError as error:
-        # Damage to one record is no worse at the first one than at any other.
+        # A damaged first record is left out as any other is.
         logging.warning("record 0 of %r cannot be read: %s", pattern, error)
     return source
 
@@ -231,7 +231,7 @@ def parse(record: bytes, *, features: Sequence[str]) -> Mapping[str, Any]:
     """
     stored = tf_example_pb2.Example.FromString(record).features.feature
     for name in features:
-        # Asking for a feature that is not there would make one up.
+        # Reading a missing key of this map would add it.
         if name not in stored:
             raise KeyError(name)
     return stored
@@ -243,7 +243,7 @@ def ids_file(directory: Path, split: str) -> Path:
 
 
 def read_ids(path: str | Path) -> pa.Array:
-    """The ids of a whole split, mapped rather than read.
+    """The ids of a whole split, memory-mapped.
 
     Raises:
       UserError: the file is cut off or damaged.
@@ -251,7 +251,7 @@ def read_ids(path: str | Path) -> pa.Array:
     try:
         with pa.memory_map(str(path)) as file:
             ids = pa.ipc.open_file(file).get_batch(0).column(0)
-            ids.validate(full=True)  # a damaged offset would be followed to wherever it leads
+            ids.validate(full=True)  # a damaged offset would be read as an address
             return ids
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
@@ -261,7 +261,7 @@ def read_ids(path: str | Path) -> pa.Array:
 def _check_features(
     info: tfds.features.FeaturesDict, *, features: Sequence[str], directory: Path, reader: type[RecordSource]
 ) -> None:
-    # A feature in another one, as TFDS's captions/text, is a feature of its own in a record.
+    # A nested feature such as TFDS's captions/text is a feature of its own in a record.
     there = tfds.core.utils.flatten_nest_dict(info.get_serialized_info())
     missing = [name for name in features if name not in there]
     if missing:

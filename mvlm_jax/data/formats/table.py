@@ -42,7 +42,7 @@ def open_table(
     if not {file.suffix.lower() for file in files} <= set(SUFFIXES):
         raise UserError(f"{path!r} is not one of {', '.join(SUFFIXES)}")
     if len({file.parent for file in files}) > 1 and not image_root:
-        raise UserError(f"{path!r} matches files in several directories; say by image_root= where their paths begin")
+        raise UserError(f"{path!r} matches files in several directories; name the one of the images with image_root=")
     warn_of_missing_parts(files)
     wanted = [image, caption, *([id] if id else [])]
     root = root_of(files[0], image_root)
@@ -129,7 +129,7 @@ def _text_rows(file: Path, *, wanted: Sequence[str], columns: Sequence[str] | No
 
 
 class _Lines:
-    """Lines of a file, of which the last one is remembered."""
+    """Lines of a file; keeps the last one."""
 
     last = ""
 

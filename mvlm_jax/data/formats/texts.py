@@ -17,13 +17,13 @@ COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\
 
 
 def compression_of(head: bytes) -> str:
-    """What to say of a file that is compressed, by its first bytes; empty where it is not."""
+    """What an error about a file should add where its first bytes show that it is compressed; else empty."""
     name = next((name for mark, name in COMPRESSIONS.items() if head.startswith(mark)), "")
     return f"; it is compressed by {name}, so unpack it first" if name else ""
 
 
 def encoding_of(head: bytes) -> str:
-    """By the byte-order mark, which the encoding removes; UTF-8 where there is none."""
+    """The encoding by the byte-order mark, which it removes; UTF-8 where there is none."""
     return next((encoding for mark, encoding in MARKS if head.startswith(mark)), "utf-8")
 
 

@@ -41,13 +41,13 @@ def open_vqa(directory: Path, split: str) -> ListedExamples:
 
 
 def in_minival(row: LabelledRow) -> bool:
-    """Decided by the image, so that all of its questions fall on the same side."""
+    """Decided by the image, so that all questions about it are in the same part."""
     digest = hashlib.blake2b(Path(row.images[0]).stem.encode(), digest_size=4).digest()
     return int.from_bytes(digest) % MINIVAL_PART == 0
 
 
 def submission(answers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What EvalAI takes, from answers by question id; published ids are numbers."""
+    """The entries that EvalAI takes, from answers by question id; published ids are numbers."""
     return [
         {"question_id": int(question) if question.isdecimal() else question, "answer": answer}
         for question, answer in answers.items()
@@ -55,7 +55,7 @@ def submission(answers: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _rows(directory: Path, split: str, *, left_out: Skipped) -> list[LabelledRow]:
-    """Questions with their answers; annotations of no question are counted in `left_out`."""
+    """Questions with their answers; annotations without a question are counted in `left_out`."""
     name = FILES[split]
     file = directory / QUESTIONS.format(name)
     content = json_file(file)
@@ -85,7 +85,7 @@ def _annotations(file: Path) -> dict[int, tuple[tuple[str, ...], str]]:
         raise UserError(f"{str(file)!r} holds no list of annotations")
 
     def entry(annotation: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, ...], str]]:
-        # Millions of answers are a few thousand different strings.
+        # Interned: millions of answers are a few thousand different strings.
         answers = tuple(sys.intern(text_in(given, "answer").strip()) for given in annotation["answers"])
         return int(annotation["question_id"]), (answers, sys.intern(str(annotation["answer_type"])))
 

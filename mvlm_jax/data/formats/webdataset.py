@@ -20,8 +20,8 @@ from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 MEMBERS = ("image", "txt", "json")  # columns of the index, each (offset, bytes); (0, 0): not there
-BLOCK = tarfile.BLOCKSIZE  # bytes that a header takes, and a multiple of which everything in a tar file begins at
-CHUNK = 2**20  # bytes that are looked at together
+BLOCK = tarfile.BLOCKSIZE  # bytes; the size of a header, and what all offsets in a tar file are multiples of
+CHUNK = 2**20  # bytes that are read at a time
 
 
 class WebDatasetSource:
@@ -154,7 +154,7 @@ class _Examples:
         self.members: list[list[tuple[int, int]]] = []
         self.left_out = Skipped()
         self._latest: dict[str, int] = {}  # by key, of the examples with it
-        self._runs: list[int] = []  # by example, the last run of members of one key that it has a part of
+        self._runs: list[int] = []  # by example, the last run of members with one key that belongs to it
         self._run, self._key = 0, ""
 
     def add(self, member: tarfile.TarInfo) -> None:
@@ -204,7 +204,7 @@ def _read_archive(stream: BinaryIO, examples: _Examples, *, start: int, size: in
         tar = tarfile.open(fileobj=stream, mode="r:")
     except tarfile.ReadError as error:
         raise tarfile.ReadError(f"{error} at byte {start}") from error
-    # `tarfile` stops at a block that is no header, whatever it is; the caller looks what it is.
+    # `tarfile` stops at any block that is no header; the caller finds out what it is.
     with tar:
         while (member := _next(tar, end)) is not None:
             # Otherwise the list of all members read so far grows with the file.
@@ -225,7 +225,7 @@ def _next(tar: tarfile.TarFile, end: int) -> tarfile.TarInfo | None:
 
 
 def _after_zeros(stream: BinaryIO, end: int, *, size: int) -> int:
-    """Where the zeros stop that close an archive: `size`, or where another archive begins.
+    """The end of the zeros that close an archive: `size`, or where another archive begins.
 
     Raises:
       TarError: there are none.

@@ -32,10 +32,10 @@ from mvlm_jax.lock import only_one
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-WORTH_WORKERS = 2000  # examples; fewer are written before worker processes have started
-SMALLEST_SHARD, MOST_SHARDS = 512, 256  # examples; files of a split: enough to share out, few enough to keep open
+WORTH_WORKERS = 2000  # examples; with fewer, starting worker processes takes longer than writing
+SMALLEST_SHARD, MOST_SHARDS = 512, 256  # examples in a shard; shards of a split
 SHARD_FIELDS = ("file", "examples", "bytes", "sha256")
-HOLDS_IMAGES = re.compile(r"\.(tar|array_record)\b")  # names of files that are more than a list
+HOLDS_IMAGES = re.compile(r"\.(tar|array_record)\b")  # names of files that hold the images themselves
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -140,7 +140,7 @@ def _check_same_origin(directory: Path, origin: Mapping[str, Any]) -> dict[str, 
 
 
 def _stamp(path: Path) -> list[int | str]:
-    """Size and digest of a list; of a file with images, which would take long to read, size and time of change."""
+    """Size and digest of a list; of a file with images, which takes long to read, size and time of modification."""
     try:
         status = path.stat()
         return [status.st_size, status.st_mtime_ns if HOLDS_IMAGES.search(path.name) else sha256(path)]
@@ -200,7 +200,7 @@ def _write_in_parallel(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         min(workers, len(shards)),
-        # A fork would take the lock file, and half the state of other threads, with it.
+        # A fork would inherit the lock file and the state of other threads.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(dict(collection.splits), collection.codec, checks),
@@ -215,11 +215,11 @@ def _write_in_parallel(
                 bar.update(len(writing.pop(future).indices))
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process died, perhaps for want of memory; finished shards are kept, so start again with fewer "
+            "a worker process died, perhaps because memory ran out; finished shards are kept: start again with fewer "
             "--workers"
         ) from error
     except KeyboardInterrupt:
-        # A shard of a large collection takes minutes, and what there is of it is of no use.
+        # Do not wait for unfinished shards: they take minutes and cannot be continued.
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise
@@ -236,7 +236,7 @@ def _ctrl_c_kept_from_children() -> Iterator[None]:
     """
     came = []
     in_main_thread = threading.current_thread() is threading.main_thread()
-    # Another thread takes a signal that this one has blocked, and its handler runs in this one.
+    # Blocking the signal is not enough: another thread may receive it, and the handler runs in this one.
     handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if in_main_thread else None
     try:
         with signals.kept_from_children(signal.SIGINT):
@@ -253,7 +253,7 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(splits: Mapping[str, Source], codec: Codec, checks: ImageChecks) -> None:
     _worker.update(splits=splits, codec=codec, checks=checks)
-    end_with_parent()  # or it would write on without its parent's lock
+    end_with_parent()  # it must not write without the lock that its parent holds
 
 
 def _write_in_worker(shard: Shard) -> None:

@@ -23,7 +23,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class ImageChecks:
-    """What every image goes through before it is written."""
+    """Checks and changes of every image before it is written."""
 
     max_pixels: int = PILLOW_PIXELS  # larger images are left out by their header
     max_side: int = 0  # pixels; larger images are scaled down and re-encoded as JPEG; 0: none is
@@ -46,7 +46,7 @@ class ImageChecks:
 
 
 def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
-    """Writes the usable ones of some examples, and beside the file its report, which makes it count as finished."""
+    """Writes the usable ones of some examples, then the report that marks the file as finished."""
     skipped, ids, captions = Skipped(), [], 0
     with atomically(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
@@ -76,7 +76,7 @@ def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, che
 
 
 def finished_report(path: Path) -> dict[str, Any] | None:
-    """The report of a shard; None where it is not finished, or no longer what was written."""
+    """The report of a shard; None where it is not finished or was changed since."""
     try:
         report = json.loads(report_path(path).read_text())
         return report if path.stat().st_size == report["bytes"] and sha256(path) == report["sha256"] else None
