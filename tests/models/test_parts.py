@@ -136,7 +136,7 @@ def test_an_answering_model_reads_words_of_another_width():
 
 
 @pytest.mark.slow
-def test_the_compiled_step_computes_little_more_than_is_counted():
+def test_the_compiled_step_computes_what_is_counted():
     config = recipe("pretrain_4m")
     config.update_from_flattened_dict(
         {"dtype": "float32", "image.size": 96, "text_encoder.vocab_size": 1003, "text.max_length": 16}
@@ -144,7 +144,8 @@ def test_the_compiled_step_computes_little_more_than_is_counted():
         | {"cross.layers": 1, "cross.decoder_layers": 1, "matching.group": 4, "batch_size": 8}
     )  # fmt: skip
     step = compile_step(config, jax.devices()[:1])
-    assert step.task.flops_per_step <= matrix_flops(step.program) <= 1.05 * step.task.flops_per_step
+    # A little less is computed than is counted: pixels need no gradient.
+    assert matrix_flops(step.program) == pytest.approx(step.task.flops_per_step, rel=0.03)
 
 
 # A run
