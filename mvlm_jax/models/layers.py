@@ -225,7 +225,7 @@ def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
     return fused or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
 
 
-def layer_stack(block: type[PreNormBlock] | type[PostNormBlock], *, layers: int, **block_fields) -> nn.Module:
+def layer_stack(block: type[nn.Module], *, layers: int, **block_fields) -> nn.Module:
     """`layers` blocks of one kind, parameters stacked on a leading axis, named `layers`.
 
     `compute.layer_loop` says how they run: a `lax.scan` compiles one layer; unrolled, XLA sees them all and copies

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import SMALLER, recipe, tiny_model
+from tiny import SMALLER, recipe, sizes, tiny_model
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.aot.ahead import describe_step
+from mvlm_jax.aot.ahead import compile_step, describe_step
+from mvlm_jax.aot.costs import matrix_flops
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops, pretraining_step_flops
@@ -84,7 +85,7 @@ def test_tied_words_and_answers_are_of_the_text_encoders_width():
 
 
 def test_features_of_both_encoders_have_the_width_of_the_cross_encoders():
-    model = tiny_model(pad_id=0, **{f"{part}__width": sizes["width"] for part, sizes in TINY.items()})
+    model = tiny_model(pad_id=0, **{f"{part}__width": own["width"] for part, own in TINY.items()})
     image, text = jnp.ones((2, 32, 32, 3), jnp.uint8), jnp.array([[1, 5, 6, 2, 0]] * 2)
     params = jax.jit(model.init)(jax.random.key(0), image, text)["params"]
     bound = model.bind({"params": params})
@@ -135,6 +136,19 @@ def test_an_answering_model_reads_words_of_another_width():
     assert flat(variables["params"])["answer_decoder/token_projection/kernel"].shape == (8, 16)
 
 
+@pytest.mark.slow
+def test_the_compiled_step_computes_what_is_counted():
+    config = recipe("pretrain_4m")
+    config.update_from_flattened_dict(
+        {"dtype": "float32", "image.size": 96, "text_encoder.vocab_size": 1003, "text.max_length": 16}
+        | sizes(heads=4, layers=2) | {"image_encoder.width": 192, "text_encoder.width": 64, "cross.width": 128}
+        | {"cross.layers": 1, "cross.decoder_layers": 1, "matching.group": 4, "batch_size": 8}
+    )  # fmt: skip
+    step = compile_step(config, jax.devices()[:1])
+    # A little less is computed than is counted: pixels need no gradient.
+    assert matrix_flops(step.program) == pytest.approx(step.task.flops_per_step, rel=0.03)
+
+
 # A run
 
 
@@ -142,8 +156,8 @@ def run(*, devices, mesh=(1, 1, 1), steps=2, **fields):
     """Losses of the first steps over noise, the same for every mesh."""
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER | {"batch_size": 16, "dtype": "float32"} | fields)
-    for part, sizes in TINY.items():
-        config[part].update(sizes)
+    for part, own in TINY.items():
+        config[part].update(own)
     task = describe_task(config)
     mesh = make_mesh(**dict(zip(("data", "fsdp", "tensor"), mesh)), devices=devices)
     program = make_program(task=task, config=config, mesh=mesh)
