@@ -79,7 +79,7 @@ class ImageFamily(Family):
     def write(self, folder: Path, params: Params, *, encoder: ConfigDict, image: ImageFormat) -> None:
         """A folder that transformers loads."""
         write_model(folder, params, family=self, heads=encoder.heads, fields=self.folder_fields(encoder, image))
-        preprocessing = {
+        fields = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
             "size": {"height": image.size, "width": image.size},
@@ -90,7 +90,7 @@ class ImageFamily(Family):
             "image_mean": list(image.mean),
             "image_std": list(image.std),
         }
-        write_json(folder / PREPROCESSOR, preprocessing)
+        write_json(folder / PREPROCESSOR, fields)
 
     def folder_fields(self, encoder: ConfigDict, image: ImageFormat) -> dict[str, Any]:
         """What config.json says beside the sizes."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.family import STACK, Entry, Family, Resizable, Shapes
+from mvlm_jax.interop.family import STACK, Family, Resizable, Shapes
 from mvlm_jax.interop.matching import Match, check_names, recognise
 from mvlm_jax.interop.report import Report
 from mvlm_jax.interop.tensors import Tensor, Tensors, open_tensors
@@ -95,7 +95,7 @@ class Reader:
 
     def load(self, shapes: Shapes, *, resizable: Mapping[str, Resizable]) -> tuple[Loaded, Report]:
         """All of `shapes` but the optional ones."""
-        source, part, entries = str(self.path), self._family.part, self._entries
+        source, part, encoder, entries = str(self.path), self._family.part, self.encoder, self._entries
         if set(entries) != set(shapes):
             raise ValueError(f"the entries do not cover {sorted(set(entries) ^ set(shapes))} of {part}")
         not_used = check_names(self._match, self._places, source=source)
@@ -111,22 +111,24 @@ class Reader:
         )
         if self._family.config_names.heads not in self.config:
             report.notes.append(
-                f"the number of heads is not in the weights; config.{part}.heads={self.encoder.heads} is used"
+                f"the number of heads is not in the weights; config.{part}.heads={encoder.heads} is used"
             )
         converted: dict[str, set[str]] = {}
         loaded: Loaded = {}
         for path, entry in entries.items():
-            names = self._names(entry)
+            stacked = path.startswith(STACK)
+            names = [entry.name.format(n=n) for n in range(encoder.layers if stacked else 1)]
             if entry.optional and not all(
                 name in self._places and self._name(name) in self._source.tensors for name in names
             ):
                 report.initial.append(f"{part}/{path}")
                 continue
             change = resizable.get(path)
-            wanted = self._torch_shape(entry, shapes[path] if change is None else change.shape)
+            shape = shapes[path] if change is None else change.shape
+            wanted = entry.layout.to_torch(np.empty(shape[1:] if stacked else shape, np.float32), encoder.heads).shape
             parts = [self._read(name, wanted=wanted, converted=converted) for name in names]
-            value = np.stack([entry.layout.to_ours(part, self.encoder.heads) for part in parts])
-            value = value if path.startswith(STACK) else value[0]
+            value = np.stack([entry.layout.to_ours(part, encoder.heads) for part in parts])
+            value = value if stacked else value[0]
             loaded[path] = np.ascontiguousarray(value if change is None else change.resize(value))
             assert loaded[path].shape == tuple(shapes[path]), path
             report.parameters += loaded[path].size
@@ -136,15 +138,6 @@ class Reader:
     def _name(self, canonical: str) -> str:
         name = self._places[canonical].name
         return self._match.originals.get(name, name)
-
-    def _names(self, entry: Entry) -> list[str]:
-        if "{n}" not in entry.name:
-            return [entry.name]
-        return [entry.name.format(n=n) for n in range(self.encoder.layers)]
-
-    def _torch_shape(self, entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-        single = shape[1:] if entry.path.startswith(STACK) else shape
-        return entry.layout.to_torch(np.empty(single, np.float32), self.encoder.heads).shape
 
     def _read(
         self, canonical: str, *, wanted: tuple[int, ...], converted: dict[str, set[str]]

@@ -1,8 +1,7 @@
 """ViT, DeiT and MAE, as transformers and timm name them."""
 
-from mvlm_jax.interop.family import HEADS, POOLER, Entry, Naming, layer, norm
+from mvlm_jax.interop.family import HEADS, PATCHES, POOLER, SAME, Entry, Naming, layer, norm
 from mvlm_jax.interop.image_family import ImageFamily
-from mvlm_jax.interop.layouts import PATCHES, SAME
 from mvlm_jax.models.image_encoder import ImageEncoder
 
 _DISTILLED = (

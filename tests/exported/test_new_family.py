@@ -15,9 +15,8 @@ from mvlm_jax.cli import train, weights
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.bert import BERT
 from mvlm_jax.interop.families import IMAGE_FAMILIES, TEXT_FAMILIES
-from mvlm_jax.interop.family import STACK, Entry, Naming, dense, norm
+from mvlm_jax.interop.family import PATCHES, SAME, STACK, Entry, Naming, dense, norm
 from mvlm_jax.interop.image_family import ImageFamily
-from mvlm_jax.interop.layouts import PATCHES, SAME
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import Mlp, layer_stack, token_init
