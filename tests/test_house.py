@@ -23,8 +23,7 @@ LAYERS = (
     "tasks",
     "evaluation  interop  doctor",
     "objectives",
-    "models  data",
-    "training",
+    "models  data  training",
     "configs",  # the shipped recipes
     "config",
     "config_migration",
