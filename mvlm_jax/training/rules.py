@@ -28,4 +28,4 @@ def match_rules(rules: Sequence[tuple[str, Any]], tree: PyTree) -> PyTree:
         more = len(uncovered) - _NAMED_AT_MOST
         names = ", ".join(uncovered[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
         raise ValueError(f"no rule covers {len(uncovered)} of {len(paths)} parameters: {names}")
-    return structure.unflatten([matches[path][0] for path in paths])
+    return jax.tree.unflatten(structure, [matches[path][0] for path in paths])
