@@ -14,7 +14,7 @@ from tiny import SMALLER, demo_flags, prepare_shapes, recipe, sizes
 import mvlm_jax
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import evaluate, train, weights
-from mvlm_jax.data import labelled_pipeline
+from mvlm_jax.data import images
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.images import UndecodableImage
 from mvlm_jax.data.labelled import LabelledRow
@@ -102,14 +102,14 @@ def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, demo_r
 
 def broken_image(monkeypatch, *, data):
     """Images of these bytes cannot be decoded."""
-    decode = labelled_pipeline.decode_image
+    decode = images.decode_image
 
     def decode_others(image, **options):
         if image == data:
             raise UndecodableImage("corrupt", "made so")
         return decode(image, **options)
 
-    monkeypatch.setattr(labelled_pipeline, "decode_image", decode_others)
+    monkeypatch.setattr(images, "decode_image", decode_others)
 
 
 def test_what_an_evaluation_server_gets_names_every_example(finetuned, data_dir, tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_an_evaluation_of_which_nothing_can_be_used_is_refused(finetuned, tmp_pa
     def broken(image, **options):
         raise UndecodableImage("corrupt", "made so")
 
-    monkeypatch.setattr(labelled_pipeline, "decode_image", broken)
+    monkeypatch.setattr(images, "decode_image", broken)
     submission = [] if name == "entailment" else [f"--submission={tmp_path / 'submission'}"]
     assert evaluate.run([*given, *submission]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
