@@ -284,7 +284,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def jax_paths(model: MaskVLM) -> dict[str, str]:
-    """For each parameter of the twin the path of ours that it corresponds to, stacked layers taken apart."""
+    """For each parameter of the reference the path of ours that it corresponds to, stacked layers taken apart."""
     leaves = {nn.Linear: "kernel", nn.LayerNorm: "scale", nn.Embedding: "embedding"}
     paths = {}
     for name, _ in model.named_parameters():
@@ -311,7 +311,7 @@ def unstacked(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarr
 
 
 def as_torch(value: np.ndarray, like: Tensor, *, path: str) -> Tensor:
-    """One of our arrays in the layout of the twin's parameter: kernels are (in…, out…) there, (out, in) here.
+    """One of our arrays in the layout of the reference's parameter: kernels are (in…, out…) there, (out, in) here.
 
     Raises:
       ValueError: the shapes do not correspond.
@@ -343,7 +343,7 @@ def load_from_jax(model: MaskVLM, params: Mapping[str, Any]) -> None:
     left_over = sorted(set(ours) - set(theirs.values()))
     if without or left_over:
         raise ValueError(
-            f"parameters do not correspond: the twin lacks a value for {without[:10]} ({len(without)} in all), "
+            f"parameters do not correspond: the reference lacks a value for {without[:10]} ({len(without)} in all), "
             f"and has no place for {left_over[:10]} ({len(left_over)} in all)"
         )
     parameters = dict(model.named_parameters())

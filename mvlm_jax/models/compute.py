@@ -16,7 +16,7 @@ class Compute:
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"  # xla: any platform and type; cudnn: flash attention on NVIDIA GPUs, in 16 bits
     layer_loop: str = "scan"  # scan: one layer is compiled; unroll: all of them, which runs faster
-    remat: str = "none"  # what the backward pass computes anew: none, dots (all but matrix products), full
+    remat: str = "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
 
 
 def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, backend: str | None = None) -> Compute:

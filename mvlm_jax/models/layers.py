@@ -211,7 +211,7 @@ def rematerialized(target, *, remat: str, prevent_cse: bool = True):
     """`nn.remat` of a block, or of a function of one, with the policy of that name.
 
     Args:
-      remat: what the backward pass computes anew: `none`, `dots` (all but matrix products), `full` (everything).
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products), `full` (everything).
     """
     if remat == "none":
         return target
@@ -220,7 +220,7 @@ def rematerialized(target, *, remat: str, prevent_cse: bool = True):
 
 
 def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
-    # A fused attention is one primitive, whose scores are never stored: computing it anew would save nothing.
+    # A fused attention is one primitive, whose scores are never stored: recomputing it would save nothing.
     fused = primitive.name.startswith("dot_product_attention_fwd")
     return fused or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
 

@@ -2,7 +2,7 @@
 
   .venv-parity/bin/python tests/interop/make_goldens.py
 
-`make parity` makes that environment. The timm folder is only made anew where timm is installed too.
+`make parity` makes that environment. The timm folder is only made again where timm is installed too.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The PyTorch twin in `benchmarks`: the same losses, gradients and updates as ours, float32. Run by `make parity`."""
+"""The PyTorch reference in `benchmarks`: the same losses, gradients and updates as ours. Run by `make parity`."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import torch_maskvlm as twin  # noqa: E402
+import torch_maskvlm as reference  # noqa: E402
 import torch_pretraining  # noqa: E402
 from tiny import tiny_model  # noqa: E402
 
@@ -26,10 +26,10 @@ from mvlm_jax.objectives.pretraining import Pretraining, draw  # noqa: E402
 from mvlm_jax.training.accumulation import whole_batch  # noqa: E402
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer  # noqa: E402
 
-SAME = twin.Part(width=48, heads=4, layers=3, mlp_ratio=3)
+SAME = reference.Part(width=48, heads=4, layers=3, mlp_ratio=3)
 # Encoders of other widths, depths and heads than the cross encoders and than each other.
-OTHER = {"image_encoder": twin.Part(40, 2, 2, 2), "text_encoder": twin.Part(24, 6, 4, 4)}
-SIZES = twin.Sizes(
+OTHER = {"image_encoder": reference.Part(40, 2, 2, 2), "text_encoder": reference.Part(24, 6, 4, 4)}
+SIZES = reference.Sizes(
     image_size=64, patch=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), vocab_size=211, positions=24,
     image_encoder=SAME, text_encoder=SAME, cross=dataclasses.replace(SAME, layers=2), decoder_layers=2, projection=32,
 )  # fmt: skip
@@ -84,15 +84,15 @@ def make_params(model, batch):
 
 
 class Pair:
-    """Ours and the twin with the same parameters, and the same draws for both."""
+    """Ours and the reference with the same parameters, and the same draws for both."""
 
     def __init__(self, batch, *, kind, token_head="dense", parts=None):
         self.batch = batch
         sizes = dataclasses.replace(SIZES, text_kind=kind, token_head=token_head, **(parts or {}))
         self.ours = our_model(sizes)
         self.params = make_params(self.ours, batch)
-        self.twin = twin.MaskVLM(sizes)
-        twin.load_from_jax(self.twin, self.params)
+        self.reference = reference.MaskVLM(sizes)
+        reference.load_from_jax(self.reference, self.params)
         self.pairs = draw(
             jax.random.key(2),
             jax.random.key(3),
@@ -115,7 +115,7 @@ class Pair:
         )
 
     def our_losses(self, condition_on):
-        """The four losses and the gradient of their sum, by the twin's paths."""
+        """The four losses and the gradient of their sum, by the reference's paths."""
 
         def total(params):
             objective = Pretraining(
@@ -127,7 +127,7 @@ class Pair:
         (_, losses), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(self.params)
         return {name: float(loss) for name, loss in losses.items()}, gradient
 
-    def twin_losses(self, condition_on):
+    def reference_losses(self, condition_on):
         image, text, image_id = (torch.from_numpy(x) for x in self.batch)
         drawn = (*self.pairs.image_mask, *self.pairs.text_mask)
         masks = torch_pretraining.Masks(*(torch.from_numpy(np.array(x)) for x in drawn))
@@ -137,19 +137,19 @@ class Pair:
             token_targets=masks.token_targets.long(),
         )
         losses = torch_pretraining.pretraining_losses(
-            self.twin, image, text, image_id, masks,
+            self.reference, image, text, image_id, masks,
             group=GROUP, condition_on=condition_on, negatives=self.negatives,
         )  # fmt: skip
-        self.twin.zero_grad()
+        self.reference.zero_grad()
         sum(losses.values()).backward()
         return {name: loss.item() for name, loss in losses.items()}
 
-    def to_twin(self, tree):
-        """A tree of ours in the twin's names and layouts."""
-        flat, paths = twin.unstacked(tree), twin.jax_paths(self.twin)
+    def to_reference(self, tree):
+        """A tree of ours in the reference's names and layouts."""
+        flat, paths = reference.unstacked(tree), reference.jax_paths(self.reference)
         return {
-            name: twin.as_torch(flat[paths[name]], parameter, path=paths[name])
-            for name, parameter in self.twin.named_parameters()
+            name: reference.as_torch(flat[paths[name]], parameter, path=paths[name])
+            for name, parameter in self.reference.named_parameters()
         }
 
 
@@ -160,7 +160,7 @@ def roberta(batch):
 
 def assert_same_losses_and_gradients(pair, condition_on):
     expected, gradient = pair.our_losses(condition_on)
-    found = pair.twin_losses(condition_on)
+    found = pair.reference_losses(condition_on)
     for name in LOSSES:
         print(
             f"\n{name}: {expected[name]:.6f}, relative difference {abs(found[name] / expected[name] - 1):.1e}", end=""
@@ -169,8 +169,8 @@ def assert_same_losses_and_gradients(pair, condition_on):
 
     floor = FLOOR * float(optax.tree.norm(gradient))
     worst = (0.0, "")
-    for name, ours in pair.to_twin(gradient).items():
-        theirs = dict(pair.twin.named_parameters())[name].grad
+    for name, ours in pair.to_reference(gradient).items():
+        theirs = dict(pair.reference.named_parameters())[name].grad
         # Without a context nothing reaches the cross-attention of the image decoder.
         theirs = torch.zeros_like(ours) if theirs is None else theirs
         norm, difference = ours.norm().item(), (theirs - ours).norm().item()
@@ -207,10 +207,10 @@ def make_optimizers(pair):
         pair.params, schedules=schedules, rules=OPTIMIZER_RULES, decay_rules=DECAY_RULES,
         weight_decay=0.05, b1=0.9, b2=0.98, clip_norm=0.0,
     )  # fmt: skip
-    return ours, torch_pretraining.make_optimizer(pair.twin, weight_decay=0.05, betas=(0.9, 0.98))
+    return ours, torch_pretraining.make_optimizer(pair.reference, weight_decay=0.05, betas=(0.9, 0.98))
 
 
-def twin_rates(update):
+def reference_rates(update):
     rates = {"steps": RATES["steps"], "warmup_steps": RATES["warmup_steps"]}
     return {
         "encoder": torch_pretraining.learning_rate(
@@ -225,18 +225,18 @@ def test_the_same_gradients_give_the_same_updates(batch, parts):
     pair = Pair(batch, kind="bert", parts=parts)
     ours, theirs = make_optimizers(pair)
     params, state = pair.params, ours.init(pair.params)
-    parameters = dict(pair.twin.named_parameters())
+    parameters = dict(pair.reference.named_parameters())
     update = jax.jit(ours.update)
     for step in range(1, 5):  # through the warm-up into the cosine
         rng = np.random.default_rng(step)
         gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)  # noqa: B023
-        for name, value in pair.to_twin(gradient).items():
+        for name, value in pair.to_reference(gradient).items():
             parameters[name].grad = value
-        torch_pretraining.set_learning_rates(theirs, twin_rates(step))
+        torch_pretraining.set_learning_rates(theirs, reference_rates(step))
         theirs.step()
         updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        for name, value in pair.to_twin(params).items():
+        for name, value in pair.to_reference(params).items():
             # A wrong group or a missing decay is off by 1e-5 at least.
             torch.testing.assert_close(parameters[name].data, value, rtol=1e-6, atol=5e-7, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
@@ -246,25 +246,25 @@ def test_a_whole_step_gives_the_same_parameters(batch):
     ours, theirs = make_optimizers(pair)
     _, gradient = pair.our_losses("unmasked")
     updates, _ = ours.update(gradient, ours.init(pair.params), pair.params)
-    updated = pair.to_twin(optax.apply_updates(pair.params, updates))
-    pair.twin_losses("unmasked")
-    torch_pretraining.set_learning_rates(theirs, twin_rates(1))
+    updated = pair.to_reference(optax.apply_updates(pair.params, updates))
+    pair.reference_losses("unmasked")
+    torch_pretraining.set_learning_rates(theirs, reference_rates(1))
     theirs.step()
     # Adam's first update is the sign of the gradient, times the learning rate: where the gradient is rounding, so is
     # its sign.
-    for name, of_name in pair.to_twin(gradient).items():
+    for name, of_name in pair.to_reference(gradient).items():
         if name.endswith("key.bias"):
             continue
-        parameter = dict(pair.twin.named_parameters())[name]
+        parameter = dict(pair.reference.named_parameters())[name]
         decided = (of_name.abs() > 1e-2 * of_name.square().mean().sqrt()) | (of_name == 0)
         assert decided.float().mean() > 0.5, name  # embeddings of which few examples hold a row have many near zero
         difference = (parameter.data - updated[name])[decided]
-        assert difference.abs().max() < 1e-3 * twin_rates(1)["encoder"], name
+        assert difference.abs().max() < 1e-3 * reference_rates(1)["encoder"], name
 
 
 def test_loading_names_what_does_not_correspond(roberta):
     params = jax.tree.map(np.asarray, roberta.params)
-    before = {name: value.clone() for name, value in roberta.twin.state_dict().items()}
+    before = {name: value.clone() for name, value in roberta.reference.state_dict().items()}
     head = {"kernel": params["matching_head"]["kernel"].T, "bias": params["matching_head"]["bias"]}
     deeper = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), params["text_encoder"]["layers"])
     for wrong, named in (
@@ -277,6 +277,6 @@ def test_loading_names_what_does_not_correspond(roberta):
         (params | {"matching_head": head}, r"matching_head/kernel has shape \(2, 48\)"),
     ):
         with pytest.raises(ValueError, match=named):
-            twin.load_from_jax(roberta.twin, wrong)
-    for name, value in roberta.twin.state_dict().items():
+            reference.load_from_jax(roberta.reference, wrong)
+    for name, value in roberta.reference.state_dict().items():
         assert torch.equal(value, before[name]), name
