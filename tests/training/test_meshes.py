@@ -49,11 +49,11 @@ def test_saving_memory_trains_the_same_run(fields, shapes_dir, on_one_device):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
-def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(sizes, shapes_dir):
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
+def test_every_big_matrix_and_its_moments_are_cut_along_fsdp_and_tensor(axes, shapes_dir):
     config = config_of(shapes_dir, **sizes(width=64, layers=4))
-    state = make_program(task=open_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(sizes)).state
-    _, fsdp, tensor = sizes
+    state = make_program(task=open_task(config, workdir=shapes_dir), config=config, mesh=mesh_of(axes)).state
+    _, fsdp, tensor = axes
     trees = [flat(tree) for tree in (state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu")))]
     cut = {path: leaf for path, leaf in trees[0].items() if re.fullmatch(BIG, path)}
     for path, leaf in cut.items():
