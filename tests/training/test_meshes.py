@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny import sizes
 from twenty import config_of, trajectory
 
 from mvlm_jax.interop.parameters import flat
