@@ -78,6 +78,11 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
         ({"optimizer.peak": float("nan")}, "must not be negative"),
         ({"image.mean": (0.5,)}, "must have three values"),
         ({"task": "captioning"}, "is not one of pretrain, retrieval, vqa, nlvr2, entailment"),
+        ({"image_encoder.kind": "resnet"}, "config.image_encoder.kind='resnet' is not one of vit"),
+        ({"text_encoder.kind": "elmo"}, "config.text_encoder.kind='elmo' is not one of roberta, bert"),
+        ({"batch_size": 48}, "must be a multiple of 32, config.accumulate=1 times config.matching.group=32"),
+        ({"batch_size": 96, "accumulate": 2}, "must be a multiple of 64, config.accumulate=2 times config.matching"),
+        ({"task": "vqa", "batch_size": 33, "accumulate": 2}, "must be a multiple of 2, config.accumulate=2$"),
     ],
 )
 def test_values_that_cannot_work_together_are_refused(changes, message):
@@ -85,6 +90,15 @@ def test_values_that_cannot_work_together_are_refused(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         registry.validate(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"task": "vqa"}, {"task": "nlvr2"}, {"task": "entailment"}, {"loss.itm": 0.0}], ids=str
+)
+def test_the_batch_need_not_fit_groups_that_are_not_used(changes):
+    config = config_lib.default()
+    config.update_from_flattened_dict({"batch_size": 33, **changes})
+    registry.validate(config)
 
 
 def test_unknown_fields_and_wrong_types_are_refused():

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.nlvr2 import Nlvr2
@@ -27,12 +28,14 @@ def task_type(config: ConfigDict) -> type[BaseTask]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks a whole config, with what its task asks of it.
+    """Checks a whole config, with the kinds of its encoders and what its task asks of it.
 
     Raises:
       UserError: the field, the value received and what would be right.
     """
     config_lib.validate(config)
+    image_family(config.image_encoder.kind)
+    text_family(config.text_encoder.kind)
     task_type(config).check(config)
 
 
