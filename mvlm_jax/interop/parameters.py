@@ -43,7 +43,7 @@ def restore_parameters(directory: Path, *, step: int | None) -> tuple[Flat, int]
       UserError: no such checkpoint.
     """
     with Checkpoints.for_reading(directory) as checkpoints:
-        step, params = checkpoints.read_params(step)
+        step, params = checkpoints.restore_params(step)
     return {path: np.asarray(value) for path, value in flat(params).items()}, step
 
 
