@@ -22,7 +22,7 @@ from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.families import text_family
-from mvlm_jax.interop.parameters import read_parameters
+from mvlm_jax.interop.parameters import flat, nested, read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
@@ -46,9 +46,18 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
     # What was fastest where it was trained may not exist here.
     config.model.attention = config.model.layer_loop = "auto"
     tokenizer = Tokenizer.load(folder / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
-    params = read_parameters(folder / WEIGHTS, shapes=task.parameter_shapes(config))
+    params = read_parameters(folder / WEIGHTS)
+    shapes = {path: leaf.shape for path, leaf in flat(task.parameter_shapes(config)).items()}
+    different = sorted(set(shapes) ^ set(params)) or [
+        path for path in sorted(shapes) if shapes[path] != params[path].shape
+    ]
+    if different:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit the config.json beside it in {len(different)} parameters, the first is "
+            f"{different[0]}; keep the files of one export together"
+        )
     opened = task(config=config, tokenizer=tokenizer, **task.read_assets(folder))
-    return Inference(task=opened, params=jax.device_put(params), batch_size=batch_size)
+    return Inference(task=opened, params=jax.device_put(nested(params)), batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""What an import did with every tensor."""
+"""What an import loaded, and what it did with every tensor."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
+
+from mvlm_jax.interop.parameters import Flat
 
 
 @dataclasses.dataclass
@@ -12,17 +14,14 @@ class Report:
     source: str
     files: list[str]
     naming: str
-    prefix: str  # in front of the source's names; empty: none
-    tensors: int  # of the source that are used
-    parameters: int  # numbers loaded
+    prefix: str = ""  # in front of the source's names; empty: none
+    tensors: int = 0  # of the source that are used
+    parameters: int = 0  # numbers loaded
     converted: dict[str, int] = dataclasses.field(default_factory=dict)  # tensors of each type made float32
     resized: list[str] = dataclasses.field(default_factory=list)
     not_used: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names for each reason
     initial: list[str] = dataclasses.field(default_factory=list)  # parameters the source does not have
     notes: list[str] = dataclasses.field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """For a reader, the most important first."""
@@ -35,6 +34,21 @@ class Report:
             *(f"  not used: {_shortened(names)}: {reason}" for reason, names in self.not_used.items()),
             *(f"  at its initial value: {path}" for path in self.initial),
             *(f"  note: {note}" for note in self.notes),
+        ]
+
+
+class Imported(NamedTuple):
+    params: Flat  # by path within the whole model
+    reports: list[Report]
+    initial: list[str]  # the parts of the model that nothing was loaded into
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"loaded": list(map(dataclasses.asdict, self.reports)), "at_initial_values": self.initial}
+
+    def lines(self) -> list[str]:
+        """For a reader."""
+        return [line for report in self.reports for line in report.lines()] + [
+            f"parts at their initial values: {', '.join(self.initial) or 'none'}"
         ]
 
 

@@ -24,8 +24,8 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
+from mvlm_jax.interop.image_family import resize_positions
 from mvlm_jax.interop.parameters import flat
-from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.tasks.nlvr2 import Nlvr2
