@@ -15,8 +15,7 @@ from mvlm_jax.data.labelled_pipeline import Classes
 from mvlm_jax.evaluation.batching import compute, fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.downstream import classification_losses
-from mvlm_jax.objectives.losses import example_counts
+from mvlm_jax.objectives.losses import classification_losses, example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training.accumulation import Independent

@@ -23,8 +23,7 @@ from mvlm_jax.files import write_json
 from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.downstream import answer_losses
-from mvlm_jax.objectives.losses import example_counts
+from mvlm_jax.objectives.losses import answer_losses, example_counts
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training import hosts
