@@ -34,11 +34,11 @@ def _import(values: flags.FlagValues) -> None:
         raise UserError("nothing to import; give --config.init_from.image=PATH, --config.init_from.text=PATH or both")
     tokenizer = task_type(config).open_tokenizer(config, workdir=None) if config.init_from.text else None
     imported = import_encoders(task_type(config).parameter_shapes(config), config=config, tokenizer=tokenizer)
-    print("\n".join(imported.lines()))
+    print("\n".join(imported.lines))
     if values.output:
         with new_folder(values.output) as folder:
             write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
-            (folder / WEIGHTS).write_text(json.dumps(imported.to_dict(), indent=2) + "\n")
+            (folder / WEIGHTS).write_text(json.dumps(imported.report, indent=2) + "\n")
         print("written: " + ", ".join(map(str, sorted(values.output.glob("*_encoder")))))
 
 

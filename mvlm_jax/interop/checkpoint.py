@@ -15,9 +15,10 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import WEIGHTS
 from mvlm_jax.interop.image_family import resize_positions
-from mvlm_jax.interop.parameters import Flat, flat, part_of, parts_without, read_parameters, restore_parameters
-from mvlm_jax.interop.report import Imported, Report
+from mvlm_jax.interop.parameters import Flat, flat, part_of, read_parameters, restore_parameters
+from mvlm_jax.interop.report import Report, start_weights
 from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.training.task import StartWeights
 
 # Parts that must come with the checkpoint where the model has them; others are heads of a task, which may be new.
 REQUIRED = (
@@ -40,7 +41,7 @@ SAME = (
 )
 
 
-def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> Imported:
+def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> StartWeights:
     """Every parameter that the model at `path` has too: a workdir, of which the latest checkpoint is read, or a folder
     that `mvlm weights export` wrote.
 
@@ -92,7 +93,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     unused = sorted(set(source) - set(origins.values()))
     if unused:
         report.not_used["this task has no such part"] = unused
-    return Imported(params, [report], initial=parts_without(params, among=wanted))
+    return start_weights(params, [report], shapes=wanted)
 
 
 def _read(directory: Path) -> tuple[Flat, ConfigDict, int | None]:

@@ -13,17 +13,18 @@ from mvlm_jax.interop.families import every_family, image_family, text_family
 from mvlm_jax.interop.family import Family, Shapes
 from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.matching import recognise
-from mvlm_jax.interop.parameters import Flat, flat, parts_without, within
+from mvlm_jax.interop.parameters import Flat, flat, within
 from mvlm_jax.interop.reader import Reader
-from mvlm_jax.interop.report import Imported, Report
+from mvlm_jax.interop.report import Report, start_weights
 from mvlm_jax.interop.tensors import open_tensors
 from mvlm_jax.interop.vocabulary import check_tokenizer, tokenizer_file
 from mvlm_jax.models.image_encoder import ImageFormat
+from mvlm_jax.training.task import StartWeights
 
 
 def import_encoders(
     shapes: PyTree[jax.ShapeDtypeStruct], *, config: ConfigDict, tokenizer: Tokenizer | None
-) -> Imported:
+) -> StartWeights:
     """The encoders that `config.init_from` names, fit for parameters of these `shapes`.
 
     Args:
@@ -49,7 +50,7 @@ def import_encoders(
     if text:
         assert tokenizer is not None
         check_tokenizer(tokenizer, weights=text, vocab_size=config.text_encoder.vocab_size)
-    return Imported(params, reports, initial=parts_without(params, among=flat_shapes))
+    return start_weights(params, reports, shapes=flat_shapes)
 
 
 def import_encoder(

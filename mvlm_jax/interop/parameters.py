@@ -1,6 +1,6 @@
 """The parameters of a model as a flat dictionary, on the host."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,11 +30,6 @@ def nested(params: Mapping) -> dict:
 def part_of(path: str) -> str:
     """The part of the model that has the parameter."""
     return path.partition("/")[0]
-
-
-def parts_without(params: Iterable[str], *, among: Iterable[str]) -> list[str]:
-    """The parts of the parameters `among` which there are none of `params`; all by path."""
-    return sorted(set(map(part_of, among)) - set(map(part_of, params)))
 
 
 def within(part: str, params: Mapping[str, T]) -> dict[str, T]:

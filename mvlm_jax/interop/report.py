@@ -1,9 +1,10 @@
 """What an import loaded, and what it did with every tensor."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
 
-from mvlm_jax.interop.parameters import Flat
+from mvlm_jax.interop.parameters import Flat, part_of
+from mvlm_jax.training.task import StartWeights
 
 
 @dataclasses.dataclass
@@ -37,19 +38,19 @@ class Report:
         ]
 
 
-class Imported(NamedTuple):
-    params: Flat  # by path within the whole model
-    reports: list[Report]
-    initial: list[str]  # the parts of the model that nothing was loaded into
+def start_weights(params: Flat, reports: Sequence[Report], *, shapes: Iterable[str]) -> StartWeights:
+    """What was loaded, with the parts of the model that nothing was loaded into.
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"loaded": list(map(dataclasses.asdict, self.reports)), "at_initial_values": self.initial}
-
-    def lines(self) -> list[str]:
-        """For a reader."""
-        return [line for report in self.reports for line in report.lines()] + [
-            f"parts at their initial values: {', '.join(self.initial) or 'none'}"
-        ]
+    Args:
+      shapes: every parameter of the model.
+    """
+    initial = sorted(set(map(part_of, shapes)) - set(map(part_of, params)))
+    lines = [line for report in reports for line in report.lines()]
+    return StartWeights(
+        params,
+        report={"loaded": list(map(dataclasses.asdict, reports)), "at_initial_values": initial},
+        lines=[*lines, f"parts at their initial values: {', '.join(initial) or 'none'}"],
+    )
 
 
 def _shortened(names: list[str]) -> str:

@@ -166,10 +166,8 @@ class BaseTask(Task):
             return None
         if config.init_from.checkpoint:
             self._check_tokenizer(config.init_from.checkpoint)
-            imported = import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
-        else:
-            imported = import_encoders(shapes, config=config, tokenizer=self.tokenizer)
-        return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
+            return import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
+        return import_encoders(shapes, config=config, tokenizer=self.tokenizer)
 
     def _check_tokenizer(self, checkpoint: str) -> None:
         theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)
