@@ -259,7 +259,10 @@ class Checkpoints:
         return restored
 
     def _given(self, step: int, read: Callable[[], Any]) -> Any:
-        self._check(step)
+        steps = self.steps()
+        if step not in steps:
+            there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
         try:
             return read()
         except Damaged as error:
@@ -288,12 +291,6 @@ class Checkpoints:
             return os.fstat(self._opened).st_nlink == 0 < self._links  # some file systems count no links at all
         except OSError as error:  # any other may pass; if not, the next write fails
             return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-
-    def _check(self, step: int) -> None:
-        steps = self.steps()
-        if step not in steps:
-            there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
-            raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
 
 
 def fingerprints(tree: PyTree) -> list[int]:
