@@ -22,7 +22,7 @@ from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.families import text_family
-from mvlm_jax.interop.parameters import read_parameters
+from mvlm_jax.interop.parameters import flat, nested, read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
@@ -46,9 +46,18 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
     # What was fastest where it was trained may not exist here.
     config.model.attention = config.model.layer_loop = "auto"
     tokenizer = Tokenizer.load(folder / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
-    params = read_parameters(folder / WEIGHTS, shapes=task.parameter_shapes(config))
+    params = read_parameters(folder / WEIGHTS)
+    shapes = {path: leaf.shape for path, leaf in flat(task.parameter_shapes(config)).items()}
+    different = sorted(set(shapes) ^ set(params)) or [
+        path for path in sorted(shapes) if shapes[path] != params[path].shape
+    ]
+    if different:
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit the config.json beside it in {len(different)} parameters, the first is "
+            f"{different[0]}; keep the files of one export together"
+        )
     opened = task(config=config, tokenizer=tokenizer, **task.read_assets(folder))
-    return Inference(task=opened, params=jax.device_put(params), batch_size=batch_size)
+    return Inference(task=opened, params=jax.device_put(nested(params)), batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +143,12 @@ class Inference:
     def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of texts."""
         self._check_verb("encode_image")
-        return self._batched(_embed_images, self._pixels(images))
+        return self._batched(MaskVLM.embed_image, self._pixels(images))
 
     def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of images; longer texts are cut as captions are."""
         self._check_verb("encode_text")
-        return self._batched(_embed_texts, self._tokens(texts))
+        return self._batched(MaskVLM.embed_text, self._tokens(texts))
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
         """Cosine of every image with every text."""
@@ -190,15 +199,15 @@ class Inference:
         patch_mask = np.asarray(patch_mask, bool)
         if patch_mask.shape != (side, side):
             raise UserError(f"patch_mask has the shape {patch_mask.shape}; the image has {side} rows of {side} patches")
-        pixels = self._pixels([image])
-        painted = _reconstruct(self.model, self.params, pixels, self._tokens([text]), patch_mask.reshape(1, -1))
+        shown = self._pixels([image]), self._tokens([text]), patch_mask.reshape(1, -1)
+        painted = compute(self.model, self.params, *shown, method=_reconstruct)
         return Image.fromarray(np.asarray(painted)[0])
 
-    def _batched(self, compute: Callable[..., jax.Array], *inputs: np.ndarray) -> np.ndarray:
+    def _batched(self, method: Callable[..., jax.Array], *inputs: np.ndarray) -> np.ndarray:
         outputs = []
         for indices in index_batches(len(inputs[0]), self.batch_size):
             batch = tuple(padded(rows[indices], self.batch_size) for rows in inputs)
-            computed = compute(self.model, self.params, *place(batch, params=self.params))
+            computed = compute(self.model, self.params, *place(batch, params=self.params), method=method)
             outputs.append(np.asarray(computed)[: len(indices)])
         return np.concatenate(outputs)
 
@@ -246,13 +255,8 @@ class Inference:
         return SPECIAL[self.tokenizer.kind][-1]
 
 
-_embed_images = functools.partial(compute, method=MaskVLM.embed_image)
-_embed_texts = functools.partial(compute, method=MaskVLM.embed_text)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _match(model, params, pixels, tokens):
-    return jax.nn.softmax(model.bind({"params": params}).pair_logits(pixels, tokens))[:, 1]
+def _match(model, pixels, tokens):
+    return jax.nn.softmax(model.pair_logits(pixels, tokens))[:, 1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -264,13 +268,11 @@ def _fill_mask(model, params, pixels, tokens, vocab_size):
     return jax.nn.softmax(bound.classify_tokens(fused)[..., :vocab_size])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model, params, pixels, tokens, patch_mask):
-    bound = model.bind({"params": params})
-    w, text_mask, patches = bound.encode_text(tokens), bound.text_mask(tokens), bound.patches(pixels)
-    fused = bound.fuse_image(bound.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
+def _reconstruct(model, pixels, tokens, patch_mask):
+    w, text_mask, patches = model.encode_text(tokens), model.text_mask(tokens), model.patches(pixels)
+    fused = model.fuse_image(model.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
     slots = jnp.broadcast_to(jnp.arange(patch_mask.shape[1]), patch_mask.shape)
-    painted = jnp.where(patch_mask[:, :, None], bound.decode_image(fused, w, text_mask, slots), patches)
+    painted = jnp.where(patch_mask[:, :, None], model.decode_image(fused, w, text_mask, slots), patches)
     side, patch = model.image.grid, model.image.patch
     grid = painted.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
     colours = grid.reshape(pixels.shape) * jnp.asarray(model.image.std) + jnp.asarray(model.image.mean)

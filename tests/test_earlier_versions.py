@@ -159,7 +159,7 @@ def test_a_run_starts_from_an_old_one(source, old_run):
     config = read_config(old_run)
     imported = import_checkpoint(str(path), shapes=task_type(config).parameter_shapes(config), config=config)
     written = load_file(OLD / "export" / "model.safetensors")
-    assert not imported.initial
+    assert not imported.report["at_initial_values"]
     assert imported.params.keys() == written.keys()
     for name, value in imported.params.items():
         np.testing.assert_array_equal(value, written[name], err_msg=name)

@@ -77,12 +77,7 @@ def main(values: flags.FlagValues) -> None:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(task=task, config=config, mesh=mesh)
     with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
-        if values.step is not None:
-            step, params = values.step, checkpoints.restore_params(values.step, program.state.params)
-        elif latest := checkpoints.restore_latest_params(program.state.params):
-            step, params = latest
-        else:
-            raise UserError(f"the checkpoints in {directory} were removed meanwhile; train again or restore them")
+        step, params = checkpoints.restore_params(values.step, program.state.params)
         submission = None
         if values.classify:
             results = task.classify(params, values.classify, class_names=values.class_names, templates=values.templates)

@@ -18,9 +18,7 @@ from absl import flags
 from mvlm_jax.cli import commands
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
-from mvlm_jax.interop.image_family import image_format
-from mvlm_jax.interop.inspecting import inspect
-from mvlm_jax.interop.start import import_encoders
+from mvlm_jax.interop.importing import import_encoders, inspect
 from mvlm_jax.tasks.registry import task_type
 from mvlm_jax.training.workdir import WEIGHTS, read_config
 
@@ -35,20 +33,13 @@ def _import(values: flags.FlagValues) -> None:
     if not (config.init_from.image or config.init_from.text):
         raise UserError("nothing to import; give --config.init_from.image=PATH, --config.init_from.text=PATH or both")
     tokenizer = task_type(config).open_tokenizer(config, workdir=None) if config.init_from.text else None
-    imported = import_encoders(
-        task_type(config).parameter_shapes(config),
-        init_from=config.init_from.to_dict(),
-        image=image_format(config),
-        image_encoder=config.image_encoder,
-        text_encoder=config.text_encoder,
-        tokenizer=tokenizer,
-    )
-    print("\n".join(imported.lines()))
+    imported = import_encoders(task_type(config).parameter_shapes(config), config=config, tokenizer=tokenizer)
+    print("\n".join(imported.lines))
     if values.output:
         with new_folder(values.output) as folder:
-            written = write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
-            (folder / WEIGHTS).write_text(json.dumps(imported.to_dict(), indent=2) + "\n")
-        print("written: " + ", ".join(str(values.output / name) for name in written))
+            write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
+            (folder / WEIGHTS).write_text(json.dumps(imported.report, indent=2) + "\n")
+        print("written: " + ", ".join(map(str, sorted(values.output.glob("*_encoder")))))
 
 
 def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:

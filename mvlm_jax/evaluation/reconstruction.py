@@ -15,8 +15,8 @@ from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
 from mvlm_jax.models.maskvlm import MaskVLM
+from mvlm_jax.objectives.losses import masked_image_loss, masked_text_correct
 from mvlm_jax.objectives.masking import Masking
-from mvlm_jax.objectives.reconstruction import masked_image_loss, masked_text_correct
 
 PARTNERS = ("own", "wrong", "none")
 

@@ -147,7 +147,8 @@ def match_pairs(
             slots = padded(image[chunk] - indices[0], batch_size).astype(np.int32)
             slots, text = place((slots, split.captions[captions]), params=params)
             features = _encode_texts(model, params, text)[0] if w is None else place(w[captions], params=params)
-            odds[chunk] = fetch(_match(model, params, v, slots, features, text))[: len(chunk)]
+            log_odds = compute(model, params, v, slots, features, text, method=_match)
+            odds[chunk] = fetch(log_odds)[: len(chunk)]
     return matching
 
 
@@ -158,9 +159,7 @@ def _encode_texts(model, params, text):
     return w, bound.project_text(w)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _match(model, params, v, slots, w, text):
+def _match(model, v, slots, w, text):
     """Of each text with the image in its slot of `v`."""
-    bound = model.bind({"params": params})
-    logits = bound.match_features(v[slots], w, bound.text_mask(text))
+    logits = model.match_features(v[slots], w, model.text_mask(text))
     return logits[:, 1] - logits[:, 0]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.family import HEADS, POOLER, SAME, Entry, Naming, Params, Resizable, Shapes, layer, norm
-from mvlm_jax.interop.importing import Reader
+from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.text_family import TextFamily
 from mvlm_jax.models.text_encoder import TextEncoder
 

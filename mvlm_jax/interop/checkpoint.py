@@ -2,25 +2,23 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
-from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
-from mvlm_jax.interop.parameters import Flat, flat, part_of, parts_without, restore_parameters
-from mvlm_jax.interop.positions import resize_positions
-from mvlm_jax.interop.report import Report
-from mvlm_jax.interop.start import Imported
+from mvlm_jax.interop.exporting import WEIGHTS
+from mvlm_jax.interop.image_family import resize_positions
+from mvlm_jax.interop.parameters import Flat, flat, part_of, read_parameters, restore_parameters
+from mvlm_jax.interop.report import Report, start_weights
 from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.training.task import StartWeights
 
 # Parts that must come with the checkpoint where the model has them; others are heads of a task, which may be new.
 REQUIRED = (
@@ -43,7 +41,7 @@ SAME = (
 )
 
 
-def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> Imported:
+def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> StartWeights:
     """Every parameter that the model at `path` has too: a workdir, of which the latest checkpoint is read, or a folder
     that `mvlm weights export` wrote.
 
@@ -63,15 +61,8 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
         source=f"{path}, step {step}" if step is not None else path,
         files=[str(directory)],
         naming="mvlm_jax",
-        prefix="",
-        tensors=0,
-        parameters=0,
     )
-    decoder, blocks = _decoder_origin(wanted, source)
-    origins = {name: _origin(name, decoder=decoder, blocks=blocks) for name in wanted}
-    if any(name != there for name, there in origins.items()):
-        order = ", ".join(map(str, blocks))
-        report.notes.append(f"the blocks of answer_decoder start from those of {decoder}: {order}")
+    origins, report.notes = _origins(wanted, source)
     parts = set(map(part_of, source))
     params: Flat = {}
     for name, shape in wanted.items():
@@ -102,48 +93,47 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     unused = sorted(set(source) - set(origins.values()))
     if unused:
         report.not_used["this task has no such part"] = unused
-    return Imported(params, [report], initial=parts_without(params, among=wanted))
+    return start_weights(params, [report], shapes=wanted)
 
 
-def _read(directory: Path) -> tuple[Mapping[str, Float[np.ndarray, "..."]], ConfigDict, int | None]:
-    if (directory / WEIGHTS).is_file():
-        try:
-            return load_file(directory / WEIGHTS), config_lib.from_json((directory / CONFIG).read_text()), None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{directory / WEIGHTS} cannot be read ({' '.join(str(error).split())})") from error
-    if not (directory / workdir_lib.CHECKPOINTS).is_dir():
+def _read(directory: Path) -> tuple[Flat, ConfigDict, int | None]:
+    exported, checkpoints = directory / WEIGHTS, directory / workdir_lib.CHECKPOINTS
+    if not (exported.is_file() or checkpoints.is_dir()):
         raise UserError(
             f"config.init_from.checkpoint={directory} is neither the workdir of a run nor a folder that "
             "mvlm weights export wrote"
         )
     origin = workdir_lib.read_config(directory)
-    params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=None)
+    if exported.is_file():
+        return read_parameters(exported), origin, None
+    params, step = restore_parameters(checkpoints, step=None)
     return params, origin, step
 
 
-def _decoder_origin(wanted: Collection[str], source: Collection[str]) -> tuple[str, list[int]]:
-    """The part of the checkpoint that an answer decoder starts from, and which block of it each of its blocks.
+def _origins(wanted: Collection[str], source: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """The name in the checkpoint of what each parameter starts from, and notes for the report.
 
-    Without a decoder of its own that is the text cross encoder, which is made of the same parts and has learned to tell
-    words from an image (ALBEF, arXiv 2107.07651, starts its decoder from its multimodal encoder). Where depths differ,
-    blocks are taken more than once or left out, evenly and in their order; the last one comes last.
+    Only an answer decoder may start from another part: where the checkpoint has none, from the text cross encoder,
+    which is made of the same parts and has learned to tell words from an image (ALBEF, arXiv 2107.07651, starts its
+    decoder from its multimodal encoder). Where depths differ, blocks are taken more than once or left out, evenly and
+    in their order; the last one comes last.
     """
     part = "answer_decoder" if _depth("answer_decoder", source) else "text_cross_encoder"
     layers, there = _depth("answer_decoder", wanted), _depth(part, source)
-    return part, [math.ceil((index + 1) * there / layers) - 1 for index in range(layers)]
+    blocks = [math.ceil((index + 1) * there / layers) - 1 for index in range(layers)]
+    origins = {name: name for name in wanted}
+    for name in wanted:
+        if found := re.match(r"answer_decoder/block_(\d+)/(.*)", name):
+            origins[name] = f"{part}/block_{blocks[int(found[1])]}/{found[2]}"
+        elif name.startswith("answer_decoder/final_norm/"):
+            origins[name] = name.replace("answer_decoder", part)
+    if all(name == there for name, there in origins.items()):
+        return origins, []
+    return origins, [f"the blocks of answer_decoder start from those of {part}: {', '.join(map(str, blocks))}"]
 
 
 def _depth(part: str, names: Collection[str]) -> int:
     return len({found[0] for name in names if (found := re.match(rf"{part}/block_\d+/", name))})
-
-
-def _origin(name: str, *, decoder: str, blocks: Sequence[int]) -> str:
-    """The name in the checkpoint of what the parameter starts from; see `_decoder_origin`."""
-    if name.startswith("answer_decoder/final_norm/"):
-        return name.replace("answer_decoder", decoder)
-    if found := re.match(r"answer_decoder/block_(\d+)/(.*)", name):
-        return f"{decoder}/block_{blocks[int(found[1])]}/{found[2]}"
-    return name
 
 
 def _check_same(origin: ConfigDict, config: ConfigDict, *, path: str) -> None:

@@ -17,7 +17,7 @@ from mvlm_jax.files import atomically, read_json, user_path
 from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.model_card import About, model_card
-from mvlm_jax.interop.parameters import restore_parameters
+from mvlm_jax.interop.parameters import restore_parameters, within
 from mvlm_jax.training import workdir as workdir_lib
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
@@ -62,23 +62,18 @@ def export_run(
 
 def write_encoders(
     folder: Path, params: Mapping[str, Float[np.ndarray, "..."]], *, config: ConfigDict, tokenizer: Tokenizer | None
-) -> list[str]:
-    """`image_encoder/` and `text_encoder/` in transformers' naming, of those that `params` holds; their names.
+) -> None:
+    """`image_encoder/` and `text_encoder/` in transformers' naming, of those that `params` holds.
 
     Args:
       tokenizer: needed where the text encoder is among them.
     """
-    of_image, of_text = (
-        {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
-        for prefix in ("image_encoder/", "text_encoder/")
-    )
     image, text = config.image_encoder, config.text_encoder
-    if of_image:
-        image_family(image.kind).write(folder / "image_encoder", of_image, encoder=image, image=image_format(config))
-    if of_text:
+    if own := within("image_encoder", params):
+        image_family(image.kind).write(folder / "image_encoder", own, encoder=image, image=image_format(config))
+    if own := within("text_encoder", params):
         assert tokenizer is not None
-        text_family(text.kind).write(folder / "text_encoder", of_text, encoder=text, tokenizer=tokenizer)
-    return [name for name, held in (("image_encoder", of_image), ("text_encoder", of_text)) if held]
+        text_family(text.kind).write(folder / "text_encoder", own, encoder=text, tokenizer=tokenizer)
 
 
 @contextlib.contextmanager

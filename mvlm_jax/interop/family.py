@@ -14,7 +14,7 @@ from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageFormat
 
 if TYPE_CHECKING:
-    from mvlm_jax.interop.importing import Reader
+    from mvlm_jax.interop.reader import Reader
     from mvlm_jax.interop.tensors import Tensors
 
 STACK = "layers/block/"  # parameters of all layers in one array, the layer first

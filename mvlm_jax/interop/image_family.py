@@ -1,19 +1,20 @@
 """A family of image encoders: a class token and a square of patches with learned positions."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import write_json
 from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
-from mvlm_jax.interop.importing import Reader
-from mvlm_jax.interop.positions import grid_side, resize_positions
+from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.tensors import PREPROCESSOR, Tensors
-from mvlm_jax.interop.transformers_folder import write_json, write_model
+from mvlm_jax.interop.transformers_folder import write_model
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageFormat
 
@@ -78,8 +79,15 @@ class ImageFamily(Family):
 
     def write(self, folder: Path, params: Params, *, encoder: ConfigDict, image: ImageFormat) -> None:
         """A folder that transformers loads."""
-        write_model(folder, params, family=self, heads=encoder.heads, fields=self.folder_fields(encoder, image))
-        fields = {
+        config = {
+            "image_size": image.size,
+            "patch_size": image.patch,
+            "num_channels": 3,
+            "qkv_bias": True,
+            self.config_names.epsilon: encoder.epsilon,
+        }
+        write_model(folder, params, family=self, heads=encoder.heads, fields=config)
+        preprocessor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
             "size": {"height": image.size, "width": image.size},
@@ -90,14 +98,43 @@ class ImageFamily(Family):
             "image_mean": list(image.mean),
             "image_std": list(image.std),
         }
-        write_json(folder / PREPROCESSOR, fields)
+        write_json(folder / PREPROCESSOR, preprocessor)
 
-    def folder_fields(self, encoder: ConfigDict, image: ImageFormat) -> dict[str, Any]:
-        """What config.json says beside the sizes."""
-        return {
-            "image_size": image.size,
-            "patch_size": image.patch,
-            "num_channels": 3,
-            "qkv_bias": True,
-            self.config_names.epsilon: encoder.epsilon,
-        }
+
+def grid_side(rows: int) -> int | None:
+    """The side of the square of patches in a table of `rows` positions, class token included; None: not a square."""
+    side = math.isqrt(max(rows - 1, 0))
+    return side if side and side * side == rows - 1 else None
+
+
+def resize_positions(table: Float[np.ndarray, "1 old D"], *, rows: int) -> Float[np.ndarray, "1 new D"]:
+    """To `rows` positions: the class token's is kept, the square grid of the others is interpolated.
+
+    Bicubic as torch does it (which published code resizes with): Keys' kernel with a = -0.75, half-pixel centres, the
+    border repeated, no smoothing. `jax.image.resize` has another a, Pillow smooths.
+
+    Raises:
+      ValueError: one of the tables is not that of a class token and a square of patches.
+    """
+    old, new = grid_side(table.shape[1]), grid_side(rows)
+    if old is None or new is None:
+        raise ValueError(f"{table.shape[1]} to {rows} positions: both must be one more than a square")
+    if old == new:
+        return table
+    weights = _cubic_weights(old=old, new=new)
+    grid = table[0, 1:].reshape(old, old, -1).astype(np.float64)
+    resized = np.einsum("yi,xj,ijd->yxd", weights, weights, grid, optimize=True)
+    return np.concatenate([table[:, :1], resized.reshape(1, new * new, -1).astype(table.dtype)], axis=1)
+
+
+def _cubic_weights(*, old: int, new: int) -> Float[np.ndarray, "new old"]:
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centre).astype(int)
+    weights = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        x = np.abs(centre - (first + offset))
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
+    return weights

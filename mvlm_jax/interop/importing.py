@@ -1,37 +1,64 @@
-"""Published encoders as parameters of ours, every tensor accounted for."""
+"""Published encoders as parameters of ours."""
 
-from collections.abc import Mapping, Sequence
+import math
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, Num
+import jax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.family import STACK, Family, Resizable, Shapes
-from mvlm_jax.interop.matching import Match, check_names, recognise
-from mvlm_jax.interop.report import Report
-from mvlm_jax.interop.tensors import Tensor, Tensors, open_tensors
+from mvlm_jax.interop.families import every_family, image_family, text_family
+from mvlm_jax.interop.family import Family, Shapes
+from mvlm_jax.interop.image_family import image_format
+from mvlm_jax.interop.matching import recognise
+from mvlm_jax.interop.parameters import Flat, flat, within
+from mvlm_jax.interop.reader import Reader
+from mvlm_jax.interop.report import Report, start_weights
+from mvlm_jax.interop.tensors import open_tensors
+from mvlm_jax.interop.vocabulary import check_tokenizer, tokenizer_file
 from mvlm_jax.models.image_encoder import ImageFormat
+from mvlm_jax.training.task import StartWeights
 
-Loaded = dict[str, Float[np.ndarray, "..."]]
 
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
+def import_encoders(
+    shapes: PyTree[jax.ShapeDtypeStruct], *, config: ConfigDict, tokenizer: Tokenizer | None
+) -> StartWeights:
+    """The encoders that `config.init_from` names, fit for parameters of these `shapes`.
+
+    Args:
+      tokenizer: that of the run; None where no text weights are named.
+
+    Raises:
+      UserError: a source cannot be read or does not fit, or the tokenizer is not that of the text weights.
+    """
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flat(shapes).items()}
+    params, reports, text = {}, [], config.init_from.text
+    parts: tuple[tuple[str, Family], ...] = (
+        (config.init_from.image, image_family(config.image_encoder.kind)),
+        (text, text_family(config.text_encoder.kind)),
+    )
+    for source, family in parts:
+        if source:
+            encoder, own = config[family.part], within(family.part, flat_shapes)
+            loaded, report = import_encoder(
+                source, family=family, encoder=encoder, image=image_format(config), shapes=own
+            )
+            params.update({f"{family.part}/{path}": value for path, value in loaded.items()})
+            reports.append(report)
+    if text:
+        assert tokenizer is not None
+        check_tokenizer(tokenizer, weights=text, vocab_size=config.text_encoder.vocab_size)
+    return start_weights(params, reports, shapes=flat_shapes)
 
 
 def import_encoder(
-    path: str | Path,
-    *,
-    family: Family,
-    known: Sequence[Family],
-    encoder: ConfigDict,
-    image: ImageFormat,
-    shapes: Shapes,
-) -> tuple[Loaded, Report]:
+    path: str | Path, *, family: Family, encoder: ConfigDict, image: ImageFormat, shapes: Shapes
+) -> tuple[Flat, Report]:
     """Parameters by path, the table of positions fit for `shapes`.
 
     Args:
-      known: families that the source may be of instead, for the error.
       encoder: the part's config.
       image: what the run normalises pixels with, which is only compared.
 
@@ -44,7 +71,7 @@ def import_encoder(
         wanted = family.wanted or f"{family.part}.kind={family.kind!r}"
         legal = ", ".join(family.model_types)
         raise UserError(f"{source.path} is a {model_type!r} by its config.json; {wanted} needs one of {legal}")
-    match = recognise(source.tensors, wanted=(family,), known=known, source=str(path))
+    match = recognise(source.tensors, wanted=(family,), known=every_family(), source=str(path))
     reader = Reader(source, match, family=family, encoder=encoder)
     resizable = family.fit(reader, shapes=shapes)
     loaded, report = reader.load(shapes, resizable={each.path: each for each in resizable})
@@ -53,105 +80,22 @@ def import_encoder(
     return loaded, report
 
 
-class Reader:
-    """Reads the tensors of a source as parameters."""
+def inspect(path: str | Path) -> list[str]:
+    """What a file or folder of weights holds: a line for each tensor, then what the whole is.
 
-    def __init__(self, source: Tensors, match: Match, *, family: Family, encoder: ConfigDict):
-        self.encoder, self.path, self.config = encoder, source.path, source.config
-        self._source, self._match, self._family = source, match, family
-        self._places = match.naming.places(layers=max(match.layers, 1))
-        self._entries = {entry.path: entry for entry in match.naming.entries}
-
-    def name(self, path: str) -> str:
-        """What the source calls a parameter that is no part of a stack."""
-        return self._name(self._entries[path].name)
-
-    def shape(self, path: str, *, dimensions: int) -> tuple[int, ...] | None:
-        """In the source; None where it is missing or has other dimensions, which `load` reports with all others."""
-        tensor = self._source.tensors.get(self.name(path))
-        return tensor.shape if tensor is not None and len(tensor.shape) == dimensions else None
-
-    def check_size(self, shape: tuple[int, ...] | None) -> None:
-        """
-        Args:
-          shape: of a tensor whose last dimension is the width.
-
-        Raises:
-          UserError: the source has another width, depth, number of heads or activation.
-        """
-        path, part, encoder, names = self.path, self._family.part, self.encoder, self._family.config_names
-        if shape is not None and shape[-1] != encoder.width:
-            raise UserError(f"{path} is {shape[-1]} wide; config.{part}.width={encoder.width}")
-        if self._match.layers != encoder.layers:
-            raise UserError(f"{path} has {self._match.layers} layers; config.{part}.layers={encoder.layers}")
-        heads = self.config.get(names.heads, encoder.heads)
-        if heads != encoder.heads:
-            raise UserError(f"{path} has {heads} heads; config.{part}.heads={encoder.heads}")
-        ours = self._family.activation
-        activation = self.config.get(names.activation, ours)
-        if activation != ours:
-            exact = "the exact gelu" if ours == "gelu" else ours
-            raise UserError(f"{path} computes with {names.activation}={activation!r}; the layers here compute {exact}")
-
-    def load(self, shapes: Shapes, *, resizable: Mapping[str, Resizable]) -> tuple[Loaded, Report]:
-        """All of `shapes` but the optional ones."""
-        source, part, encoder, entries = str(self.path), self._family.part, self.encoder, self._entries
-        if set(entries) != set(shapes):
-            raise ValueError(f"the entries do not cover {sorted(set(entries) ^ set(shapes))} of {part}")
-        not_used = check_names(self._match, self._places, source=source)
-        report = Report(
-            encoder=part,
-            source=source,
-            files=list(self._source.files),
-            naming=self._match.naming.title,
-            prefix=self._match.prefix,
-            tensors=len(self._source.tensors) - sum(map(len, not_used.values())),
-            parameters=0,
-            not_used=not_used,
-        )
-        if self._family.config_names.heads not in self.config:
-            report.notes.append(
-                f"the number of heads is not in the weights; config.{part}.heads={encoder.heads} is used"
-            )
-        converted: dict[str, set[str]] = {}
-        loaded: Loaded = {}
-        for path, entry in entries.items():
-            stacked = path.startswith(STACK)
-            names = [entry.name.format(n=n) for n in range(encoder.layers if stacked else 1)]
-            if entry.optional and not all(
-                name in self._places and self._name(name) in self._source.tensors for name in names
-            ):
-                report.initial.append(f"{part}/{path}")
-                continue
-            change = resizable.get(path)
-            shape = shapes[path] if change is None else change.shape
-            wanted = entry.layout.to_torch(np.empty(shape[1:] if stacked else shape, np.float32), encoder.heads).shape
-            parts = [self._read(name, wanted=wanted, converted=converted) for name in names]
-            value = np.stack([entry.layout.to_ours(part, encoder.heads) for part in parts])
-            value = value if stacked else value[0]
-            loaded[path] = np.ascontiguousarray(value if change is None else change.resize(value))
-            assert loaded[path].shape == tuple(shapes[path]), path
-            report.parameters += loaded[path].size
-        report.converted = {dtype: len(names) for dtype, names in sorted(converted.items())}
-        return loaded, report
-
-    def _name(self, canonical: str) -> str:
-        name = self._places[canonical].name
-        return self._match.originals.get(name, name)
-
-    def _read(
-        self, canonical: str, *, wanted: tuple[int, ...], converted: dict[str, set[str]]
-    ) -> Num[np.ndarray, "..."]:
-        name, part = self._name(canonical), self._places[canonical].part
-        tensor: Tensor = self._source.tensors[name]
-        whole = wanted if part is None else (3 * wanted[0], *wanted[1:])
-        if tensor.shape != whole:
-            raise UserError(f"{self.path}: {name} has the shape {tensor.shape}; the config needs {whole}")
-        if tensor.dtype not in _FLOATS:
-            raise UserError(f"{self.path}: {name} is {tensor.dtype}; weights of {', '.join(_FLOATS)} can be read")
-        value = tensor.read().astype(np.float32)
-        if not np.isfinite(value).all():
-            raise UserError(f"{self.path}: {name} holds values that are not finite; fetch the weights again")
-        if tensor.dtype != "float32":
-            converted.setdefault(tensor.dtype, set()).add(name)
-        return value if part is None else value[part * wanted[0] : (part + 1) * wanted[0]]
+    Raises:
+      UserError: the source cannot be read.
+    """
+    source = open_tensors(path)
+    lines = [f"{name}  {list(tensor.shape)}  {tensor.dtype}" for name, tensor in sorted(source.tensors.items())]
+    total = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    lines.append(f"{len(source.tensors)} tensors, {total / 1e6:.1f}M numbers in {', '.join(source.files)}")
+    try:
+        match = recognise(source.tensors, wanted=every_family(), known=every_family(), source=str(path))
+        prefix = f", behind the prefix {match.prefix!r}" if match.prefix else ""
+        lines.append(f"named as {match.naming.title}{prefix}; {match.layers} layers")
+    except UserError as error:
+        lines.append(f"cannot be imported: {error}")
+    tokenizer = tokenizer_file(path)
+    lines.append(f"tokenizer: {tokenizer.name}" if tokenizer else "no tokenizer beside it")
+    return lines

@@ -15,10 +15,10 @@ library_name: mvlm_jax
 tags: [vision-language, masked-modeling, image-text-retrieval]
 ---
 
-# MaskVLM, {image_kind} and {text_kind}
+# MaskVLM, {image.kind} and {text.kind}
 
 A model {description} (Kwon et al., "Masked Vision and Language Modeling for Multi-modal Representation Learning", ICLR
-2023, arXiv 2208.02131). {parameters:.1f}M parameters, float32.
+2023, arXiv 2208.02131). {millions:.1f}M parameters, float32.
 
 ```python
 import mvlm_jax
@@ -34,17 +34,20 @@ with `add_pooling_layer=False`.
 
 | part | layers | width | heads |
 |---|---|---|---|
-{parts}
+| image encoder ({image.kind}) | {image.layers} | {image.width} | {image.heads} |
+| text encoder ({text.kind}) | {text.layers} | {text.width} | {text.heads} |
+| each cross encoder | {cross.layers} | {cross.width} | {cross.heads} |
+| image decoder | {cross.decoder_layers} | {cross.width} | {cross.heads} |
 
 ## Training
 
 | | |
 |---|---|
-| data | {train} |
-| steps | {step} of {steps}, {batch_size} pairs each |
-| seed | {seed} |
-| images | {image_size} pixels a side, patches of {patch} |
-| text | {text_kind}, {vocab_size} tokens, captions of at most {max_length} |
+| data | {config.data.train} |
+| steps | {step} of {config.steps}, {config.batch_size} pairs each |
+| seed | {config.seed} |
+| images | {config.image.size} pixels a side, patches of {image.patch} |
+| text | {text.kind}, {text.vocab_size} tokens, captions of at most {config.text.max_length} |
 | started from | {start} |
 
 ## Metrics
@@ -54,7 +57,7 @@ with `add_pooling_layer=False`.
 ## Config
 
 ```json
-{config}
+{json}
 ```
 """
 
@@ -80,33 +83,19 @@ def model_card(
       evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
     """
-    image, text, cross = config.image_encoder, config.text_encoder, config.cross
-    parts = (
-        (f"image encoder ({image.kind})", image.layers, image),
-        (f"text encoder ({text.kind})", text.layers, text),
-        ("each cross encoder", cross.layers, cross),
-        ("image decoder", cross.decoder_layers, cross),
-    )
     return _CARD.format(
         **about._asdict(),
-        image_kind=image.kind,
-        text_kind=text.kind,
-        parameters=parameters / 1e6,
-        image_class=image_family(image.kind).architecture,
-        text_class=text_family(text.kind).architecture,
-        parts="\n".join(f"| {name} | {layers} | {part.width} | {part.heads} |" for name, layers, part in parts),
-        train=config.data.train,
+        config=config,
+        image=config.image_encoder,
+        text=config.text_encoder,
+        cross=config.cross,
+        image_class=image_family(config.image_encoder.kind).architecture,
+        text_class=text_family(config.text_encoder.kind).architecture,
+        millions=parameters / 1e6,
         step=step,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        image_size=config.image.size,
-        patch=image.patch,
-        vocab_size=text.vocab_size,
-        max_length=config.text.max_length,
         start=_start(weights),
         metrics=_metrics(evaluations),
-        config=config_lib.to_json(config).strip(),
+        json=config_lib.to_json(config).strip(),
     )
 
 

@@ -1,9 +1,9 @@
 """The parameters of a model as a flat dictionary, on the host."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, PyTree
@@ -14,6 +14,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.training.checkpoints import Checkpoints
 
 Flat = dict[str, Float[np.ndarray, "..."]]
+T = TypeVar("T")
 
 
 def flat(params: PyTree) -> dict:
@@ -31,9 +32,10 @@ def part_of(path: str) -> str:
     return path.partition("/")[0]
 
 
-def parts_without(params: Iterable[str], *, among: Iterable[str]) -> list[str]:
-    """The parts of the parameters `among` which there are none of `params`; all by path."""
-    return sorted(set(map(part_of, among)) - set(map(part_of, params)))
+def within(part: str, params: Mapping[str, T]) -> dict[str, T]:
+    """What a part of the model has of `params`, by path within the part."""
+    prefix = f"{part}/"
+    return {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
 
 
 def restore_parameters(directory: Path, *, step: int | None) -> tuple[Flat, int]:
@@ -43,27 +45,19 @@ def restore_parameters(directory: Path, *, step: int | None) -> tuple[Flat, int]
       UserError: no such checkpoint.
     """
     with Checkpoints.for_reading(directory) as checkpoints:
-        step, params = checkpoints.read_params(step)
+        step, params = checkpoints.restore_params(step)
     return {path: np.asarray(value) for path, value in flat(params).items()}, step
 
 
-def read_parameters(file: Path, *, shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[np.ndarray]:
-    """Parameters that `safetensors.numpy.save_file` wrote from a flat dictionary.
+def read_parameters(file: Path) -> Flat:
+    """Parameters that `safetensors.numpy.save_file` wrote.
 
     Raises:
-      UserError: the file is missing, damaged, or not of `shapes`.
+      UserError: the file is missing or damaged.
     """
     try:
-        read = load_file(file)
+        return load_file(file)
     except FileNotFoundError as error:
         raise UserError(f"there is no {file}; give a folder that mvlm weights export wrote") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged or cut short ({' '.join(str(error).split())}); export again") from error
-    wanted = {path: leaf.shape for path, leaf in flat(shapes).items()}
-    different = sorted(set(wanted) ^ set(read)) or [path for path in sorted(wanted) if wanted[path] != read[path].shape]
-    if different:
-        raise UserError(
-            f"{file} does not fit the config.json beside it in {len(different)} parameters, the first is "
-            f"{different[0]}; keep the files of one export together"
-        )
-    return nested(read)

@@ -23,7 +23,7 @@ FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-PREPROCESSOR = "preprocessor_config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -63,12 +63,10 @@ def open_tensors(path: str | Path) -> Tensors:
         weights.
     """
     path = user_path(path)
-    if path.is_dir():
-        file, config = _weight_file(path), _config_of(path)
-    elif path.is_file():
-        file, config = path, {}
-    else:
+    if not (path.is_dir() or path.is_file()):
         raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one")
+    file = _weight_file(path) if path.is_dir() else path
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     shards: Mapping[Path, set[str] | None] = {file: None}
     if file.name.endswith(".index.json"):
         shards = _shards(file)
@@ -99,11 +97,6 @@ def _weight_file(folder: Path) -> Path:
         names = ", ".join(file.name for file in candidates[:5])
         raise UserError(f"{folder} holds {len(candidates)} weight files ({names}) and no index; give the path of one")
     raise UserError(f"{folder} holds no weights; one of {', '.join(FOLDER_FILES)} must be there")
-
-
-def _config_of(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
-    return read_json(file) if file.is_file() else {}
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
-from mvlm_jax.interop.importing import Reader
+from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.tensors import Tensors
 from mvlm_jax.interop.transformers_folder import write_model, write_tokenizer
 from mvlm_jax.models.compute import Compute

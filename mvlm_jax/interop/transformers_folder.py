@@ -1,6 +1,5 @@
 """One encoder as a folder that transformers loads."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from tokenizers import processors
 
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import SPECIAL, Tokenizer
+from mvlm_jax.files import write_json
 from mvlm_jax.interop.family import STACK, Family, Params
 from mvlm_jax.interop.vocabulary import library_tokenizer
 
@@ -60,7 +60,3 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> N
         folder / wordpiece.CONFIG,
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **config},
     )
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -6,17 +6,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.layers import Attention, Mlp, token_init, weight_init
+from mvlm_jax.models.layers import Attention, Block, Mlp, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
 
 
-class AnswerBlock(nn.Module):
+class AnswerBlock(Block):
     """Causal self-attention, cross-attention to what is fused, MLP; each pre-normed and residual."""
-
-    heads: int
-    mlp_ratio: int
-    epsilon: float
-    compute: Compute
 
     @nn.compact
     def __call__(

@@ -7,8 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mvlm_jax.models.attention import pad_tokens
-from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.layers import PreNormBlock, layer_stack, token_init, weight_init
+from mvlm_jax.models.layers import Encoder, PreNormBlock, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
 
 
@@ -44,7 +43,7 @@ def patchify(pixels: Float[Array, "B H W 3"], *, patch: int) -> Float[Array, "B 
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Encoder):
     """ViT with a class token and learned positions (Dosovitskiy et al., 2021), final norm included.
 
     Where a patch mask is true the patch's embedding is replaced by one learned token before positions are added, as in
@@ -52,12 +51,6 @@ class ImageEncoder(nn.Module):
     """
 
     patches: int
-    width: int
-    heads: int
-    layers: int
-    mlp_ratio: int
-    compute: Compute
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -75,13 +68,6 @@ class ImageEncoder(nn.Module):
         # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
         x = x.reshape(batch * views, count + 1, self.width)
         x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
-        x, _ = layer_stack(
-            PreNormBlock,
-            layers=self.layers,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            epsilon=self.epsilon,
-            compute=self.compute,
-        )(x, token_mask)
+        x, _ = self.stack(PreNormBlock)(x, token_mask)
         x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
         return x.reshape(batch, views, count + 1, self.width)

@@ -139,13 +139,17 @@ class Mlp(nn.Module):
         return dense(x.shape[-1], name="down")(gelu(hidden))
 
 
-class PreNormBlock(nn.Module):
-    """A ViT layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+class Block(nn.Module):
+    """What every kind of layer is made from."""
 
     heads: int
     mlp_ratio: int
     epsilon: float
     compute: Compute
+
+
+class PreNormBlock(Block):
+    """A ViT layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
@@ -157,13 +161,8 @@ class PreNormBlock(nn.Module):
         return tokens.reshape(x.shape)
 
 
-class PostNormBlock(nn.Module):
+class PostNormBlock(Block):
     """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
-
-    heads: int
-    mlp_ratio: int
-    epsilon: float
-    compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
@@ -174,17 +173,12 @@ class PostNormBlock(nn.Module):
         return norm(name="mlp_norm")(tokens).reshape(x.shape)
 
 
-class CrossBlock(nn.Module):
+class CrossBlock(Block):
     """Self-attention, cross-attention to the other modality, MLP; each pre-normed and residual.
 
     Without a context the cross-attention is left out and nothing of the other modality is seen. With `rows` only
     those tokens are computed: what the last block of an encoder needs when only some of its outputs are read.
     """
-
-    heads: int
-    mlp_ratio: int
-    epsilon: float
-    compute: Compute
 
     @nn.compact
     def __call__(
@@ -249,3 +243,18 @@ def layer_stack(block: type[nn.Module], *, layers: int, **block_fields) -> nn.Mo
         length=layers,
         unroll=layers if unrolled else 1,
     )(name="layers")
+
+
+class Encoder(nn.Module):
+    """The sizes of a stack of layers."""
+
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: int
+    epsilon: float
+    compute: Compute
+
+    def stack(self, block: type[Block]) -> nn.Module:
+        sizes = {"heads": self.heads, "mlp_ratio": self.mlp_ratio, "epsilon": self.epsilon}
+        return layer_stack(block, layers=self.layers, compute=self.compute, **sizes)

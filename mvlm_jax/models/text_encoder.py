@@ -7,24 +7,17 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from mvlm_jax.models.attention import pad_tokens
-from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.layers import PostNormBlock, layer_stack, token_init
+from mvlm_jax.models.layers import Encoder, PostNormBlock, token_init
 from mvlm_jax.models.norm import LayerNorm
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(Encoder):
     """Post-norm Transformer over token, position and type embeddings; padding is never attended to."""
 
     vocab_size: int
     positions: int
     first_position: int  # row of the first token in the table of positions; those before are never used
     token_types: int
-    epsilon: float
-    width: int
-    heads: int
-    layers: int
-    mlp_ratio: int
-    compute: Compute
 
     def setup(self) -> None:
         dtype = self.compute.dtype
@@ -34,14 +27,7 @@ class TextEncoder(nn.Module):
         self.position_embedding = embed(self.positions + self.first_position)
         self.type_embedding = embed(self.token_types)
         self.embedding_norm = LayerNorm(self.epsilon, dtype=dtype)
-        self.layers_ = layer_stack(
-            PostNormBlock,
-            layers=self.layers,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            epsilon=self.epsilon,
-            compute=self.compute,
-        )
+        self.layers_ = self.stack(PostNormBlock)
 
     def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         positions = jnp.arange(text.shape[1]) + self.first_position

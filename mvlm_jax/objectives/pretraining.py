@@ -10,8 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.objectives import contrastive, matching, reconstruction
-from mvlm_jax.objectives.losses import example_counts
+from mvlm_jax.objectives import losses, matching
 from mvlm_jax.objectives.masking import ImageMask, Masking, TextMask
 from mvlm_jax.training.task import SumAndCount, Sums
 
@@ -94,14 +93,14 @@ class Pretraining:
             fused = model.fuse_image(v_masked, context, text_mask)
             predicted = model.decode_image(fused, context, text_mask, slots)
             target = jnp.take_along_axis(patches, slots[:, :, None], axis=1)
-            sums["mim"] = _totals(reconstruction.masked_image_loss(predicted, target))
+            sums["mim"] = _totals(losses.masked_image_loss(predicted, target))
 
         if self.weights["mlm"]:
             context = {"unmasked": v, "masked": v_masked, "none": None}[self.condition_on]
             slots, targets, weights = pairs.text_mask[1:]
             logits = model.classify_tokens(model.fuse_text(w_masked, text_mask, context, slots))
-            sums["mlm"] = _totals(reconstruction.masked_text_loss(logits, targets, weights))
-            correct = reconstruction.masked_text_correct(logits, targets, weights)
+            sums["mlm"] = _totals(losses.masked_text_loss(logits, targets, weights))
+            correct = losses.masked_text_correct(logits, targets, weights)
             sums["mlm_accuracy"] = (100 * correct.sum(), weights.sum())
 
         embeddings: Embeddings | tuple[()] = ()
@@ -123,13 +122,13 @@ class Pretraining:
 
     def batch_losses(self, params: PyTree, embeddings: Embeddings | tuple[()], pairs: Pairs) -> Sums:
         """ITC."""
-        sums = example_counts(pairs.skipped)
+        sums = losses.example_counts(pairs.skipped)
         temperature = self._bound(params).temperature()
         if self.weights["itc"] or self.weights["itm"]:
             sums["temperature"] = (temperature, jnp.float32(1))
         if self.weights["itc"]:
             assert embeddings
-            sums["itc"] = contrastive.contrastive_loss(*embeddings, pairs.image_id, temperature)
+            sums["itc"] = losses.contrastive_loss(*embeddings, pairs.image_id, temperature)
         return sums
 
     def _bound(self, params: PyTree) -> MaskVLM:

@@ -24,9 +24,8 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.families import text_family
-from mvlm_jax.interop.image_family import image_format
+from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
-from mvlm_jax.interop.start import import_encoders
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
@@ -167,17 +166,8 @@ class BaseTask(Task):
             return None
         if config.init_from.checkpoint:
             self._check_tokenizer(config.init_from.checkpoint)
-            imported = import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
-        else:
-            imported = import_encoders(
-                shapes,
-                init_from=config.init_from.to_dict(),
-                image=image_format(config),
-                image_encoder=config.image_encoder,
-                text_encoder=config.text_encoder,
-                tokenizer=self.tokenizer,
-            )
-        return StartWeights(imported.params, report=imported.to_dict(), lines=imported.lines())
+            return import_checkpoint(config.init_from.checkpoint, shapes=shapes, config=config)
+        return import_encoders(shapes, config=config, tokenizer=self.tokenizer)
 
     def _check_tokenizer(self, checkpoint: str) -> None:
         theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)

@@ -1,7 +1,6 @@
 """Tasks that choose one of a few labels."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,17 +14,16 @@ from mvlm_jax.data.labelled_pipeline import Classes
 from mvlm_jax.evaluation.batching import compute, fetch
 from mvlm_jax.models.downstream import ClassifyingModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.downstream import classification_losses
-from mvlm_jax.objectives.losses import example_counts
+from mvlm_jax.objectives.losses import classification_losses
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
-from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
 
 
 class ClassificationTask(LabelledTask):
     """Cross-entropy over `labels`; reports accuracy."""
 
+    loss = "classification"
     verbs = ("classify_pair", "predict")
 
     @classmethod
@@ -49,16 +47,7 @@ class ClassificationTask(LabelledTask):
     def target_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
-    @cached_property
-    def objective(self) -> Independent:
-        return Independent(
-            self._losses,
-            weights={"classification": 1.0},
-            dtype=self.model.dtype,
-            counts=lambda rows: example_counts(rows["skipped"]),
-        )
-
-    def _losses(self, params: Params, rows: Rows) -> Sums:
+    def losses(self, params: Params, rows: Rows) -> Sums:
         logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"])
         return classification_losses(logits, rows["label"])
 

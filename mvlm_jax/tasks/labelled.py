@@ -20,10 +20,12 @@ from mvlm_jax.data.labelled_pipeline import LabelledBatches, LabelledExamples, L
 from mvlm_jax.data.sources import open_labelled
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import padded, place, shared_batch_size
+from mvlm_jax.objectives.losses import example_counts
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.training import hosts
+from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Batch, Params, Rows
+from mvlm_jax.training.task import Batch, Params, Rows, Sums
 
 HIDDEN_PIXEL = 128  # the grey that normalises to about 0
 
@@ -39,6 +41,7 @@ class LabelledTask(BaseTask):
     learned from one side alone.
     """
 
+    loss: ClassVar[str]  # which of its `losses` is minimised; the others are metrics
     verbs: ClassVar[tuple[str, ...]] = ("predict",)
     batch_type = LabelledBatches
     open_source = staticmethod(open_labelled)
@@ -71,6 +74,10 @@ class LabelledTask(BaseTask):
         """Of the targets in a batch."""
         raise NotImplementedError
 
+    def losses(self, params: Params, rows: Rows) -> Sums:
+        """Over examples that are not compared with each other."""
+        raise NotImplementedError
+
     def predict(self, params: Params, image: Array, text: Array) -> list[Any]:
         """What the model answers to each example of a batch, as its images and texts are on the devices."""
         raise NotImplementedError
@@ -88,6 +95,15 @@ class LabelledTask(BaseTask):
             "skipped": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
             **self.target_shapes(batch_size),
         }
+
+    @cached_property
+    def objective(self) -> Independent:
+        return Independent(
+            self.losses,
+            weights={self.loss: 1.0},
+            dtype=self.model.dtype,
+            counts=lambda rows: example_counts(rows["skipped"]),
+        )
 
     def prepare(self, batch: Batch, streams: Streams) -> Rows:
         return {**batch, **self.shown(batch)}

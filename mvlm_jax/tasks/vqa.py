@@ -23,12 +23,10 @@ from mvlm_jax.files import write_json
 from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.downstream import AnsweringModel
 from mvlm_jax.models.flops import fused_step_flops
-from mvlm_jax.objectives.downstream import answer_losses
-from mvlm_jax.objectives.losses import example_counts
+from mvlm_jax.objectives.losses import answer_losses
 from mvlm_jax.tasks.labelled import LabelledTask, LeftOut, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 from mvlm_jax.training import hosts
-from mvlm_jax.training.accumulation import Independent
 from mvlm_jax.training.task import Params, Rows, Sums
 
 ANSWERS_FILE = "answers.json"
@@ -50,6 +48,7 @@ class Vqa(LabelledTask):
     name = "vqa"
     about = About("that answers questions about images", 'model.answer([image], ["what color is the car?"])')
     asset_files = (*LabelledTask.asset_files, ANSWERS_FILE)
+    loss = "answer"
     verbs = ("answer", "predict")
     submits = True
 
@@ -121,16 +120,7 @@ class Vqa(LabelledTask):
             "answer_weights": jax.ShapeDtypeStruct((batch_size, slots), jnp.float32),
         }
 
-    @cached_property
-    def objective(self) -> Independent:
-        return Independent(
-            self._losses,
-            weights={"answer": 1.0},
-            dtype=self.model.dtype,
-            counts=lambda rows: example_counts(rows["skipped"]),
-        )
-
-    def _losses(self, params: Params, rows: Rows) -> Sums:
+    def losses(self, params: Params, rows: Rows) -> Sums:
         answers = rows["answers"]
         logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"], answers[:, :, :-1])
         return answer_losses(logits, answers[:, :, 1:], rows["answer_weights"], pad_id=self.model.pad_id)

@@ -160,13 +160,26 @@ class Checkpoints:
         """
         return self._given(step, lambda: self._read(step, abstract))
 
-    def restore_params(self, step: int, abstract: PyTree) -> PyTree:
-        """The parameters alone, on the shardings of `abstract`.
+    def restore_params(self, step: int | None, abstract: PyTree | None = None) -> tuple[int, PyTree]:
+        """The step, or the last one that can be read where it is None, and its parameters alone; moves nothing.
+
+        Args:
+          abstract: shapes and shardings; None: as they were stored, of any model, in the memory of this host.
 
         Raises:
-          UserError: there is no checkpoint of that step, or it is damaged.
+          UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._given(step, lambda: self._read_params(step, abstract))
+
+        def read(step: int) -> PyTree:
+            shapes = self._stored_params(step) if abstract is None else abstract
+            return self._read_items(step, {"params": shapes})["params"]
+
+        if step is not None:
+            return step, self._given(step, lambda: read(step))
+        latest = self._latest(read)
+        if latest is None:
+            raise UserError(f"{self._directory} has no finished checkpoint; train first")
+        return latest
 
     def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState] | None:
         """The last step whose state can be read, and that state; None where there is no step.
@@ -195,36 +208,6 @@ class Checkpoints:
         # shows its old name.
         self._manager.delete(step)
 
-    def restore_latest_params(self, abstract: PyTree) -> tuple[int, PyTree] | None:
-        """As `restore_latest`, for the parameters alone; moves nothing."""
-        return self._latest(lambda step: self._read_params(step, abstract))
-
-    def read_params(self, step: int | None) -> tuple[int, PyTree]:
-        """The parameters as they were stored, of any model, in the memory of this host; of the last step that can be
-        read where `step` is None.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-
-        def read(step: int) -> PyTree:
-            try:
-                stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "params").tree
-                abstract = jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), stored
-                )
-            except Exception as error:  # Orbax raises whatever the broken bytes lead it to
-                raise Damaged(_in_one_line(error)) from error
-            return self._read_params(step, abstract)
-
-        if step is not None:
-            return step, self._given(step, lambda: read(step))
-        latest = self._latest(read)
-        if latest is None:
-            raise UserError(f"{self._directory} has no finished checkpoint; train first")
-        return latest
-
     def _latest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
         steps = self.steps()
         for step in reversed(steps):
@@ -243,8 +226,14 @@ class Checkpoints:
         restored = self._read_items(step, _items(abstract))
         return TrainState(params=restored["params"], **restored["optimizer"])
 
-    def _read_params(self, step: int, abstract: PyTree) -> PyTree:
-        return self._read_items(step, {"params": abstract})["params"]
+    def _stored_params(self, step: int) -> PyTree:
+        """Shapes of the parameters of a step, for the memory of this host."""
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        try:
+            stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "params").tree
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), stored)
+        except Exception as error:  # Orbax raises whatever the broken bytes lead it to
+            raise Damaged(_in_one_line(error)) from error
 
     def _read_items(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
         args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
@@ -270,7 +259,10 @@ class Checkpoints:
         return restored
 
     def _given(self, step: int, read: Callable[[], Any]) -> Any:
-        self._check(step)
+        steps = self.steps()
+        if step not in steps:
+            there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
         try:
             return read()
         except Damaged as error:
@@ -299,12 +291,6 @@ class Checkpoints:
             return os.fstat(self._opened).st_nlink == 0 < self._links  # some file systems count no links at all
         except OSError as error:  # any other may pass; if not, the next write fails
             return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-
-    def _check(self, step: int) -> None:
-        steps = self.steps()
-        if step not in steps:
-            there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
-            raise UserError(f"no checkpoint of step {step} in {self._directory}; {there_are}")
 
 
 def fingerprints(tree: PyTree) -> list[int]:

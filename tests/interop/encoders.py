@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mvlm_jax.interop.families import every_family, image_family, text_family
+from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.interop.importing import import_encoder
 from mvlm_jax.interop.parameters import flat, nested
 from mvlm_jax.interop.report import Report
@@ -33,7 +33,7 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
     clean = jnp.zeros((1, 1, image.patches), bool)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, image.patches, image.pixels)), clean)
     loaded, report = import_encoder(
-        path, family=family, known=every_family(), encoder=config, image=image, shapes=shapes_of(shapes["params"])
+        path, family=family, encoder=config, image=image, shapes=shapes_of(shapes["params"])
     )
     params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
@@ -59,7 +59,7 @@ def text_encoder(path, *, kind, **config):
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids > 0)
     image = ImageFormat(16, 4, HALF, HALF)  # which no text encoder looks at
     loaded, report = import_encoder(
-        path, family=family, known=every_family(), encoder=config, image=image, shapes=shapes_of(shapes["params"])
+        path, family=family, encoder=config, image=image, shapes=shapes_of(shapes["params"])
     )
 
     @jax.jit

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from sources import file_of, folder_of, golden, imported, refusal
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.inspecting import inspect
+from mvlm_jax.interop.importing import inspect
 from mvlm_jax.interop.tensors import open_tensors
 
 

@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvlm_jax.objectives.contrastive import contrastive_loss
-from mvlm_jax.objectives.downstream import answer_losses, classification_losses
-from mvlm_jax.objectives.losses import token_log_likelihoods
+from mvlm_jax.objectives.losses import (
+    answer_losses,
+    classification_losses,
+    contrastive_loss,
+    masked_image_loss,
+    masked_text_correct,
+    masked_text_loss,
+    token_log_likelihoods,
+)
 from mvlm_jax.objectives.matching import (
     hard_negatives,
     matching_correct,
@@ -15,7 +21,6 @@ from mvlm_jax.objectives.matching import (
     negative_noise,
     take_from_groups,
 )
-from mvlm_jax.objectives.reconstruction import masked_image_loss, masked_text_correct, masked_text_loss
 
 
 def test_masked_image_loss_is_the_l1_over_the_given_values():

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_model
 
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.objectives import matching, reconstruction
+from mvlm_jax.objectives import losses, matching
 from mvlm_jax.objectives.masking import Masking
 from mvlm_jax.objectives.pretraining import Pretraining, draw
 from mvlm_jax.training.accumulation import whole_batch
@@ -198,7 +198,7 @@ def test_no_gradient_reaches_predictions_of_unmasked_pixels(pairs):
     def loss(pixels):
         at_slots = jnp.take_along_axis(pixels, pairs.image_mask.slots[:, :, None], axis=1)
         wanted = jnp.take_along_axis(target, pairs.image_mask.slots[:, :, None], axis=1)
-        total, count = reconstruction.masked_image_loss(at_slots, wanted)
+        total, count = losses.masked_image_loss(at_slots, wanted)
         return total.sum() / count.sum()
 
     gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, 16, 192))))
@@ -210,7 +210,7 @@ def test_no_gradient_reaches_predictions_of_unmasked_pixels(pairs):
 def test_no_gradient_reaches_predictions_of_unmasked_tokens(pairs):
     def loss(logits):
         at_slots = jnp.take_along_axis(logits, pairs.text_mask.slots[:, :, None], axis=1)
-        total, count = reconstruction.masked_text_loss(at_slots, pairs.text_mask.targets, pairs.text_mask.weights)
+        total, count = losses.masked_text_loss(at_slots, pairs.text_mask.targets, pairs.text_mask.weights)
         return total.sum() / count.sum()
 
     gradient = np.asarray(jax.grad(loss)(jnp.zeros((BATCH, LENGTH, 50))))

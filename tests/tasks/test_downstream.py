@@ -24,8 +24,8 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.vqa_accuracy import vqa_accuracy
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.exporting import CONFIG, WEIGHTS
+from mvlm_jax.interop.image_family import resize_positions
 from mvlm_jax.interop.parameters import flat
-from mvlm_jax.interop.positions import resize_positions
 from mvlm_jax.tasks.entailment import Entailment
 from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.tasks.nlvr2 import Nlvr2
@@ -337,20 +337,20 @@ def test_an_answer_decoder_starts_from_the_text_cross_encoder_unless_there_is_on
     wanted = {path for path in flat(task_type(config).parameter_shapes(config)) if path.startswith("answer_decoder/")}
     decoder = {path: value for path, value in found.params.items() if path.startswith("answer_decoder/")}
     initial = set() if of == "answer_decoder" else {"answer_decoder/position_embedding"}
-    assert wanted - set(decoder) == initial == set(found.reports[0].initial)
+    assert wanted - set(decoder) == initial == set(found.report["loaded"][0]["initial"])
     for path, value in decoder.items():
         _, part, *rest = path.split("/")
         if part.startswith("block_"):
             part = f"block_{blocks[int(part.removeprefix('block_'))]}"
         np.testing.assert_array_equal(value, values["/".join((of, part, *rest))])
     said = f"the blocks of answer_decoder start from those of {of}: {', '.join(map(str, blocks))}"
-    assert found.reports[0].notes == ([] if (of, blocks) == ("answer_decoder", (0, 1)) else [said])
+    assert found.report["loaded"][0]["notes"] == ([] if (of, blocks) == ("answer_decoder", (0, 1)) else [said])
 
 
 def test_questions_start_from_a_run_that_told_no_words(tmp_path):
     before = exported(tmp_path / "before", config=small(task="nlvr2"))
     found = imported(tmp_path / "before", config=small(task="vqa", vqa__decoder_layers=1))
-    assert found.initial == ["token_classifier"]
+    assert found.report["at_initial_values"] == ["token_classifier"]
     assert found.params.keys() >= {path for path in before if not path.startswith("classification_head/")}
 
 

@@ -24,7 +24,6 @@ from mvlm_jax.models.downstream import FusedMaskVLM
 from mvlm_jax.tasks import registry
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
-from mvlm_jax.training.accumulation import Independent
 
 
 class CountingModel(FusedMaskVLM):
@@ -46,6 +45,7 @@ class Counting(LabelledTask):
     name = "counting"
     about = About("that counts shapes", 'model.predict([image], ["how many shapes are there?"])')
     sharding_rules = ((r"count_head/kernel", PartitionSpec()), *LabelledTask.sharding_rules)
+    loss = "squared_error"
     targets = Count()
     flops_per_step = 1e6  # not counted
 
@@ -55,10 +55,6 @@ class Counting(LabelledTask):
 
     def target_shapes(self, batch_size):
         return {"count": jnp.zeros(batch_size, jnp.float32)}
-
-    @property
-    def objective(self):
-        return Independent(self.losses, weights={"squared_error": 1.0}, dtype=self.model.dtype)
 
     def losses(self, params, rows):
         error = jnp.square(self.model.apply(FrozenDict(params=params), rows["image"], rows["text"]) - rows["count"])

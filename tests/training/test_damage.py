@@ -120,7 +120,7 @@ def test_an_evaluation_takes_the_step_before_and_deletes_nothing(workdir):
         cut(path)
     before = files_of(workdir)
     with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
-        step, _ = checkpoints.restore_latest_params(program().state.params)
+        step, _ = checkpoints.restore_params(None, program().state.params)
     assert step == 6
     assert files_of(workdir) == before
 

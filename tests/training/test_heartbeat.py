@@ -48,7 +48,7 @@ class Part(ToyTask):
         host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), shapes)
         with Checkpoints.for_reading(start) as checkpoints:
-            step, _ = checkpoints.restore_latest_params(shapes)
+            step, _ = checkpoints.restore_params(None, shapes)
         return StartWeights({}, report={}, lines=[f"step {step}"])
 
     def train_batches(self, start_step):

@@ -143,7 +143,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_though_training_goes_on(uninte
             jax.tree.map(np.testing.assert_array_equal, saved, state)
             jax.tree.map(
                 np.testing.assert_array_equal,
-                checkpoints.restore_params(step, program.state.params),
+                checkpoints.restore_params(step, program.state.params)[1],
                 state.params,
             )
 
