@@ -36,7 +36,6 @@ class LabelledSource(Source[LabelledExample], Protocol):
         Raises:
           UnusableImage: the record is damaged.
         """
-        ...
 
 
 class LabelledRow(NamedTuple):
