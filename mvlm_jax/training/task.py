@@ -113,7 +113,10 @@ class Task(Protocol):
         """The global batch as the objective takes it, with everything random that a step needs."""
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0."""
+        """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0.
+
+        As generators, it has a `close`, which ends its threads or processes.
+        """
 
     def example_ids(self, step: int) -> Sequence[str]:
         """The ids of the examples in the global batch of a step, as the source gives them; for messages."""
