@@ -85,9 +85,7 @@ def default() -> ConfigDict:
 
     config.text_encoder = ConfigDict()
     config.text_encoder.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
-    config.text_encoder.vocab_size = (
-        50265  # rows of the embedding table; a trained tokenizer has at most as many entries
-    )
+    config.text_encoder.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many
     config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
 
     config.cross = ConfigDict()  # the two cross encoders and the image decoder

@@ -71,7 +71,7 @@ def describe_step(config: ConfigDict, devices: Sequence[Any]) -> DescribedStep:
     resolve_compute(config, backend=devices[0].platform)
     check_attention(compute_of(config), platform=devices[0].platform)
     task = describe_task(config)
-    mesh = mesh_of(config, devices)
+    mesh = make_mesh(**config.mesh, devices=devices)
     program = make_program(task=task, config=config, mesh=mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
@@ -120,7 +120,8 @@ def fit(
     Raises:
       UserError: not even one matching group on each of them fits in each microbatch.
     """
-    parts, group = batch_parts(mesh_of(config, devices)), config.accumulate * task_type(config).group(config)
+    parts = batch_parts(make_mesh(**config.mesh, devices=devices))
+    group = config.accumulate * task_type(config).group(config)
     tried: dict[tuple[int, str], tuple[ConfigDict, CompiledStep]] = {}
 
     def fits(pairs: int, policy: str) -> bool:
@@ -160,10 +161,6 @@ def largest_fit(fits: Callable[[int, str], bool], *, group: int) -> tuple[int, s
             too_many = middle
     pairs = best * group
     return pairs, next((policy for policy in REMAT[:-1] if fits(pairs, policy)), REMAT[-1])
-
-
-def mesh_of(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
-    return make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
 
 
 def wanted_memory(message: str, *, arguments: int) -> int | None:

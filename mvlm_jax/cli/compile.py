@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mvlm_jax.aot.ahead import compile_step, fit, mesh_of
+from mvlm_jax.aot.ahead import compile_step, fit
 from mvlm_jax.aot.report import summary, table, what_to_change
 from mvlm_jax.aot.topology import EXAMPLES, describe
 from mvlm_jax.cli import commands
 from mvlm_jax.files import write_json
-from mvlm_jax.training.mesh import batch_parts
+from mvlm_jax.training.mesh import batch_parts, make_mesh
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -49,7 +49,8 @@ def main(values: flags.FlagValues) -> None:
     figures = summary(step, topology=topology, steps=config.steps)
     print(table(figures, step=step, topology=topology, config=config))
     if not figures["fits"]:
-        print(f"to make it fit: {what_to_change(config, parts=batch_parts(mesh_of(config, topology.devices)))}")
+        mesh = make_mesh(**config.mesh, devices=topology.devices)
+        print(f"to make it fit: {what_to_change(config, parts=batch_parts(mesh))}")
     if values.json:
         write_json(values.json, figures)
 

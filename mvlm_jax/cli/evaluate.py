@@ -74,7 +74,7 @@ def main(values: flags.FlagValues) -> None:
             if not checkpoints.steps():
                 raise UserError(f"{directory} has no finished checkpoint; train it first")
     task = open_task(config, workdir=directory)
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**config.mesh)
     program = make_program(task=task, config=config, mesh=mesh)
     with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
         step, params = checkpoints.restore_params(values.step, program.state.params)

@@ -127,10 +127,6 @@ def _equalize(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     return cv2.LUT(image, np.ascontiguousarray(table.T, np.uint8)[None])
 
 
-def _brightness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    return cv2.convertScaleAbs(image, alpha=_strength(level))
-
-
 def _sharpness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     # Away from Pillow's blur: the mean of nine pixels, the middle one of which counts five times.
     means = cv2.blur(image, (3, 3), borderType=cv2.BORDER_REPLICATE)
@@ -138,26 +134,10 @@ def _sharpness(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     return cv2.addWeighted(image, _strength(level) + 4 * away, means, 9 * away, 0)
 
 
-def _shear_x(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    return _warped(image, ((1.0, sign * 0.3 * level, 0.0), (0.0, 1.0, 0.0)))
-
-
-def _shear_y(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    return _warped(image, ((1.0, 0.0, 0.0), (sign * 0.3 * level, 1.0, 0.0)))
-
-
 def _rotate(image: np.ndarray, level: float, sign: int) -> np.ndarray:
     middle = (image.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D((middle, middle), -sign * 30 * level, 1.0)
     return _warped(image, tuple(map(tuple, turn.tolist())))
-
-
-def _translate_x(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    return _shifted(image.swapaxes(0, 1), level, sign).swapaxes(0, 1)
-
-
-def _translate_y(image: np.ndarray, level: float, sign: int) -> np.ndarray:
-    return _shifted(image, level, sign)
 
 
 def _strength(level: float) -> float:
@@ -195,12 +175,12 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float, int], np.ndarray]] = {
     "identity": lambda image, level, sign: image,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
-    "brightness": _brightness,
+    "brightness": lambda image, level, sign: cv2.convertScaleAbs(image, alpha=_strength(level)),
     "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": lambda image, level, sign: _warped(image, ((1.0, sign * 0.3 * level, 0.0), (0.0, 1.0, 0.0))),
+    "shear_y": lambda image, level, sign: _warped(image, ((1.0, 0.0, 0.0), (sign * 0.3 * level, 1.0, 0.0))),
+    "translate_x": lambda image, level, sign: _shifted(image.swapaxes(0, 1), level, sign).swapaxes(0, 1),
+    "translate_y": _shifted,
     "rotate": _rotate,
 }
 NAMES = tuple(OPERATIONS)

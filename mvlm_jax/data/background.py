@@ -31,19 +31,17 @@ def in_background(steps: Steps, *, start_step: int, workers: int, prefetch: int)
     `close()` ends these.
     """
     batches = grain.MapDataset.source(steps)[start_step:]
+    if workers:
+        return _made_by_processes(batches.map(_fitting), workers=workers, prefetch=prefetch)
     threads = min(prefetch, available_cpus())
-    if not workers:
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
-    return _made_by_processes(steps, start_step=start_step, workers=workers, prefetch=prefetch)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
 
 
-def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch: int) -> Iterator[Batch]:
+def _made_by_processes(dataset: grain.MapDataset, *, workers: int, prefetch: int) -> Iterator[Batch]:
     ready = max(1, math.ceil(prefetch / workers))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready)
     # A worker prefetches into its own buffer; threads inside it would only compete for the interpreter's lock.
-    in_turn = grain.MapDataset.source(_Fitting(steps))[start_step:].to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
+    in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     batches = None
     try:
         with shared_memory.reported(), signals.kept_from_children(signal.SIGINT, signal.SIGTERM):
@@ -58,19 +56,9 @@ def _made_by_processes(steps: Steps, *, start_step: int, workers: int, prefetch:
             batches.close()
 
 
-class _Fitting:
-    """Raises where a batch does not fit into the shared memory."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, step: int) -> Batch:
-        batch = self._steps[step]
-        shared_memory.check_room(batch)
-        return batch
+def _fitting(batch: Batch) -> Batch:
+    shared_memory.check_room(batch)
+    return batch
 
 
 def _outlive_signals_but_not_the_parent(*_) -> None:

@@ -32,7 +32,6 @@ class Codec(Protocol):
         Raises:
           UnusableImage: of `checked`.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

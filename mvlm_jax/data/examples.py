@@ -27,8 +27,6 @@ class Source(Protocol[ExampleT]):
         Raises:
           UnusableImage: an image is not where the source says, or the record is damaged.
         """
-        ...
 
     def example_id(self, index: int) -> str:
         """The id of an example (of a pair its `image_id`), without reading an image where the format permits."""
-        ...

@@ -1,5 +1,6 @@
 """Examples of the downstream tasks: one or two images, a text about them, and the annotators' answers."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,6 @@ class LabelledSource(Source[LabelledExample], Protocol):
         Raises:
           UnusableImage: the record is damaged.
         """
-        ...
 
 
 class LabelledRow(NamedTuple):
@@ -65,26 +65,27 @@ def example_of(row: LabelledRow, *, images: list[bytes]) -> LabelledExample:
     return cast(LabelledExample, row._asdict() | {"images": images, "answers": list(row.answers)})
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ListedExamples:
     """Rows in memory, images read from their files on demand."""
 
-    def __init__(self, rows: Sequence[LabelledRow], *, root: Path, left_out: Skipped | None = None) -> None:
-        """`left_out`: the counts of what the reader of the rows left out."""
-        self._rows, self._root = rows, root
-        self.left_out = Skipped() if left_out is None else left_out
+    rows: Sequence[LabelledRow]
+    _: dataclasses.KW_ONLY
+    root: Path
+    left_out: Skipped = dataclasses.field(default_factory=Skipped)  # by the reader of the rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> LabelledExample:
-        row = self._rows[index]
-        return example_of(row, images=[read_image(self._root / path) for path in row.images])
+        row = self.rows[index]
+        return example_of(row, images=[read_image(self.root / path) for path in row.images])
 
     def row(self, index: int) -> LabelledRow:
-        return self._rows[index]
+        return self.rows[index]
 
     def example_id(self, index: int) -> str:
-        return self._rows[index].example_id
+        return self.rows[index].example_id
 
 
 class LabelledRecords(RecordSource):

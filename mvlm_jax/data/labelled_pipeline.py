@@ -25,7 +25,6 @@ class Targets(Protocol):
 
     def encode(self, answers: Sequence[str]) -> dict[str, np.ndarray] | None:
         """Arrays of one example; None where nothing can be learned from these answers."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Several sources as one endless sequence of examples, and the part of a source that a limited-data run uses."""
 
 import bisect
+import dataclasses
 import functools
 import hashlib
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -24,28 +24,22 @@ ROUNDS = 4  # of the cipher behind a shuffle: as many as Grain takes
 FORM = "[weight*]uri, several of them joined by ' + '"
 
 
-class Term(NamedTuple):
-    """One source of a mixture, not yet opened."""
-
-    weight: float  # times that each example comes in an epoch
-    uri: str
-
-
+@dataclasses.dataclass(frozen=True, eq=False)
 class Component:
     """The part of a source that a run uses."""
 
-    def __init__(self, source: Source, *, weight: float = 1.0, records: Int32[np.ndarray, " M"] | None = None) -> None:
-        """`weight`: times that each example comes in an epoch; `records`: the ones that the run uses, None for all."""
-        self.source, self.weight = source, weight
-        self._records = records
+    source: Source
+    _: dataclasses.KW_ONLY
+    weight: float = 1.0  # times that each example comes in an epoch
+    records: Int32[np.ndarray, " M"] | None = None  # the ones that the run uses; None: all
 
     def __len__(self) -> int:
-        return len(self.source) if self._records is None else len(self._records)
+        return len(self.source) if self.records is None else len(self.records)
 
     def record(self, position: int) -> int:
         """The index in the source of the example at a position; positions past the end start over."""
         position %= len(self)
-        return position if self._records is None else int(self._records[position])
+        return position if self.records is None else int(self.records[position])
 
     @property
     def examples_per_epoch(self) -> int:
@@ -135,12 +129,27 @@ def open_mixture(
     return Mixture(components)
 
 
-def parse_mixture(text: str) -> tuple[Term, ...]:
-    """
+def parse_mixture(text: str) -> list[tuple[float, str]]:
+    """(weight, URI) of each source, not yet opened.
+
     Raises:
       UserError: a weight that is no positive number, or no source where there must be one.
     """
-    return tuple(_term(term, whole=text) for term in re.split(r"\s\+(?=\s|$)", text))
+    terms = []
+    for term in re.split(r"\s\+(?=\s|$)", text):
+        match = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", term, re.DOTALL)
+        assert match  # the pattern matches any text
+        weight, uri = match[1], match[2].strip()
+        try:
+            number = 1.0 if weight is None else float(weight)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise UserError(f"source {text!r} has the weight {weight.strip()!r}; give a number above 0, as in 2*{uri}")
+        if not uri:
+            raise UserError(f"source {text!r} has an empty term; the form is {FORM}")
+        terms.append((number, uri))
+    return terms
 
 
 def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, " M"]:
@@ -155,21 +164,6 @@ def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, "
     hashes = np.fromiter((_hash(source.example_id(i), salt=salt) for i in range(len(source))), np.uint64, len(source))
     smallest = np.argsort(hashes, kind="stable")[: round(fraction * len(source))]
     return np.sort(smallest).astype(np.int32)
-
-
-def _term(text: str, *, whole: str) -> Term:
-    match = re.fullmatch(r"\s*(?:([^*:]*)\*)?(.*)", text, re.DOTALL)
-    assert match  # the pattern matches any text
-    weight, uri = match[1], match[2].strip()
-    try:
-        number = 1.0 if weight is None else float(weight)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise UserError(f"source {whole!r} has the weight {weight.strip()!r}; give a number above 0, as in 2*{uri}")
-    if not uri:
-        raise UserError(f"source {whole!r} has an empty term; the form is {FORM}")
-    return Term(number, uri)
 
 
 def _hash(identity: str, *, salt: bytes) -> int:

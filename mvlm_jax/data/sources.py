@@ -98,11 +98,8 @@ def _matching_now(scheme: str, path: str) -> list[str]:
 def split_name(uri: str) -> str:
     """What results over a source are filed under: its split where the URI names one, else its file."""
     scheme, path, options = parse_uri(uri)
-    return as_file_name(path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem))
-
-
-def as_file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text).strip("_")
+    name = path.partition(":")[2] if scheme == "tfds" else options.get("split", Path(path).stem)
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def resolved_data_dir(data_dir: str) -> Path:

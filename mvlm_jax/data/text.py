@@ -171,7 +171,7 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    tokenizer = wordpiece.word_piece_model({})
+    tokenizer = wordpiece.with_vocabulary({}, special=())
     words = {
         word
         for text in texts

@@ -21,9 +21,12 @@ NORMALIZER_FIELDS = {  # by their names in the config
 _WORDS = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece", "do_basic_tokenize": True}
 
 
-def word_piece_model(vocabulary: Mapping[str, int], **normalizer: bool | None) -> tokenizers.Tokenizer:
+def with_vocabulary(
+    vocabulary: Mapping[str, int], *, special: Sequence[str], **normalizer: bool | None
+) -> tokenizers.Tokenizer:
     """
     Args:
+      special: tokens that are marked as such, where the vocabulary has them.
       normalizer: fields of the library's `BertNormalizer`; it lowercases where they do not say otherwise.
     """
     tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]"))
@@ -31,14 +34,6 @@ def word_piece_model(vocabulary: Mapping[str, int], **normalizer: bool | None) -
     tokenizer.normalizer = normalizers.BertNormalizer(**fields)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def with_vocabulary(
-    vocabulary: Mapping[str, int], *, special: Sequence[str], **normalizer: bool | None
-) -> tokenizers.Tokenizer:
-    """The same, with the special tokens marked as such."""
-    tokenizer = word_piece_model(vocabulary, **normalizer)
     tokenizer.add_special_tokens([token for token in special if token in vocabulary])
     return tokenizer
 

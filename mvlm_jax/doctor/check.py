@@ -25,10 +25,7 @@ from mvlm_jax.doctor.near_duplicates import near_pairs, same_files
 
 CHUNK = 64  # examples that a thread checks at a time
 MANY_COPIES = 10  # of one file
-BOILERPLATE, BOILERPLATE_PART = (
-    10,
-    1 / 1000,
-)  # images with one caption: at least so many, and this part of all
+BOILERPLATE, BOILERPLATE_PART = 10, 1 / 1000  # images with one caption: at least so many, and this part of all
 LONGEST = 4  # times the configured length; longer captions are counted as that long
 # Reasons for leaving something out before any image is read that nobody intends.
 UNREAD = ("malformed", "not_utf8", "no_path", "no_such_image", "repeated_member", "link_member")
@@ -118,7 +115,7 @@ def check_collection(
             parts.append(part)
     table = _Table(sources, parts)
     findings = [
-        *(finding for part in parts[: _chunks_of(collection.splits)] for finding in part.findings),
+        *(finding for part in parts for finding in part.findings if finding.place.split in collection.splits),
         *_repeated_ids(table, splits=collection.splits),
         *_boilerplate(table, examples=own),
         *_copies(table, own=own),
@@ -357,10 +354,6 @@ def _near_copies(table: _Table, *, own: int) -> Iterator[Finding]:
         else:
             fault = "split_near_overlap"
         yield table.finding(fault, row, f"{differing} of 256 signs differ", other)
-
-
-def _chunks_of(splits: Mapping[str, Source]) -> int:
-    return sum(max(1, -(-len(source) // CHUNK)) for source in splits.values())
 
 
 def _hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " E"]:

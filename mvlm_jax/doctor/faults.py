@@ -55,18 +55,14 @@ class Policy:
     """Which faults stop; one that is not listed never does."""
 
     text: str
-    counts: Mapping[str, int]  # by fault, how many findings are allowed
-    percents: Mapping[str, float]  # the same as a percentage of the examples
+    limits: Mapping[str, tuple[float, bool]]  # by fault, how many findings are allowed; whether in percent of examples
 
     def violations(self, counts: Mapping[str, int], *, examples: int) -> dict[str, int]:
         """The faults with more findings than are allowed, and how many these are."""
-        return {
-            fault: counts[fault]
-            for fault in FAULTS
-            if counts.get(fault)
-            and (fault in self.counts or fault in self.percents)
-            and counts[fault] > self.counts.get(fault, self.percents.get(fault, 0.0) / 100 * examples)
+        allowed = {
+            fault: number / 100 * examples if percent else number for fault, (number, percent) in self.limits.items()
         }
+        return {fault: counts[fault] for fault in FAULTS if fault in allowed and counts.get(fault, 0) > allowed[fault]}
 
 
 def parse_policy(text: str) -> Policy:
@@ -75,8 +71,7 @@ def parse_policy(text: str) -> Policy:
     Raises:
       UserError: a word that is neither, or a limit that is no number; lists the legal ones.
     """
-    counts: dict[str, int] = {}
-    percents: dict[str, float] = {}
+    limits: dict[str, tuple[float, bool]] = {}
     for word in text.split(","):
         name, colon, limit = word.strip().partition(":")
         if name not in GROUPS and name not in FAULTS:
@@ -86,11 +81,5 @@ def parse_policy(text: str) -> Policy:
         number = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", limit if colon else "0")
         if number is None or not number[2] and "." in number[1]:
             raise UserError(f"--policy={text!r}: {limit!r} is neither a number such as {name}:10 nor {name}:0.5%")
-        for fault in GROUPS.get(name, (name,)):
-            counts.pop(fault, None)
-            percents.pop(fault, None)
-            if number[2]:
-                percents[fault] = float(number[1])
-            else:
-                counts[fault] = int(number[1])
-    return Policy(text, counts, percents)
+        limits |= dict.fromkeys(GROUPS.get(name, (name,)), (float(number[1]), bool(number[2])))
+    return Policy(text, limits)

@@ -31,6 +31,11 @@ SETTINGS = (
     "batch_size",
     "seed",
 )
+CONTEXTS = {  # by config.mask.condition_on
+    "unmasked": "Each is rebuilt beside the whole other one.",
+    "masked": "Each is rebuilt beside what is left of the other one.",
+    "none": "Each is rebuilt alone.",
+}
 STYLE = (
     "<style>.hidden { background: #1c2430; color: #fff; border-radius: 3px; padding: 0 3px; } "
     ".unknown { color: #a0a8b4; }</style>"
@@ -81,7 +86,7 @@ def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
         STYLE,
         f"<p>The first {count} of the {len(ids)} pairs of step {step}. Left: the image as augmented. Right: the same "
         f"without the {int(masks[0].sum())} of {masks.shape[1]} patches that are hidden from it; in the captions, "
-        f'<span class="hidden">hidden</span> words. {page.text(_context(config.mask.condition_on))}</p>',
+        f'<span class="hidden">hidden</span> words. {CONTEXTS[config.mask.condition_on]}</p>',
         '<div class="cards">',
         *cards,
         "</div><h2>Settings</h2>",
@@ -143,11 +148,3 @@ def _picture(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
 
 def _enlargement(side: int) -> int:
     return max(1, round(SIDE / side))
-
-
-def _context(condition_on: str) -> str:
-    return {
-        "unmasked": "Each is rebuilt beside the whole other one.",
-        "masked": "Each is rebuilt beside what is left of the other one.",
-        "none": "Each is rebuilt alone.",
-    }[condition_on]

@@ -23,7 +23,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}  # handlers by the number of the signal
 
     def __enter__(self) -> "Interruption":
-        if _agreed_by_processes():
+        if jax.process_count() > 1:
             # JAX handles SIGTERM and notifies the other processes. With another handler they would wait for ever.
             self._handle(signal.SIGINT, self._interrupted)
         else:
@@ -40,7 +40,7 @@ class Interruption:
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; every process asks at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if _agreed_by_processes() else self._requested
+        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._requested
 
     def _handle(self, number: int, handler: Callable[..., None]) -> None:
         if number not in self._previous and threading.current_thread() is threading.main_thread():
@@ -53,7 +53,3 @@ class Interruption:
 
     def _terminated(self, *_) -> None:
         self._requested = True
-
-
-def _agreed_by_processes() -> bool:
-    return jax.process_count() > 1

@@ -1,8 +1,7 @@
 """Training, from the first step or from the last checkpoint."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.state import TrainState, with_weights
-from mvlm_jax.training.task import Batch, Params, StartWeights, Task
+from mvlm_jax.training.task import Params, StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
 
 
@@ -48,7 +47,7 @@ def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
 def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) -> Outcome:
     """`held` gets the lock of the workdir."""
     steps = config.steps
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = make_mesh(**config.mesh)
     program = make_program(task=task, config=config, mesh=mesh)
     _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
@@ -94,7 +93,8 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
 
             if first == steps:
                 return Outcome(False, results)
-            with _closing(iter(task.train_batches(first))) as batches:
+            iterator: Any = task.train_batches(first)  # it ends its threads or processes in `close`
+            with closing(iterator) as batches:
                 batch: dict[str, Any] | None = shard_batch(next(batches), program.batch_sharding)
                 before = None
                 for step in range(first + 1, steps + 1):
@@ -125,17 +125,6 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
                         results = evaluate(state.params, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
-
-
-@contextmanager
-def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """Closes an iterator that has threads or processes."""
-    try:
-        yield batches
-    finally:
-        close = getattr(batches, "close", None)
-        if close:
-            close()
 
 
 def _check_own_rows(task: Task, *, config: ConfigDict, mesh: Mesh) -> None:

@@ -63,7 +63,7 @@ class MetricsLog:
         self.write(step, dict(scalars({f"eval/{stem}": metrics for stem, metrics in results.items()})))
 
 
-class EventsFile:
+class EventsFile(EventsWriter):
     """Scalars for TensorBoard, in a new events file.
 
     It is written in this thread. The thread of tensorboardX's `SummaryWriter` dies on a full disk, and its queue then
@@ -72,20 +72,14 @@ class EventsFile:
 
     def __init__(self, directory: Path, *, purge_step: int):
         """TensorBoard ignores the steps of older files from `purge_step` on."""
-        self._writer = EventsWriter(str(directory / "events"))
-        self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+        super().__init__(str(directory / "events"))
+        self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalar(self, name: str, value: float | int, step: int) -> None:
-        self._write(step, summary=summary.scalar(name, value))
+        self._add(step, summary=summary.scalar(name, value))
 
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _write(self, step: int, **content) -> None:
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+    def _add(self, step: int, **content) -> None:
+        self.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def scalars(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:

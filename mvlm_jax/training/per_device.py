@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from mvlm_jax.training.mesh import BATCH_AXES, batch_parts
 
 FSDP = "fsdp"
+OTHER_AXES = tuple(axis for axis in BATCH_AXES if axis != FSDP)
 
 Local = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -72,18 +73,14 @@ def _gathered(param: jax.Array, *, spec: PartitionSpec, dtype: DTypeLike) -> jax
     @jax.custom_vjp
     def gather(part):
         whole = jax.lax.all_gather(part.astype(dtype), FSDP, axis=dimension, tiled=True)
-        return jax.lax.pcast(whole, _others(), to="varying")
+        return jax.lax.pcast(whole, OTHER_AXES, to="varying")
 
     def backward(_, gradient):
         part = jax.lax.psum_scatter(gradient.astype(own_dtype), FSDP, scatter_dimension=dimension, tiled=True)
-        return (jax.lax.psum(part, _others()),)
+        return (jax.lax.psum(part, OTHER_AXES),)
 
     gather.defvjp(lambda part: (gather(part), None), backward)
     return gather(param)
-
-
-def _others() -> tuple[str, ...]:
-    return tuple(axis for axis in BATCH_AXES if axis != FSDP)
 
 
 def _on_fsdp(spec: PartitionSpec, *, mesh: Mesh) -> PartitionSpec:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.training.accumulation import value_and_grad
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer
-from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step, state_shardings
+from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Task
 
@@ -20,9 +20,7 @@ class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
     init: Callable[[], TrainState]
-    step: (
-        jax.stages.Wrapped
-    )  # (state, batch) -> (state, metrics); `step.lower(...).compile()` compiles it ahead of time
+    step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `step.lower(…).compile()` compiles it ahead of time
 
 
 def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
@@ -53,7 +51,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         clip_norm=options.clip_norm,
     )
     state = abstract_state(params=params, optimizer=optimizer, mesh=mesh, sharding_rules=task.sharding_rules)
-    shardings = state_shardings(state)
+    shardings = jax.tree.map(lambda array: array.sharding, state)
 
     def step_value_and_grad(params, batch, streams):
         rows = task.prepare(batch, streams)

@@ -43,26 +43,14 @@ def abstract_state(
     Raises:
       ValueError, UserError: as `param_shardings`.
     """
+    shapes = jax.eval_shape(lambda params: _first_state(params, optimizer), params)
+    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     of_params = param_shardings(params, mesh=mesh, rules=sharding_rules)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    of_opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        opt_state,
-        of_params,
-        transform_non_params=lambda _: replicated(mesh),
-    )
-    step, skipped = jax.eval_shape(lambda: (jnp.int32(0), Skipped.none()))
-    shapes = TrainState(step=step, params=params, opt_state=opt_state, skipped=skipped)
-    of_skipped = jax.tree.map(lambda _: replicated(mesh), skipped)
-    shardings = TrainState(step=replicated(mesh), params=of_params, opt_state=of_opt_state, skipped=of_skipped)
+    of_opt_state = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shardings.opt_state, of_params)
+    shardings = dataclasses.replace(shardings, params=of_params, opt_state=of_opt_state)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), shapes, shardings
     )
-
-
-def state_shardings(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda array: array.sharding, state)
 
 
 def init_state(
@@ -75,11 +63,13 @@ def init_state(
     """A new state; no device holds more than its own part at any time."""
 
     def build() -> TrainState:
-        step = jnp.zeros((), jnp.int32)
-        params = init(Streams(seed=seed, step=step).key("init"))
-        return TrainState(step=step, params=params, opt_state=optimizer.init(params), skipped=Skipped.none())
+        return _first_state(init(Streams(seed=seed, step=jnp.int32(0)).key("init")), optimizer)
 
     return jax.jit(build, out_shardings=shardings)()
+
+
+def _first_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), skipped=Skipped.none())
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:

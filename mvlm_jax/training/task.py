@@ -37,29 +37,23 @@ class Objective(Protocol):
     @property
     def weights(self) -> Mapping[str, float]:
         """Of the losses among the sums; the other sums are metrics only."""
-        ...
 
     @property
     def dtype(self) -> DTypeLike:
         """That the losses compute in."""
-        ...
 
     @property
     def group(self) -> int:
         """Consecutive rows that `row_losses` needs together."""
-        ...
 
     def row_losses(self, params: Params, rows: Rows) -> tuple[Sums, Rows]:
         """Sums over these rows, and the embeddings that `batch_losses` reads. The counts depend on `rows` alone."""
-        ...
 
     def embed(self, params: Params, rows: Rows) -> Rows:
         """The embeddings alone."""
-        ...
 
     def batch_losses(self, params: Params, embeddings: Rows, rows: Rows) -> Sums:
         """Sums that compare all rows of the batch, under names that `row_losses` does not use."""
-        ...
 
 
 @runtime_checkable
@@ -78,12 +72,10 @@ class Task(Protocol):
     @property
     def embeds(self) -> bool:
         """Whether images and texts are embedded by themselves, so that they can be ranked."""
-        ...
 
     @property
     def submits(self) -> bool:
         """Whether an evaluation server takes what the model predicts."""
-        ...
 
     @property
     def sharding_rules(self) -> Sequence[tuple[str, PartitionSpec]]: ...
@@ -91,29 +83,24 @@ class Task(Protocol):
     @property
     def optimizer_rules(self) -> Sequence[tuple[str, str]]:
         """The group whose learning rate a parameter follows: encoder or rest."""
-        ...
 
     @property
     def decay_rules(self) -> Sequence[tuple[str, bool]]:
         """Whether weight decay applies."""
-        ...
 
     @property
     def flops_per_step(self) -> float:
         """Of the model, forward and backward, over the global batch."""
-        ...
 
     @property
     def batch_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Of the global batch."""
-        ...
 
     @property
     def objective(self) -> Objective: ...
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; traced by `jax.jit`, so that they are born sharded."""
-        ...
 
     def start_weights(self, shapes: PyTree[jax.ShapeDtypeStruct]) -> StartWeights | None:
         """Values for a new run, in place of some of those that `init` makes; None where `init` makes them all.
@@ -121,26 +108,24 @@ class Task(Protocol):
         Raises:
           UserError: weights that cannot be read, or do not fit parameters of these `shapes`.
         """
-        ...
 
     def prepare(self, batch: Batch, streams: Streams) -> Rows:
         """The global batch as the objective takes it, with everything random that a step needs."""
-        ...
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0."""
-        ...
+        """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0.
+
+        As generators, it has a `close`, which ends its threads or processes.
+        """
 
     def example_ids(self, step: int) -> Sequence[str]:
         """The ids of the examples in the global batch of a step, as the source gives them; for messages."""
-        ...
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
         """Metrics for each `<task>-<split>`: numbers, [value, low, high], texts, or maps of these.
 
         No metric has a name of `workdir.ORIGIN`.
         """
-        ...
 
     def submission(self, params: Params) -> tuple[dict[str, dict[str, Any]], str]:
         """As `evaluate`, and the file for the evaluation server.
@@ -148,7 +133,6 @@ class Task(Protocol):
         Raises:
           UserError: there is no such server.
         """
-        ...
 
     def classify(
         self, params: Params, directory: Path, *, class_names: Path | None, templates: Path | None
@@ -162,8 +146,6 @@ class Task(Protocol):
         Raises:
           UserError: the model does not embed images and texts.
         """
-        ...
 
     def save_assets(self, workdir: Path) -> None:
         """Writes the files without which the parameters are useless, such as the tokenizer; called at every start."""
-        ...

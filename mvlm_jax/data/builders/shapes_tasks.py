@@ -57,23 +57,26 @@ def questions(drawn: Sequence[Scene], rng: np.random.Generator) -> Iterator[Draw
             yield Drawn((scene,), "how many shapes are there?", str(len(scene.shapes)), "number")
 
 
+FORMS = {
+    "both": "both images show something {color}",
+    "one": "only one image shows a {shape}",
+    "left": "the left image shows a {color} {shape}",
+    "right": "the right image shows a {color} {shape}",
+    "more": "the left image shows more shapes than the right image",
+    "fewer": "the left image shows fewer shapes than the right image",
+}
+
+
 class Statement(NamedTuple):
     """What a sentence says of two images."""
 
-    form: str
+    form: str  # one of FORMS
     color: str
     shape: str
 
     @property
     def text(self) -> str:
-        return {
-            "both": f"both images show something {self.color}",
-            "one": f"only one image shows a {self.shape}",
-            "left": f"the left image shows a {self.color} {self.shape}",
-            "right": f"the right image shows a {self.color} {self.shape}",
-            "more": "the left image shows more shapes than the right image",
-            "fewer": "the left image shows fewer shapes than the right image",
-        }[self.form]
+        return FORMS[self.form].format(color=self.color, shape=self.shape)
 
     def holds(self, left: Scene, right: Scene) -> bool:
         if self.form in ("more", "fewer"):
@@ -85,9 +88,6 @@ class Statement(NamedTuple):
         if self.form == "both":
             return all(any(shape.color == self.color for shape in scene.shapes) for scene in (left, right))
         return sum(any(shape.shape == self.shape for shape in scene.shapes) for scene in (left, right)) == 1
-
-
-FORMS = ("both", "one", "left", "right", "more", "fewer")
 
 
 def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) -> Iterator[Drawn]:
@@ -107,7 +107,7 @@ def statements(drawn: Sequence[Scene], rng: np.random.Generator, *, fours: int) 
 
 def _telling_apart(rng: np.random.Generator, pair: tuple[Scene, ...], other: tuple[Scene, ...]) -> Statement | None:
     """A statement that is true of one pair and false of the other; None where the search failed."""
-    form = _pick(rng, FORMS)
+    form = _pick(rng, list(FORMS))
     for _ in range(20):
         of = _pick(rng, _pick(rng, pair + other).shapes)
         statement = Statement(form, of.color, of.shape)
@@ -240,22 +240,10 @@ def collection(
     )
 
 
-def _vqa(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
-    # Half of the training scenes already give some forty thousand.
-    return questions(drawn[: len(drawn) // 2] if train else drawn, rng)
-
-
-def _nlvr2(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
-    return statements(drawn, rng, fours=len(drawn) // 2 if train else len(drawn))
-
-
-def _ve(drawn: Sequence[Scene], rng: np.random.Generator, train: bool) -> Iterator[Drawn]:
-    return hypotheses(drawn, rng, nines=len(drawn) // (6 if train else 2))
-
-
 # (scenes of a split, random numbers, whether it is the training split) -> examples, by name of the dataset
 TASKS: dict[str, Callable[[Sequence[Scene], np.random.Generator, bool], Iterator[Drawn]]] = {
-    "shapes_vqa": _vqa,
-    "shapes_nlvr2": _nlvr2,
-    "shapes_ve": _ve,
+    # Half of the training scenes already give some forty thousand questions.
+    "shapes_vqa": lambda drawn, rng, train: questions(drawn[: len(drawn) // 2] if train else drawn, rng),
+    "shapes_nlvr2": lambda drawn, rng, train: statements(drawn, rng, fours=len(drawn) // (2 if train else 1)),
+    "shapes_ve": lambda drawn, rng, train: hypotheses(drawn, rng, nines=len(drawn) // (6 if train else 2)),
 }

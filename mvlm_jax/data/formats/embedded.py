@@ -19,53 +19,30 @@ from mvlm_jax.data.formats.ids import distinct, id_text
 from mvlm_jax.data.formats.listed import read_image, utf8
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.paths import listed_path
-from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
 KEPT = 2  # row groups in memory: reading in order decompresses each of them once
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RowGroups:
-    """The row groups of several parquet files."""
-
-    files: Sequence[Path]
-    places: Int64[np.ndarray, "G 2"]  # (file, row group in it)
-    starts: Int64[np.ndarray, " G"]  # the number of the first row of each, over all files
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """The number of the row group that holds a row, and the row's place in it."""
-        group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return group, row - int(self.starts[group])
-
-
+@dataclasses.dataclass(kw_only=True, eq=False)
 class EmbeddedSource:
     """Captions in memory; images are read on demand, a whole row group at once: fast in order, and slow at random."""
 
-    def __init__(
-        self,
-        *,
-        groups: RowGroups,
-        column: str,
-        root: Path,
-        rows: Int64[np.ndarray, " E"],
-        captions: pa.Array,
-        ids: pa.Array,
-    ) -> None:
-        """
-        Args:
-          column: of the images.
-          root: where paths begin, in rows that have a path and no bytes.
-          rows: the first row of each example, counted over all files.
-        """
-        self._groups, self._column, self._root = groups, column, root
-        self._rows, self._captions, self._ids = rows, captions, ids
-        self.left_out = Skipped()
-        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+    files: Sequence[Path]
+    groups: Int64[np.ndarray, "G 2"]  # (file, row group in it)
+    starts: Int64[np.ndarray, " G"]  # the first row of each group, counted over all files, as in `rows`
+    column: str  # of the images
+    root: Path  # where paths begin, in rows that have a path and no bytes
+    rows: Int64[np.ndarray, " E"]  # the first one of each example
+    captions: pa.Array
+    ids: pa.Array
+
+    def __post_init__(self) -> None:
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()  # by the number of the row group
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
         """
@@ -73,32 +50,29 @@ class EmbeddedSource:
           AbsentImage: the row holds no image, nor the path of one that is there.
           UserError: the file cannot be read, or is damaged.
         """
-        group, place = self._groups.locate(int(self._rows[index]))
-        value = self._images(group)[place].as_py()
+        row = int(self.rows[index])
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        value = self._images(group)[row - int(self.starts[group])].as_py()
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if image is None:
             if not path:
                 raise AbsentImage(f"{self.example_id(index)} has neither bytes nor a path")
-            image = read_image(listed_path(path, root=self._root))
-        return {
-            "image": image,
-            "captions": self._captions[index].as_py(),
-            "image_id": self.example_id(index),
-        }
+            image = read_image(listed_path(path, root=self.root))
+        return {"image": image, "captions": self.captions[index].as_py(), "image_id": self.example_id(index)}
 
     def example_id(self, index: int) -> str:
-        return self._ids[index].as_py()
+        return self.ids[index].as_py()
 
     def _images(self, group: int) -> pa.ChunkedArray:
         with self._lock:
             if group in self._kept:
                 self._kept.move_to_end(group)
                 return self._kept[group]
-            number, within = self._groups.places[group].tolist()
-            file = self._groups.files[number]
+            number, within = self.groups[group].tolist()
+            file = self.files[number]
             try:
                 with parquet.ParquetFile(file) as table:
-                    images = table.read_row_group(within, columns=[self._column]).column(0)
+                    images = table.read_row_group(within, columns=[self.column]).column(0)
             except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
                 reason = str(error).partition("\n")[0]
                 raise UserError(f"row group {within} of {str(file)!r} cannot be read: {reason}") from error
@@ -108,12 +82,10 @@ class EmbeddedSource:
             return images
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        del state["_lock"], state["_kept"]
-        return state
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _kept=OrderedDict())
+        EmbeddedSource.__init__(self, **state)
 
 
 def holds_images(file: Path, column: str) -> bool:
@@ -175,9 +147,9 @@ def open_embedded(files: Sequence[Path], *, image: str, caption: str, id: str, r
                         rows.append(total)
                     total += 1
     return EmbeddedSource(
-        groups=RowGroups(
-            files=files, places=np.array(groups, np.int64).reshape(-1, 2), starts=np.array(starts, np.int64)
-        ),
+        files=files,
+        groups=np.array(groups, np.int64).reshape(-1, 2),
+        starts=np.array(starts, np.int64),
         column=image,
         root=root,
         rows=np.array(rows, np.int64),

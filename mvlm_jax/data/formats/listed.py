@@ -1,5 +1,6 @@
 """Image files that a list names, with their captions."""
 
+import dataclasses
 import errno
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,26 +35,26 @@ class Row(NamedTuple):
     place: str = ""  # in the list, such as "line 7"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ListedSource:
     """Captions in memory, images read on demand."""
 
-    def __init__(self, *, root: Path, images: pa.Array, captions: pa.Array, ids: pa.Array, left_out: Skipped) -> None:
-        self._root, self.left_out = root, left_out
-        # Arrow's columns take a tenth of the memory of Python's strings, and are pickled as they lie there.
-        self._images, self._captions, self._ids = images, captions, ids
+    root: Path
+    # Arrow's columns take a tenth of the memory of Python's strings, and are pickled as they lie there.
+    images: pa.Array
+    captions: pa.Array
+    ids: pa.Array
+    left_out: Skipped
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        return {
-            "image": read_image(listed_path(self._images[index].as_py(), root=self._root)),
-            "captions": self._captions[index].as_py(),
-            "image_id": self._ids[index].as_py(),
-        }
+        image = read_image(listed_path(self.images[index].as_py(), root=self.root))
+        return {"image": image, "captions": self.captions[index].as_py(), "image_id": self.example_id(index)}
 
     def example_id(self, index: int) -> str:
-        return self._ids[index].as_py()
+        return self.ids[index].as_py()
 
 
 def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) -> ListedSource:

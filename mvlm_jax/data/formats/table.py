@@ -113,7 +113,7 @@ def _text_rows(file: Path, *, wanted: Sequence[str], columns: Sequence[str] | No
                     names, places = fields, _places(wanted, fields)
                 elif len(fields) == len(names):
                     row = [fields[place] for place in places]
-                    if all(map(_is_text, row)):
+                    if all(field == utf8(field) for field in row):
                         yield Row(row[0], [row[1]], id_text(row[2]) if len(row) > 2 else "", line)
                     else:
                         left_out.add("not_utf8", line)
@@ -137,16 +137,6 @@ class _Lines:
         for line in stream:
             self.last = line
             yield line
-
-
-def _is_text(field: str) -> bool:
-    if field.isascii():
-        return True
-    try:
-        field.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _places(wanted: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -1,5 +1,6 @@
 """Tar files as img2dataset writes them: members of one example share the part of their name before the first dot."""
 
+import dataclasses
 import json
 import os
 import tarfile
@@ -24,24 +25,19 @@ BLOCK = tarfile.BLOCKSIZE  # bytes; the size of a header, and what all offsets i
 CHUNK = 2**20  # bytes that are read at a time
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class WebDatasetSource:
     """Random access to the examples of tar files, by an index of where their members lie."""
 
-    def __init__(
-        self,
-        files: list[str],
-        *,
-        keys: pa.Array,
-        ids: pa.Array,
-        shards: Int32[np.ndarray, " E"],
-        members: Int64[np.ndarray, "E M 2"],
-        left_out: Skipped,
-    ) -> None:
-        self._files, self._keys, self._ids, self._shards, self._members = files, keys, ids, shards, members
-        self.left_out = left_out
+    files: list[str]
+    keys: pa.Array
+    ids: pa.Array
+    shards: Int32[np.ndarray, " E"]  # the place in `files` of the one that holds an example
+    members: Int64[np.ndarray, "E M 2"]
+    left_out: Skipped
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def __getitem__(self, index: int) -> Example:
         """
@@ -52,11 +48,11 @@ class WebDatasetSource:
         """
         image = self._read(index, "image")
         if image is None:
-            raise AbsentImage(f"{self._keys[index]} in {self._files[self._shards[index]]} has no image")
+            raise AbsentImage(f"{self.keys[index]} in {self.files[self.shards[index]]} has no image")
         return {"image": image, "captions": self._captions(index), "image_id": self.example_id(index)}
 
     def example_id(self, index: int) -> str:
-        return self._ids[index].as_py()
+        return self.ids[index].as_py()
 
     def _captions(self, index: int) -> list[str]:
         text = self._read(index, "txt")
@@ -69,13 +65,13 @@ class WebDatasetSource:
             caption = json.loads(described).get("caption")
             return [] if caption is None else [utf8(text) for text in captions_in(caption)]
         except (ValueError, AttributeError, TypeError) as error:
-            raise UnusableImage("malformed_json", f"{self._keys[index]}.json: {error}") from error
+            raise UnusableImage("malformed_json", f"{self.keys[index]}.json: {error}") from error
 
     def _read(self, index: int, member: str) -> bytes | None:
-        offset, size = (int(number) for number in self._members[index, MEMBERS.index(member)])
+        offset, size = (int(number) for number in self.members[index, MEMBERS.index(member)])
         if not offset:
             return None
-        path = self._files[self._shards[index]]
+        path = self.files[self.shards[index]]
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
@@ -108,7 +104,7 @@ def open_webdataset(pattern: str) -> WebDatasetSource:
     directory = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     names = [os.path.splitext(os.path.relpath(file, directory))[0] for file in files]
     return WebDatasetSource(
-        files,
+        files=files,
         keys=keys,
         ids=distinct(keys, files=shards.tolist(), names=names),
         shards=shards,

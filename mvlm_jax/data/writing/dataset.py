@@ -87,7 +87,7 @@ def write_dataset(
         sizes = {split: len(source) for split, source in collection.splits.items()}
         _continue_or_start_over(partial, {**origin, "splits": sizes})
         shards = _shards(collection, name=name, directory=partial)
-        _write_missing(shards, collection=collection, workers=workers or _worthwhile(shards), checks=checks)
+        _write_missing(shards, collection=collection, workers=workers, checks=checks)
         try:
             _describe(partial, name=name, collection=collection, origin=origin, shards=shards, licence=licence)
         except UserError:
@@ -172,12 +172,9 @@ def _shards(collection: Collection, *, name: str, directory: Path) -> list[Shard
     return shards
 
 
-def _worthwhile(shards: list[Shard]) -> int:
-    return available_cpus() if sum(len(shard.indices) for shard in shards) >= WORTH_WORKERS else 1
-
-
 def _write_missing(shards: list[Shard], *, collection: Collection, workers: int, checks: ImageChecks) -> None:
     total = sum(len(shard.indices) for shard in shards)
+    workers = workers or (available_cpus() if total >= WORTH_WORKERS else 1)
     # disable=None: a bar on a terminal only.
     with tqdm(total=total, unit=" examples", disable=None, smoothing=0.05) as bar:
         missing = []
