@@ -28,11 +28,16 @@ from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.labelled import LabelledTask
 from mvlm_jax.tasks.registry import task_type
+from mvlm_jax.training.workdir import CHECKPOINTS
+
+NOT_IMAGES = "images must be a list of Pillow images; open files with PIL.Image.open"
 
 
 def load(folder: str | Path, *, batch_size: int) -> "Inference":
     """As `mvlm_jax.load`."""
     folder = user_path(folder)
+    if (folder / CHECKPOINTS).is_dir():
+        raise UserError(f"{folder} is a run; export it with mvlm weights export --workdir={folder} --output=FOLDER")
     try:
         config = config_lib.from_json((folder / CONFIG).read_bytes(), source=folder / CONFIG)
     except OSError as error:
@@ -112,19 +117,20 @@ class Inference:
         """
         self._check_verb("predict")
         assert isinstance(self.task, LabelledTask)
-        groups = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
-        each = self.task.images
+        if isinstance(images, Image.Image):
+            raise UserError(NOT_IMAGES)
+        groups: list[Any] = [image if isinstance(image, list | tuple) else [image] for image in images]
+        pixels = self._pixels([image for group in groups for image in group])
+        tokens, each = self._tokens(texts), self.task.images
         for index, group in enumerate(groups):
             if len(group) != each:
                 raise UserError(
                     f"config.task={self.task.name} takes {each} images a text; images[{index}] holds {len(group)}"
                 )
-        tokens = self._tokens(texts)
         if len(groups) != len(tokens):
             raise UserError(
                 f"predict got {len(groups)} images and {len(tokens)} texts; it needs one text for each image"
             )
-        pixels = self._pixels([image for group in groups for image in group])
         pixels = pixels.reshape(len(tokens), each, *pixels.shape[1:])
         predicted: list[Any] = []
         for indices in index_batches(len(tokens), self.batch_size):
@@ -136,8 +142,7 @@ class Inference:
     def _check_verb(self, verb: str) -> None:
         if verb not in self.task.verbs:
             raise UserError(
-                f"{verb} is not what a model of config.task={self.task.name} was trained for; "
-                f"use {', '.join(self.task.verbs)}"
+                f"{verb} is not for a model of config.task={self.task.name}; use {', '.join(self.task.verbs)}"
             )
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:
@@ -152,6 +157,7 @@ class Inference:
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
         """Cosine of every image with every text."""
+        self._check_verb("similarity")
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, " B"]:
@@ -213,7 +219,7 @@ class Inference:
 
     def _pixels(self, images: Sequence[Image.Image]) -> UInt8[np.ndarray, "B H W 3"]:
         if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
-            raise UserError("images must be a list of Pillow images; open files with PIL.Image.open")
+            raise UserError(NOT_IMAGES)
         if not images:
             raise UserError("images is empty; give at least one")
         try:

@@ -54,7 +54,7 @@ def describe(name: str, *, slices: int = 1) -> Topology:
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs its compiler, libtpu: pip install -e .[tpu]")
+        raise UserError("compiling for a TPU needs its compiler, libtpu: pip install 'mvlm-jax[tpu]'")
     chip = CHIPS[family]
     options: dict[str, Any] = {}
     if all(int(side) == 1 for side in size.split("x")):

@@ -17,6 +17,7 @@ from ml_collections.config_flags import config_flags
 
 from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
+from mvlm_jax.config_migration import MOVED_IN_2
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.tasks import registry
@@ -76,6 +77,11 @@ def define_config(
     values: flags.FlagValues, argv: Sequence[str], *, required: bool = True, default: ConfigDict | None = None
 ) -> None:
     """`--config=RECIPE[:argument]` with `--config.field=value` overrides, which change `default` where one is given."""
+    for word in argv:
+        old = re.match(r"--?config\.([\w.]+)", word)
+        if old and old[1] in MOVED_IN_2:
+            now = " and ".join(f"config.{name}" for name in MOVED_IN_2[old[1]])
+            raise UserError(f"config.{old[1]} is {now} now")
     text = "Recipe, a file or the name of a shipped one such as demo; --config.field=value changes a field."
     common = {"flag_values": values, "sys_argv": list(argv)}
     if default is not None:
@@ -213,13 +219,15 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
             if isinstance(error, UserError) or _is_of_a_field(error):
                 raise
             cause = error.__cause__ or error.__context__ or error  # the library's message holds a whole traceback
+            if variant and "positional argument" in str(cause):
+                raise UserError(f"--config={argument}: {name} has no variants; leave out :{variant[0]}") from error
             reason = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
             raise UserError(f"--config={argument}: {reason}") from error
         fields = dict(config_lib.flatten(config))
         if wrong := fields.keys() ^ dict(config_lib.flatten(config_lib.default())):
             raise UserError(
                 f"--config={argument} has unknown fields or lacks some: {', '.join(sorted(wrong)[:5])}; "
-                "start from mvlm_jax.config.default()"
+                "start from mvlm_jax.config.default(), and set sizes by config.update(model_size(…))"
             )
         return config
 

@@ -3,8 +3,8 @@
 Example:
   mvlm compile --config=pretrain_4m --topology=v6e:4x4
 
-Needs libtpu (pip install -e .[tpu]) but no TPU, no data and no workdir; the base model takes half an hour of one CPU
-and 13 GB of memory. --fit searches for the largest batch that a chip holds, and for the cheapest remat policy that
+Needs libtpu (pip install 'mvlm-jax[tpu]') but no TPU, no data and no workdir; the base model takes half an hour of one
+CPU and 13 GB of memory. --fit searches for the largest batch that a chip holds, and for the cheapest remat policy that
 holds it; that takes about ten compilations.
 """
 

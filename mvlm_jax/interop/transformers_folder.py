@@ -20,6 +20,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 def write_model(folder: Path, params: Params, *, family: Family, heads: int, fields: Mapping[str, Any]) -> None:
     """A new folder with weights and config.json, of which `fields` are those that are no sizes."""
+    entries = family.namings[0].entries
+    if unnamed := sorted(params.keys() - {entry.path for entry in entries}):
+        raise ValueError(f"the entries of {family.kind} do not cover the parameters {', '.join(unnamed)}")
     folder.mkdir()
     names, (layers, hidden) = family.config_names, params[f"{STACK}mlp/up/bias"].shape
     sizes = {
@@ -32,7 +35,7 @@ def write_model(folder: Path, params: Params, *, family: Family, heads: int, fie
     start = {"architectures": [family.architecture], "model_type": family.model_types[0], "dtype": "float32"}
     write_json(folder / CONFIG, {**start, **sizes, **fields})
     tensors = {}
-    for entry in family.namings[0].entries:
+    for entry in entries:
         if entry.path in family.not_exported or (entry.optional and entry.path not in params):
             continue
         value = params[entry.path]

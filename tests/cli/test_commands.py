@@ -196,7 +196,15 @@ def test_an_evaluation_that_fails_reports_it_to_the_other_processes(demo_run, de
         (["--config=_finetune", "--workdir=W"], "neither a file nor a shipped recipe"),
         (["--config=gs://a/recipe.py", "--workdir=W"], "is not a local path"),
         (["--config=flickr8k:huge", "--workdir=W"], "flickr8k:huge: size 'huge' is not one of laptop, small, minilm"),
-        (["--config=demo:huge", "--workdir=W"], "--config=demo:huge: TypeError: get_config() takes 0 positional"),
+        (["--config=demo:huge", "--workdir=W"], "--config=demo:huge: demo has no variants; leave out :huge"),
+        (
+            ["--config=demo", "--workdir=W", "--config.text.kind=bert"],
+            "config.text.kind is config.text_encoder.kind now",
+        ),
+        (
+            ["--config=demo", "--workdir=W", "--config.model.layers=2"],
+            "config.model.layers is config.image_encoder.layers and config.text_encoder.layers now",
+        ),
         (["--config=DEMO", "--workdir=W", "--config.config_version=1"], "config_version=1 is not one of 2"),
         (["--config=DEMO"], "--workdir"),
         (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),

@@ -249,6 +249,7 @@ def copied(export, target):
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json' cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be used: missing fields"),
         (lambda folder: cut_short(folder / "model.safetensors"), "is damaged or cut short"),
+        (lambda folder: (folder / "checkpoints").mkdir(), "is a run; export it with mvlm weights export --workdir="),
         (lambda folder: without_one(folder / "model.safetensors"), "in 1 parameters, the first is temperature"),
     ],
 )

@@ -18,6 +18,7 @@ from mvlm_jax.interop.families import IMAGE_FAMILIES, TEXT_FAMILIES
 from mvlm_jax.interop.family import PATCHES, SAME, STACK, Entry, Naming, dense, norm
 from mvlm_jax.interop.image_family import ImageFamily
 from mvlm_jax.interop.parameters import flat
+from mvlm_jax.interop.transformers_folder import write_model
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.layers import Mlp, layer_stack, token_init
 from mvlm_jax.models.norm import LayerNorm
@@ -148,6 +149,13 @@ def test_exported_folders_are_imported_again(exported, demo_dir, tmp_path, capsy
         assert before.keys() == after.keys()
         for name, value in before.items():
             np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+def test_a_parameter_without_a_name_is_not_left_out_of_an_export(tmp_path):
+    params = {"stir/kernel": np.ones((2, 2), np.float32), "layers/block/mlp/up/bias": np.ones((1, 2), np.float32)}
+    with pytest.raises(ValueError, match="the entries of mixer do not cover the parameters stir/kernel"):
+        write_model(tmp_path / "folder", params, family=MIXER, heads=1, fields={})
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_folder_of_another_family_is_refused_by_name(exported, demo_dir, capsys):

@@ -208,7 +208,7 @@ def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
     if name == "vqa":
         assert model.predict(images, texts) == expected
         assert model.answer([image for [image] in images], texts) == [answer.ranked for answer in expected]
-        with pytest.raises(UserError, match="classify_pair is not what a model of config.task=vqa was trained for"):
+        with pytest.raises(UserError, match="classify_pair is not for a model of config.task=vqa"):
             model.classify_pair(images, texts)
         (tmp_path / "exported" / "answers.json").unlink()
         with pytest.raises(UserError, match="answers.json, the list of answers, cannot be read"):
@@ -220,10 +220,13 @@ def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
         wrong = [image[:1] * (3 - task.images) for image in images]
         with pytest.raises(UserError, match=rf"takes {task.images} images a text; images\[0\] holds {3 - task.images}"):
             model.classify_pair(wrong, texts)
-    with pytest.raises(UserError, match=f"encode_image is not what a model of config.task={name} was trained for; use"):
+    with pytest.raises(UserError, match=f"encode_image is not for a model of config.task={name}; use"):
         model.encode_image(images[0])
     with pytest.raises(UserError, match="it needs one text for each image"):
         model.predict(images, texts[:-1])
+    for wrong in (images[0][0], "dog.jpg", ["dog.jpg"]):
+        with pytest.raises(UserError, match="images must be a list of Pillow images"):
+            model.predict(wrong, texts[:1])
 
 
 def test_tasks_are_tasks(finetuned):

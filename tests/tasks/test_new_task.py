@@ -107,7 +107,7 @@ def test_a_new_task_is_loaded(exported):
     pictures = [Image.new("RGB", (48, 48), color) for color in ("red", "green", "blue")]
     counts = model.predict(pictures, ["how many shapes are there?"] * 3)
     assert len(counts) == 3 and np.isfinite(counts).all()
-    with pytest.raises(UserError, match="answer is not what a model of config.task=counting was trained for"):
+    with pytest.raises(UserError, match="answer is not for a model of config.task=counting"):
         model.answer(pictures, ["how many?"] * 3)
 
 

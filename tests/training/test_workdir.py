@@ -59,6 +59,13 @@ def test_the_workdir_of_another_config_is_refused_and_untouched(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_run_does_not_begin_in_an_export(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match="holds an export; give a directory of its own to the run"):
+        opened(tmp_path, config=toy_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_a_file_in_the_place_of_the_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
