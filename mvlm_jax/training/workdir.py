@@ -34,9 +34,9 @@ def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
     """
     directory = user_path(path).absolute()
     check_path(directory)
-    if (directory / "model.safetensors").exists():
-        raise UserError(f"workdir {directory} holds an export; give a directory of its own to the run")
     try:
+        if (directory / "model.safetensors").exists():
+            raise UserError(f"workdir {directory} holds an export; give a directory of its own to the run")
         _check_writable(directory)
         _check_same_run(directory, config)
     except OSError as error:
