@@ -18,7 +18,7 @@ def load(folder: str | Path, *, batch_size: int = 32) -> "Inference":
     Raises:
       mvlm_jax.errors.UserError: not such a folder, or one that is damaged.
     """
-    # JAX takes seconds to import; whoever only asks for the package's version should not wait.
+    # JAX takes seconds to import, which the package's version does not need.
     from mvlm_jax import inference
 
     return inference.load(folder, batch_size=batch_size)

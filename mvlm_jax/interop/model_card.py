@@ -63,7 +63,7 @@ with `add_pooling_layer=False`.
 
 
 class About(NamedTuple):
-    """What a reader is told of the task that the model was trained for."""
+    """What the card says about the task that the model was trained for."""
 
     description: str  # completes "A model ..."
     example: str  # a call of the loaded model

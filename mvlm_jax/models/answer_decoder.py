@@ -46,7 +46,7 @@ class AnswerDecoder(nn.Module):
     def __call__(
         self, embedded: Float[Array, "B A T E"], context: Float[Array, "B S D"], context_mask: Bool[Array, "B S"]
     ) -> Float[Array, "B A T D"]:
-        """Features from which the token after each beginning is told.
+        """Features from which the token after each beginning is predicted.
 
         Args:
           embedded: the tokens of the answers; what follows an answer's end is seen by nothing before it.

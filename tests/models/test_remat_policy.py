@@ -23,7 +23,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("remat, computed", [("none", 1), ("dots", 1), ("full", 2)])
-def test_a_fused_attention_is_computed_anew_only_where_nothing_is_kept(remat, computed, monkeypatch):
+def test_a_fused_attention_is_recomputed_only_where_nothing_is_kept(remat, computed, monkeypatch):
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91100)  # traced for a GPU, and run on none
 
     block = rematerialized(Block, remat=remat)()

@@ -68,7 +68,7 @@ def test_whatever_file_is_damaged_the_state_read_is_one_that_was_written(finishe
     assert skipped >= 3
 
 
-def test_a_lost_item_is_skipped_with_a_warning_and_its_step_is_saved_anew(finished, workdir, caplog):
+def test_a_lost_item_is_skipped_with_a_warning_and_its_step_is_saved_again(finished, workdir, caplog):
     shutil.rmtree(workdir / "checkpoints" / "9" / "optimizer")
     left = {path.name: path.read_bytes() for path in files_of(workdir / "checkpoints" / "9" / "params")}
     train(ToyTask(), config=toy_config(), workdir=workdir)
@@ -125,7 +125,7 @@ def test_an_evaluation_takes_the_step_before_and_deletes_nothing(workdir):
     assert files_of(workdir) == before
 
 
-def test_where_every_step_is_damaged_the_run_does_not_begin_anew(workdir):
+def test_where_every_step_is_damaged_the_run_does_not_start_over(workdir):
     for step in (6, 9):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "params")
     before = files_of(workdir / "checkpoints")

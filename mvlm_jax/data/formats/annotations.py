@@ -16,7 +16,7 @@ OPTIONS = ("split", "image_root")
 
 
 def open_json(path: str, *, split: str = "", image_root: str = "") -> ListedSource:
-    """Opens one of the three layouts, told apart by their keys.
+    """Opens one of the three layouts, which it recognises by their keys.
 
     `split` is one or more of Karpathy's, joined by commas.
 
