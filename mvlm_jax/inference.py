@@ -217,7 +217,7 @@ class Inference:
             outputs.append(np.asarray(computed)[: len(indices)])
         return np.concatenate(outputs)
 
-    def _pixels(self, images: Sequence[Image.Image]) -> UInt8[np.ndarray, "B H W 3"]:
+    def _pixels(self, images: Any) -> UInt8[np.ndarray, "B H W 3"]:
         if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
             raise UserError(NOT_IMAGES)
         if not images:

@@ -32,7 +32,7 @@ def test_an_unknown_topology_is_one_line_with_examples(name, capsys):
 @pytest.mark.skipif(LIBTPU, reason="libtpu is installed")
 def test_without_libtpu_one_line_says_how_to_get_it(capsys, tmp_path):
     assert compile.run([DEMO, "--topology=v5e:4x4", f"--json={tmp_path / 'figures.json'}"]) == 2
-    assert capsys.readouterr().err.strip().endswith("pip install -e .[tpu]")
+    assert capsys.readouterr().err.strip().endswith("pip install 'mvlm-jax[tpu]'")
     assert not (tmp_path / "figures.json").exists()
 
 

@@ -147,7 +147,7 @@ def test_run_killed_within_an_epoch_continues_without_repeating_or_skipping(shap
     ids = tmp_path / "ids.jsonl"
     ids.touch()
     command = [sys.executable, str(HERE / "recorder.py"), shapes_dir, str(ids)]
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE.parent.parent}"}
 
     run = subprocess.Popen([*command, "--workers=1", "--pause=0.2"], env=environment, stdout=subprocess.PIPE)
     with run:

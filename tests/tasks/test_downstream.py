@@ -1,5 +1,6 @@
 """Each downstream task as a user meets it: from a pre-trained run to an evaluated one, at another image size."""
 
+import inspect
 import io
 import json
 
@@ -224,9 +225,10 @@ def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
         model.encode_image(images[0])
     with pytest.raises(UserError, match="it needs one text for each image"):
         model.predict(images, texts[:-1])
+    unchecked = inspect.unwrap(type(model).predict)  # users have no checks of types
     for wrong in (images[0][0], "dog.jpg", ["dog.jpg"]):
         with pytest.raises(UserError, match="images must be a list of Pillow images"):
-            model.predict(wrong, texts[:1])
+            unchecked(model, wrong, texts[:1])
 
 
 def test_tasks_are_tasks(finetuned):
