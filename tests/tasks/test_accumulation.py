@@ -199,7 +199,7 @@ def test_microbatches_move_nothing_between_devices(tokenizer):
 @pytest.mark.slow
 def test_microbatches_and_remat_save_memory(tokenizer):
     def temporaries(**fields):
-        larger = {"batch_size": 64, "model__width": 64, "model__layers": 2}
+        larger = {"batch_size": 64, **sizes(width=64, layers=2)}
         step = lowered(tokenizer, devices=jax.devices()[:1], **larger, **fields)
         return step.compile().memory_analysis().temp_size_in_bytes
 

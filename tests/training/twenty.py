@@ -129,7 +129,7 @@ def _main(record, jobs):
     for job in json.loads(jobs):
         ids, status = {}, None
         with watched(ids, stop_after=job.get("stop_after")):
-            status = importlib.import_module(f"mvlm_jax.{job['command']}").run(job["flags"])
+            status = importlib.import_module(f"mvlm_jax.cli.{job['command']}").run(job["flags"])
         done.append({"status": status, "ids": ids})
     Path(record).write_text(json.dumps(done))
     # Together, and past the status that a run broken off on purpose has left for the end of its process.
