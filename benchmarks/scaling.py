@@ -2,7 +2,7 @@
 
 Each compilation takes half an hour or more of one CPU and up to 16 GB of memory, so they run one after another. One
 whose figures are already in DIRECTORY is not repeated. Below the table: how much more a chip holds and computes on 256
-chips than on 16. Needs libtpu (pip install -e .[tpu]).
+chips than on 16. Needs libtpu (pip install -e '.[tpu]').
 
 Example:
   python benchmarks/scaling.py --directory=runs/scaling v6e:4x4 v6e:16x16
@@ -10,14 +10,14 @@ Example:
 
 import argparse
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RECIPE = Path(__file__).resolve().parent.parent / "configs" / "pretrain_4m.py"
+from mvlm_jax.configs import pretrain_4m
+
 PAIRS = 32  # a chip
 
 
@@ -50,7 +50,7 @@ def compile_case(case: Case, file: Path, *, changes: Sequence[str] = ()) -> None
       CalledProcessError: `mvlm compile` failed.
     """
     command = [
-        sys.executable, "-m", "mvlm_jax", "compile", f"--config={RECIPE}:{case.size}", f"--topology={case.topology}",
+        sys.executable, "-m", "mvlm_jax", "compile", f"--config=pretrain_4m:{case.size}", f"--topology={case.topology}",
         f"--config.batch_size={PAIRS * case.chips}", f"--config.model.remat={case.remat}", f"--json={file}",
         *(f"--config.{change}" for change in changes),
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def row(case: Case, figures: Mapping[str, Any]) -> list[str]:
     moved = [f"{sent.get(name, 0) / 2**20:.1f}" for name in ("all-reduce", "all-gather", "reduce-scatter")]
     seconds = figures["step_seconds_estimate"]
     # The hours in the figures are for the recipe's number of steps, with larger batches.
-    recipe = runpy.run_path(str(RECIPE))["get_config"](case.size)
+    recipe = pretrain_4m.get_config(case.size)
     hours = seconds * recipe.steps * recipe.batch_size / (PAIRS * case.chips) / 3600
     return [
         *start, f"{compiled / 1e12:.3f}", f"{compiled / model:.3f}", *moved, f"{1000 * seconds:.0f}", f"{hours:.1f}"

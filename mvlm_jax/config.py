@@ -60,8 +60,8 @@ def default() -> ConfigDict:
 
     config.config_version = VERSION  # of these fields; `config_migration` reads earlier ones
     config.seed = 0  # everything random derives from (seed, stream, step)
-    config.task = "pretrain"  # or retrieval, vqa, nlvr2, entailment
-    config.hide_modality = "none"  # from the model, for a baseline of vqa, nlvr2 and entailment: none, image, text
+    config.task = "pretrain"  # a name of `tasks/registry.py`
+    config.hide_modality = "none"  # from the model, for a baseline of a labelled task: none, image, text
     config.steps = 1000  # optimizer updates in the whole run
     config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
@@ -271,8 +271,12 @@ def from_json(text: str | bytes, *, source: object = "config.json") -> ConfigDic
     """
     config = default()
     try:
-        declared = dict(flatten(config))
-        fields = migrate({name: value for name, value in flatten(json.loads(text)) if value is not None})
+        declared, values = dict(flatten(config)), json.loads(text)
+        if not isinstance(values, dict):
+            raise UserError(f"it holds a {type(values).__name__}; a JSON object is needed")
+        if values.get("config_version", 1) is None:
+            raise UserError("config_version is null; it is a whole number")
+        fields = migrate({name: value for name, value in flatten(values) if value is not None})
         for problem, names in (("unknown", fields.keys() - declared), ("missing", declared.keys() - fields)):
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -27,7 +27,7 @@ from mvlm_jax.interop.vocabulary import library_tokenizer
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.labelled import LabelledTask
-from mvlm_jax.tasks.registry import task_type
+from mvlm_jax.tasks.registry import task_type, validate
 from mvlm_jax.training.workdir import CHECKPOINTS
 
 NOT_IMAGES = "images must be a list of Pillow images; open files with PIL.Image.open"
@@ -43,6 +43,7 @@ def load(folder: str | Path, *, batch_size: int) -> "Inference":
     except OSError as error:
         raise UserError(f"{folder} has no {CONFIG}; give a folder that mvlm weights export wrote") from error
     try:
+        validate(config)
         task = task_type(config)
     except UserError as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -14,6 +15,7 @@ import mvlm_jax
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.config_migration import VERSION
+from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.checkpoint import import_checkpoint
@@ -188,6 +190,21 @@ def test_an_old_export_is_loaded(demo_dir):
     np.testing.assert_allclose(model.match(images, captions), expected["match"], atol=1e-5)
     [found], [filled] = model.fill_mask("a <mask> circle", images[0], top=2), expected["fill_mask"]
     assert [token for token, _ in found] == [token for token, _ in filled]
+
+
+def test_an_old_export_of_a_fine_tuned_model_answers_as_it_did(tmp_path):
+    """Exports of then had no list of answers: it is put beside one, as its run has it."""
+    expected = EXPECTED["vqa"]
+    shutil.copytree(OLD / "vqa_export", tmp_path / "export")
+    with pytest.raises(UserError, match="has no answers.json, the list of answers; export its run again"):
+        mvlm_jax.load(tmp_path / "export")
+    (tmp_path / "export" / "answers.json").write_text(json.dumps(expected["candidates"]))
+    collection = shapes_tasks.collection("shapes_vqa", train=60, val=60, test=60)
+    examples = [collection.splits["val"][index] for index in range(len(expected["answers"]))]
+    images = [Image.open(io.BytesIO(example["images"][0])) for example in examples]
+    model = mvlm_jax.load(tmp_path / "export", batch_size=4)
+    answers = model.answer(images, [example["text"] for example in examples])
+    assert dict(zip((example["example_id"] for example in examples), answers)) == expected["answers"]
 
 
 def test_an_old_export_of_a_fine_tuned_model_has_every_parameter():

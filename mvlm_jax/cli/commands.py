@@ -101,11 +101,16 @@ def define_run_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """
     run = flags.FlagValues()
     define_workdir(run)
+    define_hosts(run)
     if HELP & set(argv) or any(re.match("--?config(=|$)", word) for word in argv):
         define_config(values, argv, required=False)
     else:
         run(argv, known_only=True)
-        define_config(values, argv, default=read_config(run.workdir))
+        connect(run)
+        # A process that cannot read it ends the others, which would wait for it.
+        with hosts.together():
+            config = read_config(run.workdir)
+        define_config(values, argv, default=config)
 
 
 def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
@@ -246,7 +251,7 @@ class _PathParser(flags.ArgumentParser):
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:
     # The libraries report every file they touch, which would bury the progress lines. What Orbax cannot write or read
-    # comes to us as an exception too, and it is not to be said twice; its futures are all that uses asyncio.
+    # comes to us as an exception too, and is reported once; its futures are all that uses asyncio.
     if "/orbax/" in record.pathname or record.name == "asyncio":
         return False
     return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname

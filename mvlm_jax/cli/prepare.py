@@ -154,7 +154,7 @@ def _preview(values: flags.FlagValues) -> None:
     config = commands.checked_config(values)
     directory = _report_dir(values, resolved_data_dir(config.data.data_dir))
     if not issubclass(task_type(config), Pretrain):
-        raise UserError(f"--preview shows the pairs of pretrain and retrieval; config.task={config.task} has none")
+        raise UserError(f"--preview shows image-text pairs; config.task={config.task} is not trained on pairs")
     # The batches of a run do not depend on these.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.data.workers, config.data.prefetch = 0, 1

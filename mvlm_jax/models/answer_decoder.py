@@ -49,7 +49,7 @@ class AnswerDecoder(nn.Module):
         """Features from which the token after each beginning is predicted.
 
         Args:
-          embedded: the tokens of the answers; what follows an answer's end is seen by nothing before it.
+          embedded: the tokens of the answers; no token sees what comes after it.
         """
         if embedded.shape[-1] != self.width:
             embedded = nn.Dense(self.width, dtype=self.compute.dtype, kernel_init=weight_init, name="token_projection")(

@@ -136,7 +136,7 @@ class LabelledTask(BaseTask):
         )
 
     def submission_file(self, predicted: Sequence[tuple[LabelledRow, Any]], left_out: LeftOut) -> str:
-        """What the evaluation server reads; of tasks that are said to have one by `submits`."""
+        """What the evaluation server reads; only for tasks whose `submits` is true."""
         raise NotImplementedError
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:

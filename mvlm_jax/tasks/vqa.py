@@ -77,10 +77,16 @@ class Vqa(LabelledTask):
 
     @classmethod
     def read_assets(cls, directory: Path) -> dict[str, Any]:
+        file = directory / ANSWERS_FILE
         try:
-            return {"answers": tuple(json.loads((directory / ANSWERS_FILE).read_bytes()))}
+            answers = json.loads(file.read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"{directory} has no {ANSWERS_FILE}, the list of answers; export its run again") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{directory / ANSWERS_FILE}, the list of answers, cannot be read: {error}") from error
+            raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        if not (isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers)):
+            raise UserError(f"{file} must be a list of at least one answer, as JSON; export the run again")
+        return {"answers": tuple(answers)}
 
     @classmethod
     def build_model(cls, config: ConfigDict, *, pad_id: int) -> AnsweringModel:

@@ -211,8 +211,16 @@ def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
         assert model.answer([image for [image] in images], texts) == [answer.ranked for answer in expected]
         with pytest.raises(UserError, match="classify_pair is not for a model of config.task=vqa"):
             model.classify_pair(images, texts)
-        (tmp_path / "exported" / "answers.json").unlink()
-        with pytest.raises(UserError, match="answers.json, the list of answers, cannot be read"):
+        answers = tmp_path / "exported" / "answers.json"
+        for content in ("3", "{}", "[]", "[1]"):
+            answers.write_text(content)
+            with pytest.raises(UserError, match="answers.json must be a list of at least one answer"):
+                mvlm_jax.load(tmp_path / "exported")
+        answers.write_text("[")
+        with pytest.raises(UserError, match="answers.json cannot be read"):
+            mvlm_jax.load(tmp_path / "exported")
+        answers.unlink()
+        with pytest.raises(UserError, match="has no answers.json, the list of answers; export its run again"):
             mvlm_jax.load(tmp_path / "exported")
     else:
         for probabilities, other in zip(model.classify_pair(images, texts), expected, strict=True):
