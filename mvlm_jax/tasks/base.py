@@ -194,8 +194,8 @@ class BaseTask(Task):
         return ImageSpec(size=self.config.image.size, max_pixels=self.config.data.max_image_pixels)
 
     def train_batches(self, start_step: int) -> Iterator[HostBatch]:
-        config, mesh = self.config, self.config.mesh
-        sharding = batch_sharding(make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
+        config = self.config
+        sharding = batch_sharding(make_mesh(**config.mesh))
         batches = self.batch_type(
             self.training_examples,
             self.tokenizer,
