@@ -245,4 +245,4 @@ def test_prepare_draws_them_and_refuses_to_check_or_preview_them(collections, tm
     assert prepare_command.run([*drawn, "--check"]) == 2
     assert "--check looks at images with captions" in capsys.readouterr().err
     assert prepare_command.run(["--preview", f"--config={ROOT / 'configs' / 'finetune_vqa.py'}:shapes"]) == 2
-    assert "config.task=vqa has none" in capsys.readouterr().err
+    assert "config.task=vqa is not trained on pairs" in capsys.readouterr().err
