@@ -244,9 +244,14 @@ class Torch:
 
     def _rates(self, update: int) -> dict[str, float]:
         options, common = self._options, {"steps": self._steps, "warmup_steps": self._options.warmup_steps}
+        ends = {
+            "image_encoder": (options.image_encoder_peak, options.image_encoder_final),
+            "text_encoder": (options.text_encoder_peak, options.text_encoder_final),
+            "rest": (options.peak, options.final),
+        }
         return {
-            "encoder": self._learning_rate(update, **common, peak=options.encoder_peak, final=options.encoder_final),
-            "rest": self._learning_rate(update, **common, peak=options.peak, final=options.final),
+            group: self._learning_rate(update, **common, peak=peak, final=final)
+            for group, (peak, final) in ends.items()
         }
 
 

@@ -55,13 +55,13 @@ def run(
     """
     recipe, workdir = TASKS[task], directory / f"{task}-{column}"
     if column == "random":
-        start = f"--config.optimizer.encoder_peak={ENCODER_PEAK}"
+        start = [f"--config.optimizer.{part}_encoder_peak={ENCODER_PEAK}" for part in ("image", "text")]
     else:
-        start = f"--config.init_from.checkpoint={pretrained}"
+        start = [f"--config.init_from.checkpoint={pretrained}"]
     command = [
         sys.executable, "-m", "mvlm_jax", "train",
         f"--config={CONFIGS / recipe.config}:shapes", f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}", f"--config.hide_modality={COLUMNS[column]}", start,
+        f"--config.data.data_dir={data_dir}", f"--config.hide_modality={COLUMNS[column]}", *start,
         f"--config.data.eval=tfds:shapes_{task}:{SPLIT}", *(f"--config.{change}" for change in changes),
     ]  # fmt: skip
     print(" ".join(command), file=sys.stderr)

@@ -160,16 +160,16 @@ def learning_rate(update: int, *, steps: int, warmup_steps: int, peak: float, fi
 def make_optimizer(
     model: MaskVLM, *, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """Four groups: the published encoders or the rest, decayed or not; `set_learning_rates` before every step.
+    """Six groups: each encoder and the rest, decayed or not; `set_learning_rates` before every step.
 
     The image encoder's mask token belongs to the rest: no published encoder has one. Matrices and the tables of tokens
     are decayed; biases, norms, positions, token types, single tokens and the temperature are not.
     """
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        encoder = re.match(r"(image|text)_encoder\.(?!mask_token)", name) is not None
+        encoder = re.match(r"(image|text)_encoder\.(?!mask_token)", name)
         decayed = parameter.dim() == 2 and not re.search(r"(position|type)_embedding", name)
-        groups.setdefault(("encoder" if encoder else "rest", decayed), []).append(parameter)
+        groups.setdefault((f"{encoder[1]}_encoder" if encoder else "rest", decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "name": name, "weight_decay": weight_decay if decayed else 0.0}
@@ -181,6 +181,6 @@ def make_optimizer(
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None:
-    """Of the groups `encoder` and `rest`."""
+    """Of the groups `image_encoder`, `text_encoder` and `rest`."""
     for group in optimizer.param_groups:
         group["lr"] = rates[group["name"]]

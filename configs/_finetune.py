@@ -13,7 +13,8 @@ def over_shapes(task: str, *, dataset: str, steps: int) -> ConfigDict:
     config.data.train, config.data.eval = f"tfds:{dataset}:train", f"tfds:{dataset}:val"
     config.steps = steps
     # The two encoders change more slowly than what is above them: at one rate for all, less is learned.
-    config.optimizer.peak, config.optimizer.encoder_peak = 2e-3, 3e-4
+    config.optimizer.peak = 2e-3
+    config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 3e-4
     config.optimizer.warmup_steps = 50
     return config
 
@@ -26,7 +27,7 @@ def published(task: str, *, epochs: int, examples: int, batch_size: int, rate: f
     config.batch_size = batch_size
     config.steps = epochs * examples // batch_size
     config.optimizer.warmup_steps = 0
-    config.optimizer.peak = config.optimizer.encoder_peak = rate
-    config.optimizer.final = config.optimizer.encoder_final = 1e-6
+    config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = rate
+    config.optimizer.final = config.optimizer.image_encoder_final = config.optimizer.text_encoder_final = 1e-6
     config.data.augment.min_scale = 0.5
     return config

@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     config.update(config_lib.model_size("tiny"))
 
     # Nothing is pre-trained here, so the encoders learn as fast as the rest.
-    config.optimizer.peak = config.optimizer.encoder_peak = 2e-3
-    config.optimizer.final = config.optimizer.encoder_final = 1e-5
+    config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 2e-3
+    config.optimizer.final = config.optimizer.image_encoder_final = config.optimizer.text_encoder_final = 1e-5
     config.optimizer.warmup_steps = 100
 
     # A crop could cut off a shape and a rotation could make "above" a lie.

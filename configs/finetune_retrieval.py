@@ -29,7 +29,7 @@ def get_config(variant: str = "coco") -> ConfigDict:
         config.task = "retrieval"
         config.steps = steps
         config.optimizer.warmup_steps = steps // 20
-        config.optimizer.peak = config.optimizer.encoder_peak = rate
+        config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = rate
     elif variant in PUBLISHED:
         epochs, captions, candidates = PUBLISHED[variant]
         config = _finetune.published("retrieval", epochs=epochs, examples=captions, batch_size=256, rate=1e-5)

@@ -28,7 +28,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
     config.text_encoder.positions = 64
 
     # No published weights: the encoders learn as fast as the rest.
-    config.optimizer.final = config.optimizer.encoder_final = 1e-5
+    config.optimizer.final = config.optimizer.image_encoder_final = config.optimizer.text_encoder_final = 1e-5
     config.optimizer.clip_norm = 1.0
     config.data.augment.min_scale = 0.5
 
@@ -40,7 +40,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
         for part in (config.image_encoder, config.text_encoder, config.cross):
             part.width, part.heads = 128, 4
         config.image_encoder.layers = config.text_encoder.layers = 3
-        config.optimizer.peak = config.optimizer.encoder_peak = 1e-3
+        config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 1e-3
         config.optimizer.warmup_steps = 100
         # A few epochs are soon over: more variety would be less learned.
         config.data.augment.operations = 0
@@ -50,7 +50,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.steps = 200 * TRAINING_IMAGES // config.batch_size
         config.image.size = 128
         config.update(config_lib.model_size("small"))
-        config.optimizer.peak = config.optimizer.encoder_peak = 5e-4
+        config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 5e-4
         config.optimizer.warmup_steps = 300
         config.data.workers = 12
         config.eval.batch_size = 256
@@ -66,7 +66,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.text_encoder.vocab_size = 30522
         config.text_encoder.positions = 512
         config.optimizer.peak = 5e-4
-        config.optimizer.encoder_peak = 1e-4  # one of the two encoders is new
+        config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 1e-4
         config.optimizer.warmup_steps = 100
         config.data.augment.operations = 0
         config.eval.rerank = 16

@@ -30,6 +30,10 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "mask.condition_on": ("unmasked", "masked", "none"),
     "model.token_head": ("dense", "tied"),
+    "image_encoder.activation": ("gelu", "quick_gelu", "gelu_tanh"),
+    "image_encoder.pooling": ("first", "mean"),
+    "text_encoder.pooling": ("first", "mean"),
+    "eval.rerank_by": ("itm", "itm+itc"),
     "model.attention": ("auto", "xla", "cudnn"),
     "model.layer_loop": ("auto", "scan", "unroll"),
     "model.remat": ("none", "dots", "full"),
@@ -41,13 +45,21 @@ LIMITS = (
      "eval.host_bytes eval.bootstrap "
      + " ".join(f"{part}.{field}" for part in PARTS for field in ("width", "heads", "layers", "mlp_ratio")),
      lambda value: value >= 1, "must be at least 1"),
-    ("optimizer.peak optimizer.final optimizer.encoder_peak optimizer.encoder_final optimizer.weight_decay "
+    ("optimizer.peak optimizer.final optimizer.weight_decay image_encoder.registers "
+     "optimizer.image_encoder_peak optimizer.image_encoder_final "
+     "optimizer.text_encoder_peak optimizer.text_encoder_final "
      "optimizer.warmup_steps optimizer.clip_norm loss.mim loss.mlm loss.itc loss.itm data.workers "
      "data.augment.operations checkpoint.keep_every eval.every eval.rerank",
      lambda value: value >= 0, "must not be negative"),
     ("mask.image_ratio mask.text_ratio image_encoder.epsilon", lambda value: 0 < value < 1,
      "must lie between 0 and 1"),
-    ("data.fraction data.augment.min_scale", lambda value: 0 < value <= 1, "must lie above 0 and at most at 1"),
+    ("image_encoder.dropout text_encoder.dropout cross.dropout image_encoder.stochastic_depth "
+     "text_encoder.stochastic_depth cross.stochastic_depth optimizer.ema", lambda value: 0 <= value < 1,
+     "must be at least 0 and below 1"),
+    ("image_encoder.trained_layers text_encoder.trained_layers", lambda value: value >= -1,
+     "must be at least -1, which trains all"),
+    ("optimizer.layer_decay data.fraction data.augment.min_scale", lambda value: 0 < value <= 1,
+     "must lie above 0 and at most at 1"),
     ("data.augment.magnitude", lambda value: 0 <= value <= 10, "must lie between 0 and 10"),
     ("seed data.fraction_seed", lambda value: 0 <= value < 2**32, f"must lie between 0 and {2**32 - 1}"),
     ("image.mean image.std", lambda value: len(value) == 3, "must have three values: R, G, B"),
@@ -82,13 +94,25 @@ def default() -> ConfigDict:
     config.image_encoder.kind = "vit"
     config.image_encoder.patch = 16  # pixels a side
     config.image_encoder.epsilon = 1e-6  # that norms add to the variance; 1e-12 in folders of transformers
+    config.image_encoder.activation = "gelu"  # of its MLPs: gelu, quick_gelu (OpenAI's CLIP), gelu_tanh (SigLIP)
+    config.image_encoder.registers = 0  # tokens beside the patches that stand for no patch, as some of dinov2 have
+    config.image_encoder.trained_layers = -1  # its last ones, the rest is frozen; 0: all of it is, -1: nothing
+    config.image_encoder.pooling = "first"  # what is compared with texts: first (token), mean (of the patches)
+    config.image_encoder.dropout = 0.0  # part of the features that is dropped behind each attention and MLP
+    config.image_encoder.stochastic_depth = 0.0  # chance to skip a residual branch of the last layer; rises from 0
 
     config.text_encoder = ConfigDict()
     config.text_encoder.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
     config.text_encoder.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many
     config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
+    config.text_encoder.trained_layers = -1
+    config.text_encoder.pooling = "first"  # what is compared with images: first (token), mean (of all but padding)
+    config.text_encoder.dropout = 0.0
+    config.text_encoder.stochastic_depth = 0.0
 
     config.cross = ConfigDict()  # the two cross encoders and the image decoder
+    config.cross.dropout = 0.0
+    config.cross.stochastic_depth = 0.0
 
     config.model = ConfigDict()
     config.model.projection = 256  # width of the space in which images and texts are compared
@@ -134,8 +158,13 @@ def default() -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.peak = 3e-4  # learning rate after the warm-up
     config.optimizer.final = 3e-5  # learning rate at the last step (cosine in between)
-    config.optimizer.encoder_peak = 1e-5  # of the two uni-modal encoders, which start from published weights
-    config.optimizer.encoder_final = 1e-5
+    config.optimizer.image_encoder_peak = 1e-5  # the two encoders start from published weights
+    config.optimizer.image_encoder_final = 1e-5
+    config.optimizer.text_encoder_peak = 1e-5
+    config.optimizer.text_encoder_final = 1e-5
+    config.optimizer.layer_decay = 1.0  # an encoder's layer learns at this times the rate of the one above it
+    config.optimizer.frozen = ()  # regular expressions over parameter paths; what matches is not trained
+    config.optimizer.ema = 0.0  # decay of a moving average of the parameters per step; 0: there is none
     config.optimizer.weight_decay = 0.05  # not on biases, norms, positions and single tokens
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
@@ -172,6 +201,8 @@ def default() -> ConfigDict:
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
     config.eval.rerank = 32  # candidates per query that the matching head sorts again; 0: none
+    config.eval.rerank_by = "itm"  # itm (the matching head's log-odds) or itm+itc (plus cosine / temperature, as BLIP)
+    config.eval.ema = False  # evaluate the moving average of the parameters
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval

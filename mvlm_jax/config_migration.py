@@ -4,12 +4,12 @@ A change of the fields of `config.default()` raises `VERSION` by one and adds a 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mvlm_jax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 Fields = dict[str, Any]  # values by dotted names
 
 PARTS = ("image_encoder", "text_encoder", "cross")
@@ -27,6 +27,26 @@ MOVED_IN_2 = {
 }
 # What the program did before there was a choice.
 ADDED_IN_2 = {"image_encoder.kind": "vit", "model.attention": "xla", "model.layer_loop": "scan"}
+MOVED_IN_3 = {
+    f"optimizer.encoder_{name}": tuple(f"optimizer.{encoder}_{name}" for encoder in PARTS[:2])
+    for name in ("peak", "final")
+}
+MOVED = MOVED_IN_2 | MOVED_IN_3
+ADDED_IN_3: Fields = {
+    "image_encoder.activation": "gelu",
+    "image_encoder.registers": 0,
+    **{
+        f"{encoder}.{name}": value
+        for encoder in PARTS[:2]
+        for name, value in (("pooling", "first"), ("trained_layers", -1))
+    },
+    **{f"{part}.{name}": 0.0 for part in PARTS for name in ("dropout", "stochastic_depth")},
+    "optimizer.layer_decay": 1.0,
+    "optimizer.frozen": [],
+    "optimizer.ema": 0.0,
+    "eval.rerank_by": "itm",
+    "eval.ema": False,
+}
 
 
 def migrate(fields: Fields) -> Fields:
@@ -48,10 +68,18 @@ def migrate(fields: Fields) -> Fields:
 
 
 def _to_2(old: Fields) -> Fields:
-    fields = {new: value for name, value in old.items() for new in MOVED_IN_2.get(name, (name,))}
+    fields = _moved(old, MOVED_IN_2)
     for name in {"data.train", "data.eval"} & fields.keys():
         fields[name] = modern_uri(fields[name])
     return ADDED_IN_2 | fields
+
+
+def _to_3(old: Fields) -> Fields:
+    return ADDED_IN_3 | _moved(old, MOVED_IN_3)
+
+
+def _moved(old: Fields, places: Mapping[str, tuple[str, ...]]) -> Fields:
+    return {new: value for name, value in old.items() for new in places.get(name, (name,))}
 
 
 def modern_uri(mixture: str) -> str:
@@ -60,4 +88,4 @@ def modern_uri(mixture: str) -> str:
     return "".join(re.sub(old, r"\1?split=\2", term) for term in re.split(r"(\s\+(?=\s|$))", mixture))
 
 
-STEPS: tuple[Callable[[Fields], Fields], ...] = (_to_2,)  # the first leads from version 1 to 2
+STEPS: tuple[Callable[[Fields], Fields], ...] = (_to_2, _to_3)  # the first leads from version 1 to 2

@@ -39,7 +39,8 @@ def test_the_paper_recipe_has_the_papers_numbers():
     assert (config.cross.layers, config.cross.decoder_layers) == (3, 3)
     assert (config.mask.image_ratio, config.mask.text_ratio, config.matching.group) == (0.6, 0.3, 32)
     optimizer = config.optimizer
-    assert (optimizer.peak, optimizer.final, optimizer.encoder_peak) == (3e-4, 3e-5, 1e-5)
+    assert (optimizer.peak, optimizer.final) == (3e-4, 3e-5)
+    assert optimizer.image_encoder_peak == optimizer.text_encoder_peak == 1e-5
     assert optimizer.weight_decay == 0.05
     assert optimizer.warmup_steps * 10 == config.steps
 
@@ -62,8 +63,8 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
     assert config.batch_size == batch_size
     assert config.steps == pytest.approx(epochs * examples / batch_size, rel=1e-3)
     optimizer = config.optimizer
-    assert optimizer.peak == optimizer.encoder_peak == rate
-    assert optimizer.final == optimizer.encoder_final == 1e-6
+    assert optimizer.peak == optimizer.image_encoder_peak == optimizer.text_encoder_peak == rate
+    assert optimizer.final == optimizer.image_encoder_final == optimizer.text_encoder_final == 1e-6
     assert optimizer.weight_decay == 0.05
 
 

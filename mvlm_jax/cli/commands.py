@@ -17,7 +17,7 @@ from ml_collections.config_flags import config_flags
 
 from mvlm_jax import __version__, signals
 from mvlm_jax import config as config_lib
-from mvlm_jax.config_migration import MOVED_IN_2
+from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.tasks import registry
@@ -79,8 +79,8 @@ def define_config(
     """`--config=RECIPE[:argument]` with `--config.field=value` overrides, which change `default` where one is given."""
     for word in argv:
         old = re.match(r"--?config\.([\w.]+)", word)
-        if old and old[1] in MOVED_IN_2:
-            now = " and ".join(f"config.{name}" for name in MOVED_IN_2[old[1]])
+        if old and old[1] in MOVED:
+            now = " and ".join(f"config.{name}" for name in MOVED[old[1]])
             raise UserError(f"config.{old[1]} is {now} now")
     text = "Recipe, a file or the name of a shipped one such as demo; --config.field=value changes a field."
     common = {"flag_values": values, "sys_argv": list(argv)}

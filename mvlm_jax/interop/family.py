@@ -184,7 +184,9 @@ class Family:
     def sized(self, encoder: ConfigDict, *, compute: Compute, **fields: Any) -> nn.Module:
         """The module with the sizes of the part's config, and with fields of its own."""
         sizes = {name: encoder[name] for name in ("width", "heads", "layers", "mlp_ratio")}
-        return self.module(**sizes, compute=compute, **fields)
+        trained = encoder.trained_layers
+        frozen = 0 if trained < 0 else max(encoder.layers - trained, 0)
+        return self.module(**sizes, compute=compute, frozen_layers=frozen, **fields)
 
     def fit(self, reader: "Reader", *, shapes: Shapes) -> list[Resizable]:
         """What may have another shape in the source.

@@ -20,6 +20,8 @@ class CrossSizes:
     layers: int  # of each cross encoder
     decoder_layers: int  # of the image decoder
     mlp_ratio: int
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
 
 class CrossEncoder(nn.Module):

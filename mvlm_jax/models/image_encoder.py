@@ -68,6 +68,6 @@ class ImageEncoder(Encoder):
         # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
         x = x.reshape(batch * views, count + 1, self.width)
         x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
-        x, _ = self.stack(PreNormBlock)(x, token_mask)
+        x = self.stack(PreNormBlock)(x, token_mask)
         x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
         return x.reshape(batch, views, count + 1, self.width)

@@ -5,6 +5,8 @@ Parameters are float32, and so are LayerNorm's statistics and the softmax.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,8 +203,8 @@ class CrossBlock(Block):
         return tokens.reshape(shape)
 
 
-def rematerialized(target, *, remat: str, prevent_cse: bool = True):
-    """`nn.remat` of a block, or of a function of one, with the policy of that name.
+def rematerialized(target, *, remat: str, prevent_cse: bool = True, transform=nn.remat):
+    """`nn.remat` of a function of a block, or `jax.checkpoint` of a pure one, with the policy of that name.
 
     Args:
       remat: what the backward pass recomputes: `none`, `dots` (all but matrix products), `full` (everything).
@@ -210,7 +212,7 @@ def rematerialized(target, *, remat: str, prevent_cse: bool = True):
     if remat == "none":
         return target
     policies = {"dots": _matrix_products_saveable, "full": jax.checkpoint_policies.nothing_saveable}
-    return nn.remat(target, policy=policies[remat], prevent_cse=prevent_cse)
+    return transform(target, policy=policies[remat], prevent_cse=prevent_cse)
 
 
 def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
@@ -219,30 +221,47 @@ def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
     return fused or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
 
 
-def layer_stack(block: type[nn.Module], *, layers: int, **block_fields) -> nn.Module:
-    """`layers` blocks of one kind, parameters stacked on a leading axis, named `layers`.
+class LayerStack(nn.Module):
+    """Blocks of one kind, one after the other, with their parameters stacked on a leading axis.
 
     `compute.layer_loop` says how they run: a `lax.scan` compiles one layer; unrolled, XLA sees them all and copies
     nothing into stacks and out of them.
     """
-    compute: Compute = block_fields["compute"]
-    unrolled = compute.layer_loop == "unroll"
-    # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
-    block = rematerialized(block, remat=compute.remat, prevent_cse=unrolled)
 
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x, mask):
-            return block(**block_fields, name="block")(x, mask), None
+    make_block: Callable[..., Block]  # called with a parent or a name
+    layers: int
+    frozen_layers: int  # the first ones, through which nothing is differentiated
+    compute: Compute
 
-    return nn.scan(
-        Layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=layers,
-        unroll=layers if unrolled else 1,
-    )(name="layers")
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+        if self.is_initializing():
+            return self._initialized(x, mask)
+        unrolled = self.compute.layer_loop == "unroll"
+        block = self.make_block(parent=None)
+
+        def layer(x, params):
+            return block.apply({"params": params}, x, mask), None
+
+        # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
+        layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
+        stacked = self.variables["params"]["block"]
+        frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
+        trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
+        if self.frozen_layers:
+            x, _ = jax.lax.scan(layer, jax.lax.stop_gradient(x), frozen, unroll=self.frozen_layers if unrolled else 1)
+        if self.frozen_layers < self.layers:
+            x, _ = jax.lax.scan(layer, x, trained, unroll=self.layers - self.frozen_layers if unrolled else 1)
+        return x
+
+    def _initialized(self, x, mask):
+        stack = nn.scan(
+            lambda self, x, _: (self.make_block(name="block")(x, mask), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.layers,
+        )
+        return stack(self, x, None)[0]
 
 
 class Encoder(nn.Module):
@@ -254,7 +273,12 @@ class Encoder(nn.Module):
     mlp_ratio: int
     epsilon: float
     compute: Compute
+    frozen_layers: int  # the first ones, through which nothing is differentiated
 
-    def stack(self, block: type[Block]) -> nn.Module:
-        sizes = {"heads": self.heads, "mlp_ratio": self.mlp_ratio, "epsilon": self.epsilon}
-        return layer_stack(block, layers=self.layers, compute=self.compute, **sizes)
+    def stack(self, block: type[Block], **fields: Any) -> LayerStack:
+        """
+        Args:
+          fields: of the block, beside the sizes of the encoder.
+        """
+        make = functools.partial(block, self.heads, self.mlp_ratio, self.epsilon, self.compute, **fields)
+        return LayerStack(make, self.layers, self.frozen_layers, compute=self.compute, name="layers")

@@ -36,7 +36,8 @@ SHARDING_RULES = (
 OPTIMIZER_RULES = (
     # Published encoders come without a mask token; it starts from nothing, as the cross encoders do.
     (r"image_encoder/mask_token", "rest"),
-    (r"(image|text)_encoder/.*", "encoder"),
+    (r"image_encoder/.*", "image_encoder"),
+    (r"text_encoder/.*", "text_encoder"),
     (r".*", "rest"),
 )
 

@@ -35,7 +35,7 @@ class TextEncoder(Encoder):
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
         embedded = embedded.astype(self.compute.dtype)
         x, mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
-        x, _ = self.layers_(x, mask)
+        x = self.layers_(x, mask)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:

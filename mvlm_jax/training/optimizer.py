@@ -11,9 +11,12 @@ from mvlm_jax.training.rules import match_rules
 
 
 def learning_rates(
-    *, steps: int, warmup_steps: int, peak: float, final: float, encoder_peak: float, encoder_final: float
+    *, steps: int, warmup_steps: int, ends: Mapping[str, tuple[float, float]]
 ) -> dict[str, optax.Schedule]:
     """Each group's learning rate as a function of the update, counted from 1; the last update is `steps`.
+
+    Args:
+      ends: of each group: the rate after the warm-up, and at the last step.
 
     Raises:
       UserError: the warm-up leaves no steps for the cosine.
@@ -21,8 +24,8 @@ def learning_rates(
     if warmup_steps >= steps:
         raise UserError(f"config.optimizer.warmup_steps={warmup_steps} must be less than config.steps={steps}")
     return {
-        "encoder": warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=encoder_peak, final=encoder_final),
-        "rest": warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=peak, final=final),
+        group: warmup_cosine(steps=steps, warmup_steps=warmup_steps, peak=peak, final=final)
+        for group, (peak, final) in ends.items()
     }
 
 

@@ -34,10 +34,11 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     schedules = learning_rates(
         steps=config.steps,
         warmup_steps=options.warmup_steps,
-        peak=options.peak,
-        final=options.final,
-        encoder_peak=options.encoder_peak,
-        encoder_final=options.encoder_final,
+        ends={
+            "image_encoder": (options.image_encoder_peak, options.image_encoder_final),
+            "text_encoder": (options.text_encoder_peak, options.text_encoder_final),
+            "rest": (options.peak, options.final),
+        },
     )
     params = jax.eval_shape(lambda: task.init(Streams(seed=config.seed, step=jnp.int32(0)).key("init")))
     optimizer = make_optimizer(

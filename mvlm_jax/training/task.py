@@ -82,7 +82,7 @@ class Task(Protocol):
 
     @property
     def optimizer_rules(self) -> Sequence[tuple[str, str]]:
-        """The group whose learning rate a parameter follows: encoder or rest."""
+        """The group whose learning rate a parameter follows: image_encoder, text_encoder or rest."""
 
     @property
     def decay_rules(self) -> Sequence[tuple[str, bool]]:

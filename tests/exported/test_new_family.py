@@ -1,6 +1,7 @@
 """Families of encoders that only this file and the registry know: trained, evaluated, exported, loaded, imported."""
 
 import dataclasses
+import functools
 import json
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from mvlm_jax.interop.image_family import ImageFamily
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.interop.transformers_folder import write_model
 from mvlm_jax.models.compute import Compute
-from mvlm_jax.models.layers import Mlp, layer_stack, token_init
+from mvlm_jax.models.layers import LayerStack, Mlp, token_init
 from mvlm_jax.models.norm import LayerNorm
 from mvlm_jax.tasks.model import maskvlm_fields
 
@@ -46,6 +47,7 @@ class Mixer(nn.Module):
     mlp_ratio: int
     compute: Compute
     epsilon: float
+    frozen_layers: int
 
     @nn.compact
     def __call__(self, patches, patch_masks):
@@ -57,7 +59,8 @@ class Mixer(nn.Module):
         shown = jnp.where(patch_masks[..., None], tokens[1], embedded)
         first = jnp.broadcast_to(tokens[0], (batch, views, 1, self.width))
         x = (jnp.concatenate([first, shown], axis=2) + positions).reshape(-1, *shape[2:])
-        x, _ = layer_stack(Layer, layers=self.layers, mlp_ratio=self.mlp_ratio, compute=self.compute)(x, None)
+        layer = functools.partial(Layer, self.mlp_ratio, self.compute)
+        x = LayerStack(layer, self.layers, self.frozen_layers, self.compute, name="layers")(x, None)
         return x.reshape(shape)
 
 

@@ -14,7 +14,7 @@ from mvlm_jax.interop.parameters import flat, restore_parameters
 from mvlm_jax.tasks.pretrain import Pretrain
 
 PARTS = ("mim", "mlm", "itc", "itm")
-FROZEN = {"optimizer__encoder_peak": 0.0, "optimizer__encoder_final": 0.0}
+FROZEN = {f"optimizer__{part}_encoder_{end}": 0.0 for part in ("image", "text") for end in ("peak", "final")}
 
 
 def losses(workdir):

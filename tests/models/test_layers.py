@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec
 from mvlm_jax.errors import UserError
 from mvlm_jax.models.attention import attend, pad_tokens
 from mvlm_jax.models.compute import Compute, check_attention, compute_for
-from mvlm_jax.models.layers import PreNormBlock, gelu, layer_stack
+from mvlm_jax.models.layers import LayerStack, PreNormBlock, gelu
 from mvlm_jax.models.norm import LayerNorm
 
 X = [-6.0, -2.5, -0.75, 0.0, 0.3, 1.0, 4.0]
@@ -71,14 +72,18 @@ def test_padded_tokens_are_seen_by_nobody(tokens, padded):
     assert same is x and no_mask is None
 
 
+def stack(*, layers, compute, frozen_layers=0):
+    block = functools.partial(PreNormBlock, heads=2, mlp_ratio=2, epsilon=1e-6, compute=compute)
+    return LayerStack(block, layers, frozen_layers, compute, name="layers")
+
+
 def test_a_stack_of_padded_tokens_gives_the_features_of_the_unpadded_ones():
-    block = {"heads": 2, "mlp_ratio": 2, "epsilon": 1e-6, "compute": Compute()}
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
 
     class Stack(nn.Module):
         @nn.compact
         def __call__(self, x, mask):
-            return layer_stack(PreNormBlock, layers=2, **block)(x, mask)[0]
+            return stack(layers=2, compute=Compute())(x, mask)
 
     params = Stack().init(jax.random.key(0), x, None)
     plain = Stack().apply(params, x, None)
@@ -95,8 +100,7 @@ def test_an_unrolled_stack_has_the_values_and_gradients_of_a_scanned_one(remat):
 
         @nn.compact
         def __call__(self, x):
-            fields = {"heads": 2, "mlp_ratio": 2, "epsilon": 1e-6, "compute": self.compute}
-            return layer_stack(PreNormBlock, layers=3, **fields)(x, None)[0]
+            return stack(layers=3, compute=self.compute)(x, None)
 
     def loss(params, layer_loop):
         return jnp.sin(Stack(Compute(layer_loop=layer_loop, remat=remat)).apply(params, x)).sum()
@@ -105,6 +109,31 @@ def test_an_unrolled_stack_has_the_values_and_gradients_of_a_scanned_one(remat):
     scanned, unrolled = (jax.value_and_grad(loss)(params, layer_loop) for layer_loop in ("scan", "unroll"))
     for one, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(unrolled)):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+@pytest.mark.parametrize("frozen_layers", [1, 2, 3])
+def test_frozen_layers_change_no_value_and_have_no_gradient_nor_has_what_is_below(layer_loop, frozen_layers):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+    class Stack(nn.Module):
+        frozen_layers: int
+
+        @nn.compact
+        def __call__(self, x):
+            return stack(layers=3, compute=Compute(layer_loop=layer_loop), frozen_layers=self.frozen_layers)(x, None)
+
+    def loss(params, x, frozen_layers):
+        return jnp.sin(Stack(frozen_layers).apply(params, x)).sum()
+
+    params = Stack(0).init(jax.random.key(0), x)
+    whole, (of_all, _) = jax.value_and_grad(loss, argnums=(0, 1))(params, x, 0)
+    part, (of_last, of_x) = jax.value_and_grad(loss, argnums=(0, 1))(params, x, frozen_layers)
+    assert part == pytest.approx(whole, abs=1e-6)
+    assert not of_x.any()
+    for one, other in zip(jax.tree.leaves(of_all), jax.tree.leaves(of_last)):
+        np.testing.assert_allclose(other[frozen_layers:], one[frozen_layers:], rtol=1e-5, atol=1e-6)
+        assert not other[:frozen_layers].any() and one[:frozen_layers].any()
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 7), (4, 3), (5, 5)])

@@ -41,8 +41,10 @@ LOSS_TOLERANCE = 1e-5  # relative
 # there is rounding, held under FLOOR of the norm of the whole gradient.
 GRADIENT_TOLERANCE, FLOOR = 1e-4, 1e-6
 RATES = {
-    "steps": 50, "warmup_steps": 2, "peak": 3e-3, "final": 3e-4, "encoder_peak": 1e-3, "encoder_final": 1e-4,
-}  # fmt: skip
+    "steps": 50,
+    "warmup_steps": 2,
+    "ends": {"rest": (3e-3, 3e-4), "image_encoder": (1e-3, 1e-4), "text_encoder": (2e-3, 2e-4)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +213,10 @@ def make_optimizers(pair):
 
 
 def reference_rates(update):
-    rates = {"steps": RATES["steps"], "warmup_steps": RATES["warmup_steps"]}
+    common = {"steps": RATES["steps"], "warmup_steps": RATES["warmup_steps"]}
     return {
-        "encoder": torch_pretraining.learning_rate(
-            update, **rates, peak=RATES["encoder_peak"], final=RATES["encoder_final"]
-        ),
-        "rest": torch_pretraining.learning_rate(update, **rates, peak=RATES["peak"], final=RATES["final"]),
+        group: torch_pretraining.learning_rate(update, **common, peak=peak, final=final)
+        for group, (peak, final) in RATES["ends"].items()
     }
 
 

@@ -32,7 +32,8 @@ SMALL = {
     "cross.layers": 1,
     "optimizer.warmup_steps": 2,
     "optimizer.peak": 1e-3,
-    "optimizer.encoder_peak": 1e-3,
+    "optimizer.image_encoder_peak": 1e-3,
+    "optimizer.text_encoder_peak": 1e-3,
 }
 
 

@@ -18,7 +18,7 @@ COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "brown"]
 def config():
     config = recipe("demo")
     config.update_from_flattened_dict(SMALLER | {"steps": 200, "optimizer.warmup_steps": 10, "optimizer.peak": 3e-3})
-    config.optimizer.encoder_peak = 3e-3
+    config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 3e-3
     config.update_from_flattened_dict(sizes(width=32))
     return config
 

@@ -37,8 +37,9 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_a_run_learns(tmp_path):
-    rates = {"optimizer.peak": 0.1, "optimizer.encoder_peak": 0.1, "checkpoint.every": 100}
-    train(ToyTask(batch_size=64), config=toy_config(steps=100, batch_size=64, **rates), workdir=tmp_path)
+    rates = {f"optimizer.{group}peak": 0.1 for group in ("", "image_encoder_", "text_encoder_")}
+    config = toy_config(steps=100, batch_size=64, **rates, **{"checkpoint.every": 100})
+    train(ToyTask(batch_size=64), config=config, workdir=tmp_path)
     losses = [line["loss"] for line in metrics_lines(tmp_path) if "loss" in line]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 

@@ -43,9 +43,10 @@ def test_the_schedule_rises_in_a_line_and_falls_along_a_cosine():
 
 
 def test_each_group_has_its_own_peak_and_final():
-    rates = learning_rates(steps=100, warmup_steps=10, peak=3e-4, final=3e-5, encoder_peak=1e-5, encoder_final=1e-5)
+    rates = learning_rates(steps=100, warmup_steps=10, ends={"text_encoder": (1e-5, 1e-5), "rest": (3e-4, 3e-5)})
     assert [float(rates["rest"](update)) for update in (5, 10, 55, 100)] == pytest.approx([1.5e-4, 3e-4, 1.65e-4, 3e-5])
-    assert [float(rates["encoder"](update)) for update in (5, 10, 55, 100)] == pytest.approx([5e-6, 1e-5, 1e-5, 1e-5])
+    encoder = [float(rates["text_encoder"](update)) for update in (5, 10, 55, 100)]
+    assert encoder == pytest.approx([5e-6, 1e-5, 1e-5, 1e-5])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_without_warm_up_the_cosine_starts_at_once():
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
     with pytest.raises(UserError, match=r"config.optimizer.warmup_steps=100 must be less than config.steps=100"):
-        learning_rates(steps=100, warmup_steps=100, peak=1.0, final=0.0, encoder_peak=1.0, encoder_final=0.0)
+        learning_rates(steps=100, warmup_steps=100, ends={"rest": (1.0, 0.0)})
 
 
 def test_the_nth_update_moves_each_group_by_its_nth_rate():
