@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from tiny import tiny_model
 
 from mvlm_jax.interop.families import text_family
