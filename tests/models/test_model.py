@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.flops import pretraining_step_flops
@@ -25,16 +26,9 @@ def shapes(model):
 
 
 def text_encoder(kind, *, layers, compute=Compute()):  # noqa: B008
-    config = {
-        "vocab_size": 40,
-        "positions": 16,
-        "width": 8,
-        "heads": 2,
-        "layers": layers,
-        "mlp_ratio": 2,
-        "trained_layers": -1,
-    }
-    return text_family(kind).build(ConfigDict(config), compute=compute)
+    config = config_lib.default().text_encoder
+    config.update({"vocab_size": 40, "positions": 16, "width": 8, "heads": 2, "layers": layers, "mlp_ratio": 2})
+    return text_family(kind).build(config, compute=compute)
 
 
 def test_patches_are_row_major_and_flattened_by_row_column_channel():
