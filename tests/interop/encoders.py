@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.interop.importing import import_encoder
 from mvlm_jax.interop.parameters import flat, nested
@@ -28,7 +28,7 @@ class Encoder(NamedTuple):
 def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes):
     """A function of normalised pixels [B,3,H,W], the report, the loaded parameters and their export."""
     family, image = image_family(kind), ImageFormat(image_size, patch, HALF, HALF)
-    config = ConfigDict({"patch": patch, "epsilon": epsilon, **sizes})
+    config = part_config("image_encoder", kind=kind, patch=patch, epsilon=epsilon, **sizes)
     encoder = family.build(config, image=image, compute=Compute())
     clean = jnp.zeros((1, 1, image.patches), bool)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, image.patches, image.pixels)), clean)
@@ -53,7 +53,7 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
 
 def text_encoder(path, *, kind, **config):
     """A function of ids and mask [B,L], the report, the loaded parameters and their export."""
-    family, config = text_family(kind), ConfigDict(config)
+    family, config = text_family(kind), part_config("text_encoder", kind=kind, **config)
     encoder = family.build(config, compute=Compute())
     ids = jnp.zeros((1, 4), jnp.int32)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids > 0)
@@ -72,6 +72,12 @@ def text_encoder(path, *, kind, **config):
         loaded,
         lambda folder, tokenizer: family.write(folder, loaded, encoder=config, tokenizer=tokenizer),
     )
+
+
+def part_config(part, **fields):
+    config = config_lib.default()[part]
+    config.update(fields)
+    return config
 
 
 def shapes_of(params):
