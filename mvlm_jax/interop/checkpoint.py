@@ -14,7 +14,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop.exporting import WEIGHTS
-from mvlm_jax.interop.image_family import resize_positions
+from mvlm_jax.interop.families import image_family
 from mvlm_jax.interop.parameters import Flat, flat, part_of, read_parameters, restore_parameters
 from mvlm_jax.interop.report import Report, start_weights
 from mvlm_jax.training import workdir as workdir_lib
@@ -38,6 +38,8 @@ SAME = (
     "image.mean",
     "image.std",
     "image_encoder.epsilon",
+    "image_encoder.activation",
+    "image_encoder.registers",
 )
 
 
@@ -76,7 +78,8 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
             continue
         value = np.asarray(source[origins[name]], np.float32)
         if name == POSITIONS and value.shape != shape:
-            value = resize_positions(value, rows=shape[1])
+            family = image_family(config.image_encoder.kind)
+            value = family.resize_positions(value, rows=shape[1], encoder=config.image_encoder)
             report.resized.append(f"{name} {source[name].shape} -> {value.shape}")
         if value.shape != shape:
             if part_of(name) not in REQUIRED:

@@ -39,6 +39,10 @@ def _patches_to_torch(x: Float[np.ndarray, "pixels D"], heads: int) -> Float[np.
 
 
 SAME = Layout(lambda x, heads: x, lambda x, heads: x)
+# Tokens and tables that have leading axes of one here, and fewer of them or none there.
+TOKEN = Layout(lambda x, heads: x.reshape(1, 1, -1), lambda x, heads: x.reshape(-1))
+TOKEN_ROW = Layout(lambda x, heads: x.reshape(1, 1, -1), lambda x, heads: x.reshape(1, -1))
+TABLE = Layout(lambda x, heads: x[None], lambda x, heads: x[0])
 DENSE = Layout(lambda x, heads: x.T, lambda x, heads: x.T)
 # Queries, keys and values: [D, H, D/H] and [H, D/H] here, [D, D] with the output first and [D] there.
 HEADS_KERNEL = Layout(
@@ -72,26 +76,44 @@ def norm(path: str, name: str) -> tuple[Entry, ...]:
     return Entry(f"{path}/scale", f"{name}.weight", SAME), Entry(f"{path}/bias", f"{name}.bias", SAME)
 
 
-def layer(*, attention: str, norms: tuple[str, str]) -> tuple[Entry, ...]:
-    """A layer as BERT and ViT of transformers name it."""
-    start = "encoder.layer.{n}."
-    projections = [
+def named_layer(
+    *,
+    projections: tuple[str, str, str, str],
+    norms: tuple[str, str],
+    mlp: tuple[str, str] = ("intermediate.dense", "output.dense"),
+    start: str = "encoder.layer.{n}.",
+) -> tuple[Entry, ...]:
+    """The parameters of a layer.
+
+    Args:
+      projections: names of query, key, value and the layer that merges the heads.
+      norms: of the attention's and the MLP's norm.
+      mlp: of its two layers.
+      start: what all the names begin with.
+    """
+    into_heads = [
         entry
-        for part in ("query", "key", "value")
+        for part, name in zip(("query", "key", "value"), projections)
         for entry in (
-            Entry(f"{STACK}attention/{part}/kernel", f"{start}{attention}.{part}.weight", HEADS_KERNEL),
-            Entry(f"{STACK}attention/{part}/bias", f"{start}{attention}.{part}.bias", HEADS_BIAS),
+            Entry(f"{STACK}attention/{part}/kernel", f"{start}{name}.weight", HEADS_KERNEL),
+            Entry(f"{STACK}attention/{part}/bias", f"{start}{name}.bias", HEADS_BIAS),
         )
     ]
     return (
-        *projections,
-        Entry(f"{STACK}attention/out/kernel", f"{start}attention.output.dense.weight", MERGE_KERNEL),
-        Entry(f"{STACK}attention/out/bias", f"{start}attention.output.dense.bias", SAME),
+        *into_heads,
+        Entry(f"{STACK}attention/out/kernel", f"{start}{projections[3]}.weight", MERGE_KERNEL),
+        Entry(f"{STACK}attention/out/bias", f"{start}{projections[3]}.bias", SAME),
         *norm(f"{STACK}attention_norm", start + norms[0]),
         *norm(f"{STACK}mlp_norm", start + norms[1]),
-        *dense(f"{STACK}mlp/up", f"{start}intermediate.dense"),
-        *dense(f"{STACK}mlp/down", f"{start}output.dense"),
+        *dense(f"{STACK}mlp/up", start + mlp[0]),
+        *dense(f"{STACK}mlp/down", start + mlp[1]),
     )
+
+
+def layer(*, attention: str, norms: tuple[str, str]) -> tuple[Entry, ...]:
+    """A layer as BERT and ViT of transformers name it."""
+    projections = f"{attention}.query", f"{attention}.key", f"{attention}.value", "attention.output.dense"
+    return named_layer(projections=projections, norms=norms)
 
 
 HEADS = (r"(classifier|qa_outputs)\..*", "a classifier of another task")
@@ -113,7 +135,8 @@ class Naming(NamedTuple):
     replacements: tuple[tuple[str, str], ...]  # in the entries' names, in order
     ignored: tuple[tuple[str, str], ...]  # (regex over whole names, why the tensor is not used)
     refused: tuple[tuple[str, str], ...] = ()  # (name, why a source that has it cannot be imported)
-    fused: tuple[str, ...] = ()  # what follows "attn." in three names that are one tensor, "attn.qkv"
+    fused: tuple[str, ...] = ()  # what follows "attn." in three names that are one tensor
+    fused_as: str = "attn.qkv."  # what stands for "attn.", one of `fused` and "." in the name of that tensor
     optional: bool = True  # whether the optional entries can be there
     aliases: tuple[tuple[str, str], ...] = ()  # (regex, replacement) for old spellings
 
@@ -130,17 +153,36 @@ class Naming(NamedTuple):
         return 1 + max((int(match[1]) for name in names if (match := layer.match(name))), default=-1)
 
     def likeness(self, names: set[str]) -> float:
-        """The part of the legal names that are there, 0 to 1."""
-        legal = {place.name for place in self.places(layers=min(max(self.depth(names), 1), 1000)).values()}
-        return len(legal & names) / len(legal)
+        """How well these are the legal names, 0 to 1: what both have, of what either has and has to be explained."""
+        layers = min(max(self.depth(names), 1), 1000)
+        legal = {place.name for place in self.places(layers=layers).values()}
+        needed = {place.name for place in self._replace(optional=False).places(layers=layers).values()}
+        explained = {name for name in names - legal if any(re.fullmatch(rule, name) for rule, _ in self.ignored)}
+        return len(legal & names) / len(needed | (names - explained))
+
+    def coverage(self, names: set[str]) -> float:
+        """The part of the names that must be there which is there, 0 to 1."""
+        needed = {
+            place.name
+            for place in self._replace(optional=False).places(layers=min(max(self.depth(names), 1), 1000)).values()
+        }
+        return len(needed & names) / len(needed)
 
     def _place(self, name: str) -> Place:
         for old, new in self.replacements:
             name = name.replace(old, new)
         for part, fragment in enumerate(self.fused):
             if f"attn.{fragment}." in name:
-                return Place(name.replace(f"attn.{fragment}.", "attn.qkv."), part)
+                return Place(name.replace(f"attn.{fragment}.", self.fused_as), part)
         return Place(name)
+
+
+# As a config.json says it.
+ACTIVATIONS = {
+    "gelu": ("gelu", "gelu_python"),
+    "quick_gelu": ("quick_gelu",),
+    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_python_tanh", "gelu_fast"),
+}
 
 
 class ConfigNames(NamedTuple):
@@ -149,7 +191,7 @@ class ConfigNames(NamedTuple):
     width: str = "hidden_size"
     layers: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
-    hidden: str = "intermediate_size"
+    hidden: str = "intermediate_size"  # empty: it is not said
     activation: str = "hidden_act"
     epsilon: str = "layer_norm_eps"
 
@@ -175,9 +217,15 @@ class Family:
     anchor: str  # a tensor in front of whose name an unknown prefix is recognised
     module: Callable[..., nn.Module]
     wanted: str = ""  # what a source must be, in an error; empty: of this kind
-    activation: str = "gelu"
+    activation: str = "gelu"  # of the MLPs, a name of `ACTIVATIONS`
+    activation_is_free: bool = False  # whether the config says which
     config_names: ConfigNames = ConfigNames()
+    config_part: str = ""  # of a larger model's config.json, which describes the encoder
+    config_defaults: tuple[tuple[str, Any], ...] = ()  # what a config.json means by a field that it leaves out
     not_exported: tuple[str, ...] = ()  # parameters that `architecture` has no place for
+    export_prefix: str = ""  # in front of the names in an export
+    pooling_layer: bool = True  # whether `architecture` has one unless it is told otherwise
+    not_read: tuple[tuple[str, str], ...] = ()  # (regex over a name, what a source is that has it), of no family
 
     part: ClassVar[str]  # of the model and of its config
 
@@ -195,6 +243,19 @@ class Family:
           UserError: the source cannot become parameters of these shapes.
         """
         raise NotImplementedError
+
+    def config_of(self, said: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a folder's config.json says of the encoder."""
+        if said.get("model_type") not in self.model_types:
+            return said  # of no folder of transformers
+        return dict(self.config_defaults) | said.get(self.config_part, said)
+
+    def activation_of(self, encoder: ConfigDict) -> str:
+        return encoder.activation if self.activation_is_free else self.activation
+
+    def architecture_of(self, encoder: ConfigDict) -> str:
+        """The class of transformers that loads an export."""
+        return self.architecture
 
     def notes(self, source: "Tensors", *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
         """Differences that the import does not refuse."""

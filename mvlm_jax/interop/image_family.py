@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
@@ -19,6 +20,7 @@ from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.image_encoder import ImageFormat
 
 _BICUBIC = 3  # Pillow's number
+_POSITIONS, _PATCHES = "position_embedding", "patch_embedding/kernel"
 
 
 def image_format(config: ConfigDict) -> ImageFormat:
@@ -28,40 +30,81 @@ def image_format(config: ConfigDict) -> ImageFormat:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFamily(Family):
+    registers_are_free: bool = False  # whether the config says how many
+    own_tokens: int = 1  # positions in front of those of the patches
+    class_position_optional: bool = False  # whether a source may have positions of patches alone
+
     part = "image_encoder"
 
     def build(self, encoder: ConfigDict, *, image: ImageFormat, compute: Compute) -> nn.Module:
-        return self.sized(encoder, compute=compute, patches=image.patches, epsilon=encoder.epsilon)
+        own = {"registers": encoder.registers} if self.registers_are_free else {}
+        if self.activation_of(encoder) != "gelu":
+            own["activation"] = self.activation_of(encoder)
+        return self.sized(encoder, compute=compute, patches=image.patches, epsilon=encoder.epsilon, **own)
+
+    def check(self, encoder: ConfigDict) -> None:
+        """
+        Raises:
+          UserError: the part's config has a value that no encoder of this kind can have.
+        """
+        if encoder.registers and not self.registers_are_free:
+            raise UserError(
+                f"config.image_encoder.registers={encoder.registers}, but an encoder of kind={self.kind!r} has none; "
+                "give 0"
+            )
+        if encoder.activation != self.activation_of(encoder):
+            raise UserError(
+                f"config.image_encoder.activation={encoder.activation!r}, but an encoder of kind={self.kind!r} "
+                f"computes {self.activation}; give --config.image_encoder.activation={self.activation}"
+            )
 
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, patch = reader.path, reader.encoder.patch
-        reader.check_size(reader.shape("cls_token", dimensions=3))
-        kernel = reader.shape("patch_embedding/kernel", dimensions=4)
+        reader.check_size(reader.shape_here(_PATCHES, like=shapes[_PATCHES]))
+        kernel = reader.shape(_PATCHES, dimensions=4)
         if kernel is not None and kernel[1:] != (3, patch, patch):
+            flag = f"; give --config.image_encoder.patch={kernel[2]}" if kernel[1:] == (3, kernel[2], kernel[2]) else ""
             raise UserError(
                 f"{path} sees patches of {kernel[2]}x{kernel[3]} pixels of {kernel[1]} channels; "
-                f"config.image_encoder.patch={patch}, of 3 channels"
+                f"config.image_encoder.patch={patch}, of 3 channels{flag}"
             )
-        ours = shapes["position_embedding"]
-        table = reader.shape("position_embedding", dimensions=3) or ours
-        side, old_side = grid_side(ours[1]), grid_side(table[1])
+        return [self._positions(reader, ours=shapes[_POSITIONS])]
+
+    def _positions(self, reader: Reader, *, ours: tuple[int, ...]) -> Resizable:
+        theirs, own = reader.shape_here(_POSITIONS, like=ours) or ours, self.own_tokens
+        missing = own if self.class_position_optional and grid_side(theirs[1], own=0) else 0
+        rows = theirs[1] + missing
+        side, old_side = grid_side(ours[1], own=own), grid_side(rows, own=own)
         if old_side is None:
+            needed = "one for the class token and a square of patches" if own else "a square of patches"
             raise UserError(
-                f"{path} has {table[1]} positions in {reader.name('position_embedding')}; "
-                "one for the class token and a square of patches are needed"
+                f"{reader.path} has {theirs[1]} positions in {reader.name(_POSITIONS)}; {needed} are needed"
             )
-        change = (
-            f"position_embedding: bicubic from {old_side}x{old_side} to {side}x{side} patches; "
-            "the class token's position as it was"
-        )
-        return [
-            Resizable(
-                "position_embedding",
-                (1, table[1], ours[2]),
-                lambda table: resize_positions(table, rows=ours[1]),
-                "" if old_side == side else change,
-            )
-        ]
+        changes = []
+        if old_side != side:
+            smoothing = ", smoothed," if self.smooths(reader.encoder) else ""
+            changes.append(f"bicubic{smoothing} from {old_side}x{old_side} to {side}x{side} patches")
+        if missing:
+            changes.append("the class token's position is 0, as the source has none")
+        elif changes and own:
+            changes.append("the class token's position as it was")
+
+        def resize(table: Float[np.ndarray, "1 old D"]) -> Float[np.ndarray, "1 new D"]:
+            table = np.pad(table, ((0, 0), (missing, 0), (0, 0)))
+            return self.resize_positions(table, rows=ours[1], encoder=reader.encoder)
+
+        change = f"{_POSITIONS}: {'; '.join(changes)}" if changes else ""
+        return Resizable(_POSITIONS, (1, theirs[1], ours[2]), resize, change)
+
+    def resize_positions(
+        self, table: Float[np.ndarray, "1 old D"], *, rows: int, encoder: ConfigDict
+    ) -> Float[np.ndarray, "1 new D"]:
+        """As the library resizes them that the encoder comes from; see `resize_positions`."""
+        return resize_positions(table, rows=rows, own=self.own_tokens, smooth=self.smooths(encoder))
+
+    def smooths(self, encoder: ConfigDict) -> bool:
+        """Whether positions are smoothed before there are fewer of them."""
+        return False
 
     def notes(self, source: Tensors, *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
         epsilon = source.config.get(self.config_names.epsilon)
@@ -79,14 +122,8 @@ class ImageFamily(Family):
 
     def write(self, folder: Path, params: Params, *, encoder: ConfigDict, image: ImageFormat) -> None:
         """A folder that transformers loads."""
-        config = {
-            "image_size": image.size,
-            "patch_size": image.patch,
-            "num_channels": 3,
-            "qkv_bias": True,
-            self.config_names.epsilon: encoder.epsilon,
-        }
-        write_model(folder, params, family=self, heads=encoder.heads, fields=config)
+        fields = self.folder_fields(params, encoder=encoder, image=image)
+        write_model(folder, params, family=self, heads=encoder.heads, fields=fields)
         preprocessor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
@@ -100,41 +137,68 @@ class ImageFamily(Family):
         }
         write_json(folder / PREPROCESSOR, preprocessor)
 
+    def folder_fields(self, params: Params, *, encoder: ConfigDict, image: ImageFormat) -> dict[str, Any]:
+        """What config.json says beside the sizes."""
+        return {
+            "image_size": image.size,
+            "patch_size": image.patch,
+            "num_channels": 3,
+            "qkv_bias": True,
+            self.config_names.epsilon: encoder.epsilon,
+        }
 
-def grid_side(rows: int) -> int | None:
-    """The side of the square of patches in a table of `rows` positions, class token included; None: not a square."""
-    side = math.isqrt(max(rows - 1, 0))
-    return side if side and side * side == rows - 1 else None
+
+def grid_side(rows: int, *, own: int = 1) -> int | None:
+    """The side of the square of patches in a table of `rows` positions; None: they are not a square.
+
+    Args:
+      own: positions that belong to no patch; they come first.
+    """
+    side = math.isqrt(max(rows - own, 0))
+    return side if side and side * side == rows - own else None
 
 
-def resize_positions(table: Float[np.ndarray, "1 old D"], *, rows: int) -> Float[np.ndarray, "1 new D"]:
-    """To `rows` positions: the class token's is kept, the square grid of the others is interpolated.
+def resize_positions(
+    table: Float[np.ndarray, "1 old D"], *, rows: int, own: int = 1, smooth: bool = False
+) -> Float[np.ndarray, "1 new D"]:
+    """To `rows` positions: the first `own` ones are kept, the square grid of the others is interpolated.
 
-    Bicubic as torch does it (which published code resizes with): Keys' kernel with a = -0.75, half-pixel centres, the
-    border repeated, no smoothing. `jax.image.resize` has another a, Pillow smooths.
+    Bicubic as torch does it (which published code resizes with): half-pixel centres, Keys' kernel. Plain, with
+    a = -0.75 and the border repeated; smoothed (`antialias=True`), with a = -0.5, the kernel as wide as the new grid is
+    coarse, and nothing beyond the border. `jax.image.resize` and Pillow do the latter.
 
     Raises:
-      ValueError: one of the tables is not that of a class token and a square of patches.
+      ValueError: one of the tables is not that of these positions and a square of patches.
     """
-    old, new = grid_side(table.shape[1]), grid_side(rows)
+    old, new = grid_side(table.shape[1], own=own), grid_side(rows, own=own)
     if old is None or new is None:
-        raise ValueError(f"{table.shape[1]} to {rows} positions: both must be one more than a square")
+        raise ValueError(f"{table.shape[1]} to {rows} positions: both must be {own} more than a square")
     if old == new:
         return table
-    weights = _cubic_weights(old=old, new=new)
-    grid = table[0, 1:].reshape(old, old, -1).astype(np.float64)
+    weights = _smooth_weights(old=old, new=new) if smooth else _cubic_weights(old=old, new=new)
+    grid = table[0, own:].reshape(old, old, -1).astype(np.float64)
     resized = np.einsum("yi,xj,ijd->yxd", weights, weights, grid, optimize=True)
-    return np.concatenate([table[:, :1], resized.reshape(1, new * new, -1).astype(table.dtype)], axis=1)
+    return np.concatenate([table[:, :own], resized.reshape(1, new * new, -1).astype(table.dtype)], axis=1)
+
+
+def _cubic(x: Float[np.ndarray, "..."], *, a: float) -> Float[np.ndarray, "..."]:
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
 
 
 def _cubic_weights(*, old: int, new: int) -> Float[np.ndarray, "new old"]:
-    a = -0.75
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(centre).astype(int)
     weights = np.zeros((new, old))
     for offset in (-1, 0, 1, 2):
         x = np.abs(centre - (first + offset))
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
+        np.add.at(weights, (np.arange(new), np.clip(first + offset, 0, old - 1)), _cubic(x, a=-0.75))
     return weights
+
+
+def _smooth_weights(*, old: int, new: int) -> Float[np.ndarray, "new old"]:
+    scale = max(old / new, 1.0)
+    centre = (np.arange(new)[:, None] + 0.5) * old / new
+    weights = _cubic(np.abs(np.arange(old) + 0.5 - centre) / scale, a=-0.5)
+    return weights / weights.sum(axis=1, keepdims=True)

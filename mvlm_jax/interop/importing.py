@@ -70,7 +70,12 @@ def import_encoder(
     if model_type is not None and model_type not in family.model_types:
         wanted = family.wanted or f"{family.part}.kind={family.kind!r}"
         legal = ", ".join(family.model_types)
-        raise UserError(f"{source.path} is a {model_type!r} by its config.json; {wanted} needs one of {legal}")
+        message = f"{source.path} is a {model_type!r} by its config.json; {wanted} needs one of {legal}"
+        for other in every_family():
+            if other.part == family.part and model_type in other.model_types:
+                message += f"; give --config.{family.part}.kind={other.kind}"
+        raise UserError(message)
+    source = source._replace(config=family.config_of(source.config))
     match = recognise(source.tensors, wanted=(family,), known=every_family(), source=str(path))
     reader = Reader(source, match, family=family, encoder=encoder)
     resizable = family.fit(reader, shapes=shapes)

@@ -44,9 +44,13 @@ def recognise(names: Iterable[str], *, wanted: Sequence[Family], known: Sequence
         originals[plain] = original
     plain_names = set(originals)
     naming = max(namings, key=lambda candidate: candidate.likeness(plain_names))
-    if naming.likeness(plain_names) < 0.5:
+    others = [family for family in known if not set(family.namings) & set(namings)]
+    other = _most_alike(plain_names, others, least=naming.likeness(plain_names))
+    if other is not None or naming.coverage(plain_names) < 0.5:
         titles = ", ".join(naming.title for naming in namings)
-        raise UserError(f"{source} {_other(plain_names, titles=titles, known=known, prefixes=prefixes)}")
+        if other is not None:
+            raise UserError(f"{source} {_is_other(*other, wanted=wanted, titles=titles)}")
+        raise UserError(f"{source} {_is_unknown(plain_names, titles=titles, known=known, prefixes=prefixes)}")
     for name, reason in naming.refused:
         if name in plain_names:
             raise UserError(f"{source} {reason.format(name=name)}")
@@ -94,13 +98,30 @@ def _offender(name: str, fault: str, *, nearest: Sequence[str]) -> str:
     return f"{fault} {name}" + (f" (nearest: {close[0]})" if close else "")
 
 
-def _other(names: set[str], *, titles: str, known: Sequence[Family], prefixes: Sequence[str]) -> str:
-    """What a source is that follows none of the namings with these titles."""
-    for family in known:
-        for naming in family.namings:
-            if naming.likeness(names) >= 0.5:
-                article = "an" if family.part[0] in "aeiou" else "a"
-                return f"is {article} {family.part.replace('_', ' ')} ({naming.title}); {titles} is wanted here"
+def _most_alike(names: set[str], families: Sequence[Family], *, least: float) -> tuple[Family, Naming] | None:
+    """The family and naming that the names follow more closely than a likeness of `least`; None: none of them."""
+    candidates = [
+        (naming.likeness(names), family, naming)
+        for family in families
+        for naming in family.namings
+        if naming.coverage(names) >= 0.5
+    ]
+    likeness, *found = max(candidates, key=lambda candidate: candidate[0], default=(0.0, None, None))
+    return tuple(found) if likeness > least else None
+
+
+def _is_other(family: Family, naming: Naming, *, wanted: Sequence[Family], titles: str) -> str:
+    article = "an" if family.part[0] in "aeiou" else "a"
+    same_part = any(each.part == family.part for each in wanted)
+    flag = f"; give --config.{family.part}.kind={family.kind}" if same_part else ""
+    return f"is {article} {family.part.replace('_', ' ')} ({naming.title}); {titles} is wanted here{flag}"
+
+
+def _is_unknown(names: set[str], *, titles: str, known: Sequence[Family], prefixes: Sequence[str]) -> str:
+    """What a source is that follows no naming."""
+    for rule, what in dict.fromkeys(each for family in known for each in family.not_read):
+        if any(re.fullmatch(rule, name) for name in names):
+            return f"is {what}; {titles} is wanted here"
     anchors = tuple(dict.fromkeys(family.anchor for family in known))
     for name in sorted(names):
         for anchor in anchors:

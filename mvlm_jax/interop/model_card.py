@@ -27,9 +27,8 @@ model = mvlm_jax.load("FOLDER")
 {example}  # Pillow images and strings
 ```
 
-`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`
-with `add_pooling_layer=False`.
-
+`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`.
+{without_pooler}
 ## Model
 
 | part | layers | width | heads |
@@ -62,6 +61,9 @@ with `add_pooling_layer=False`.
 """
 
 
+_WITHOUT_POOLER = "Give `add_pooling_layer=False` to {}: a pooler is not among the weights.\n"
+
+
 class About(NamedTuple):
     """What the card says about the task that the model was trained for."""
 
@@ -83,14 +85,20 @@ def model_card(
       evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
     """
+    image, text = image_family(config.image_encoder.kind), text_family(config.text_encoder.kind)
+    image_class, text_class = image.architecture_of(config.image_encoder), text.architecture_of(config.text_encoder)
+    poolers = [f"`{name}`" for name, of in ((image_class, image), (text_class, text)) if of.pooling_layer]
     return _CARD.format(
         **about._asdict(),
         config=config,
         image=config.image_encoder,
         text=config.text_encoder,
         cross=config.cross,
-        image_class=image_family(config.image_encoder.kind).architecture,
-        text_class=text_family(config.text_encoder.kind).architecture,
+        image_class=image_class,
+        text_class=text_class,
+        without_pooler=f"(give `add_pooling_layer=False` to {' and '.join(poolers)})"
+        if poolers
+        else "(no other argument)",
         millions=parameters / 1e6,
         step=step,
         start=_start(weights),

@@ -7,7 +7,7 @@ from jaxtyping import Num
 from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.family import STACK, Family, Resizable, Shapes
+from mvlm_jax.interop.family import ACTIVATIONS, STACK, Family, Resizable, Shapes
 from mvlm_jax.interop.matching import Match, check_names
 from mvlm_jax.interop.parameters import Flat
 from mvlm_jax.interop.report import Report
@@ -26,13 +26,23 @@ class Reader:
         self._entries = {entry.path: entry for entry in match.naming.entries}
 
     def name(self, path: str) -> str:
-        """What the source calls a parameter that is no part of a stack."""
-        return self._name(self._entries[path].name)
+        """What the source calls a parameter, in its first layer where that is part of a stack."""
+        return self._name(self._entries[path].name.format(n=0))
 
     def shape(self, path: str, *, dimensions: int) -> tuple[int, ...] | None:
         """In the source; None where it is missing or has other dimensions, which `load` reports with all others."""
         tensor = self._source.tensors.get(self.name(path))
         return tensor.shape if tensor is not None and len(tensor.shape) == dimensions else None
+
+    def shape_here(self, path: str, *, like: tuple[int, ...]) -> tuple[int, ...] | None:
+        """As `shape`, with the axes of the parameter.
+
+        Args:
+          like: a shape of the parameter here.
+        """
+        layout, heads = self._entries[path].layout, self.encoder.heads
+        shape = self.shape(path, dimensions=layout.to_torch(np.empty(like, np.float32), heads).ndim)
+        return None if shape is None else layout.to_ours(np.empty(shape, np.float32), heads).shape
 
     def check_size(self, shape: tuple[int, ...] | None) -> None:
         """
@@ -50,15 +60,20 @@ class Reader:
         heads = self.config.get(names.heads, encoder.heads)
         if heads != encoder.heads:
             raise UserError(f"{path} has {heads} heads; config.{part}.heads={encoder.heads}")
-        ours = self._family.activation
-        activation = self.config.get(names.activation, ours)
-        if activation != ours:
+        ours, theirs = self._family.activation_of(encoder), self.config.get(names.activation)
+        if theirs is not None and theirs not in ACTIVATIONS[ours]:
+            message = f"{path} computes with {names.activation}={theirs!r}"
+            known = next((name for name, spellings in ACTIVATIONS.items() if theirs in spellings), None)
+            if known and self._family.activation_is_free:
+                flag = f"config.{part}.activation"
+                raise UserError(f"{message}; {flag}={ours!r}, give --{flag}={known}")
             exact = "the exact gelu" if ours == "gelu" else ours
-            raise UserError(f"{path} computes with {names.activation}={activation!r}; the layers here compute {exact}")
+            raise UserError(f"{message}; the layers here compute {exact}")
 
     def load(self, shapes: Shapes, *, resizable: Mapping[str, Resizable]) -> tuple[Flat, Report]:
         """All of `shapes` but the optional ones."""
-        source, part, encoder, entries = str(self.path), self._family.part, self.encoder, self._entries
+        source, part, encoder = str(self.path), self._family.part, self.encoder
+        entries = {path: entry for path, entry in self._entries.items() if path in shapes or not entry.optional}
         if set(entries) != set(shapes):
             raise ValueError(f"the entries do not cover {sorted(set(entries) ^ set(shapes))} of {part}")
         not_used = check_names(self._match, self._places, source=source)
@@ -74,6 +89,10 @@ class Reader:
         if self._family.config_names.heads not in self.config:
             report.notes.append(
                 f"the number of heads is not in the weights; config.{part}.heads={encoder.heads} is used"
+            )
+        if self._family.activation_is_free and self._family.config_names.activation not in self.config:
+            report.notes.append(
+                f"the activation is not in the weights; config.{part}.activation={encoder.activation!r} is used"
             )
         converted: dict[str, set[str]] = {}
         loaded: Flat = {}

@@ -12,14 +12,15 @@ from tokenizers import processors
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.files import write_json
-from mvlm_jax.interop.family import STACK, Family, Params
+from mvlm_jax.interop.family import ACTIVATIONS, STACK, Family, Params
 from mvlm_jax.interop.vocabulary import library_tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def write_model(folder: Path, params: Params, *, family: Family, heads: int, fields: Mapping[str, Any]) -> None:
-    """A new folder with weights and config.json, of which `fields` are those that are no sizes."""
+    """A new folder with weights and config.json, of which `fields` are those that are no sizes or differ from what
+    the family says."""
     entries = family.namings[0].entries
     if unnamed := sorted(params.keys() - {entry.path for entry in entries}):
         raise ValueError(f"the entries of {family.kind} do not cover the parameters {', '.join(unnamed)}")
@@ -30,8 +31,9 @@ def write_model(folder: Path, params: Params, *, family: Family, heads: int, fie
         names.layers: layers,
         names.heads: heads,
         names.hidden: hidden,
-        names.activation: family.activation,
+        names.activation: ACTIVATIONS[family.activation][0],
     }
+    sizes.pop("", None)  # a size that a config.json of this family does not say
     start = {"architectures": [family.architecture], "model_type": family.model_types[0], "dtype": "float32"}
     write_json(folder / CONFIG, {**start, **sizes, **fields})
     tensors = {}
@@ -40,7 +42,8 @@ def write_model(folder: Path, params: Params, *, family: Family, heads: int, fie
             continue
         value = params[entry.path]
         for n, single in enumerate(value) if entry.path.startswith(STACK) else ((None, value),):
-            tensors[entry.name.format(n=n)] = np.ascontiguousarray(entry.layout.to_torch(single, heads), np.float32)
+            name = family.export_prefix + entry.name.format(n=n)
+            tensors[name] = np.ascontiguousarray(entry.layout.to_torch(single, heads), np.float32)
     # transformers refuses files that do not say which library wrote them.
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     # The library lets nobody but the owner read what it writes.

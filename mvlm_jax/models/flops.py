@@ -29,7 +29,8 @@ def _images(model: MaskVLM, *, views: int) -> float:
     """One image, embedded once and seen through so many masks."""
     image, encoder = model.image, model.image_encoder
     embedding = 2.0 * image.patches * image.pixels * encoder.width
-    return embedding + views * _encoder(model, encoder, tokens=image.patches + 1)
+    tokens = image.patches + int(getattr(encoder, "class_token", True)) + getattr(encoder, "registers", 0)
+    return embedding + views * _encoder(model, encoder, tokens=tokens)
 
 
 def _cross(model: MaskVLM, *, layers: int, rows: int, tokens: int, context: int) -> float:

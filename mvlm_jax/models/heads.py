@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mvlm_jax.models.layers import gelu, weight_init
+from mvlm_jax.models.activations import gelu
+from mvlm_jax.models.layers import weight_init
 from mvlm_jax.models.norm import LayerNorm
 
 INITIAL_TEMPERATURE = 0.07

@@ -48,9 +48,18 @@ class ImageEncoder(Encoder):
 
     Where a patch mask is true the patch's embedding is replaced by one learned token before positions are added, as in
     SimMIM. Each image is embedded once, however many masks it is seen through.
+
+    Registers (Darcet et al., 2024) are tokens without a position that every layer sees. The output does not have them,
+    so whatever reads the features finds the same tokens with and without registers.
     """
 
     patches: int
+    activation: str = "gelu"
+    registers: int = 0
+    layer_scale: bool = False
+    class_token: bool = True  # without one, the mean of the patches' features is the first of the output
+    patch_bias: bool = True
+    pre_norm: bool = False  # of the embeddings
 
     @nn.compact
     def __call__(
@@ -58,16 +67,31 @@ class ImageEncoder(Encoder):
     ) -> Float[Array, "B views N+1 D"]:
         dtype = self.compute.dtype
         batch, views, count = patch_masks.shape
-        embedded = nn.Dense(self.width, dtype=dtype, kernel_init=weight_init, name="patch_embedding")(patches)
+        dense = nn.Dense(
+            self.width, dtype=dtype, kernel_init=weight_init, use_bias=self.patch_bias, name="patch_embedding"
+        )
+        embedded = dense(patches)
         mask_token = self.param("mask_token", token_init, (1, 1, self.width))
-        cls_token = self.param("cls_token", token_init, (1, 1, self.width))
-        positions = self.param("position_embedding", token_init, (1, self.patches + 1, self.width))
-        seen = jnp.where(patch_masks[..., None], mask_token.astype(dtype), embedded[:, None])
-        first = jnp.broadcast_to(cls_token.astype(dtype), (batch, views, 1, self.width))
-        x = jnp.concatenate([first, seen], axis=2) + positions.astype(dtype)
+        x = jnp.where(patch_masks[..., None], mask_token.astype(dtype), embedded[:, None])
+        if self.class_token:
+            x = jnp.concatenate([self._tokens("cls_token", batch=batch, views=views), x], axis=2)
+        read = x.shape[2]
+        positions = self.param("position_embedding", token_init, (1, self.patches + read - count, self.width))
+        x = x + positions.astype(dtype)
+        if self.registers:
+            # Behind the patches, where they are as easily left out of the output as padding is.
+            x = jnp.concatenate([x, self._tokens("register_tokens", self.registers, batch=batch, views=views)], axis=2)
         # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
-        x = x.reshape(batch * views, count + 1, self.width)
+        x = x.reshape(batch * views, -1, self.width)
+        if self.pre_norm:
+            x = LayerNorm(self.epsilon, dtype=dtype, name="pre_norm")(x)
         x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
-        x = self.stack(PreNormBlock)(x, token_mask)
-        x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
+        x = self.stack(PreNormBlock, activation=self.activation, layer_scale=self.layer_scale)(x, token_mask)
+        x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, :read])
+        if not self.class_token:
+            x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         return x.reshape(batch, views, count + 1, self.width)
+
+    def _tokens(self, name: str, count: int = 1, *, batch: int, views: int) -> Float[Array, "B views count D"]:
+        tokens = self.param(name, token_init, (1, count, self.width)).astype(self.compute.dtype)
+        return jnp.broadcast_to(tokens, (batch, views, count, self.width))

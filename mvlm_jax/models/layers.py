@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mvlm_jax.models.activations import ACTIVATIONS
 from mvlm_jax.models.attention import attend
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.norm import LayerNorm
@@ -21,6 +22,7 @@ from mvlm_jax.models.norm import LayerNorm
 # Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
 weight_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.truncated_normal(0.02)
+layer_scale_init = nn.initializers.constant(1e-5)  # as DINOv2: a new layer hardly changes what it is given
 
 Rows = slice | Int[Array, "B R"]
 
@@ -99,46 +101,18 @@ class Attention(nn.Module):
         return AttentionDense((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(attended)
 
 
-@jax.custom_vjp
-def gelu(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """The exact GELU, x times the normal distribution function; computed in float32.
-
-    The backward pass keeps only `x`: what JAX would derive keeps the slope of each value beside it, too.
-    """
-    wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
-
-
-def _gelu_backward(x: Float[Array, "*dims"], gradient: Float[Array, "*dims"]) -> tuple[Float[Array, "*dims"]]:
-    # Without this barrier XLA would find the same function in the forward pass, and keep its float32 values.
-    wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
-    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
-    slope = _normal_cdf(wide) + wide * density
-    of_x = (gradient.astype(jnp.float32) * slope).astype(x.dtype)
-    # Without this barrier XLA computes it twice, for the gradients of the layer's kernel and of its bias.
-    return (jax.lax.optimization_barrier(of_x),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
-
-
-def _normal_cdf(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    # Not by `lax.erfc`, which is more exact far below 0: it takes a GPU longer than reading and writing the values.
-    # PyTorch computes the same.
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
 class Mlp(nn.Module):
-    """Two dense layers with an exact (erf) GELU between."""
+    """Two dense layers with an activation between, the exact (erf) GELU unless told otherwise."""
 
     ratio: int
     compute: Compute
+    activation: str = "gelu"  # a name of `activations.ACTIVATIONS`
 
     @nn.compact
     def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
         dense = functools.partial(nn.Dense, dtype=self.compute.dtype, kernel_init=weight_init)
         hidden = dense(x.shape[-1] * self.ratio, name="up")(x)
-        return dense(x.shape[-1], name="down")(gelu(hidden))
+        return dense(x.shape[-1], name="down")(ACTIVATIONS[self.activation](hidden))
 
 
 class Block(nn.Module):
@@ -151,16 +125,29 @@ class Block(nn.Module):
 
 
 class PreNormBlock(Block):
-    """A ViT layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A ViT layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With `layer_scale` a learned vector multiplies what is added, each time (Touvron et al., 2021).
+    """
+
+    activation: str = "gelu"
+    layer_scale: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         tokens = in_rows(x)
         normed = norm(name="attention_norm")(tokens).reshape(x.shape)
-        tokens += in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        attended = in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
+        tokens += self._scaled(attended, "attention_scale")
+        mlp = Mlp(self.mlp_ratio, self.compute, self.activation, name="mlp")
+        tokens += self._scaled(mlp(norm(name="mlp_norm")(tokens)), "mlp_scale")
         return tokens.reshape(x.shape)
+
+    def _scaled(self, x: Float[Array, "rows D"], name: str) -> Float[Array, "rows D"]:
+        if not self.layer_scale:
+            return x
+        return x * self.param(name, layer_scale_init, x.shape[-1:], jnp.float32).astype(x.dtype)
 
 
 class PostNormBlock(Block):

@@ -22,7 +22,8 @@ SHARDING_RULES = (
     (r"token_classifier/(dense/)?kernel", P("fsdp", None)),
     (r"(.*/)?(bias|scale)", P()),
     (r"text_encoder/type_embedding/embedding", P()),
-    (r"image_encoder/(cls_token|mask_token|position_embedding)", P()),
+    (r"image_encoder/(cls_token|mask_token|register_tokens|position_embedding)", P()),
+    (r"image_encoder/layers/block/(attention|mlp)_scale", P()),
     (r"image_encoder/patch_embedding/kernel", P()),
     (r"(image|text)_projection/dense/kernel", P()),
     (r"(image|text)_to_cross/kernel", P("fsdp", None)),
@@ -43,7 +44,8 @@ OPTIMIZER_RULES = (
 
 DECAY_RULES = (
     (r"(.*/)?(bias|scale)", False),
-    (r"image_encoder/(cls_token|mask_token|position_embedding)", False),
+    (r"image_encoder/(cls_token|mask_token|register_tokens|position_embedding)", False),
+    (r"image_encoder/layers/block/(attention|mlp)_scale", False),
     (r"answer_decoder/position_embedding", False),
     (r"text_encoder/(position|type)_embedding/embedding", False),
     (r"temperature", False),

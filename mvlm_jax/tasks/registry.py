@@ -34,7 +34,7 @@ def validate(config: ConfigDict) -> None:
       UserError: the field, the value received and what would be right.
     """
     config_lib.validate(config)
-    image_family(config.image_encoder.kind)
+    image_family(config.image_encoder.kind).check(config.image_encoder)
     text_family(config.text_encoder.kind)
     task_type(config).check(config)
 

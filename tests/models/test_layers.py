@@ -9,9 +9,10 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.models.activations import gelu
 from mvlm_jax.models.attention import attend, pad_tokens
 from mvlm_jax.models.compute import Compute, check_attention, compute_for
-from mvlm_jax.models.layers import LayerStack, PreNormBlock, gelu
+from mvlm_jax.models.layers import LayerStack, PreNormBlock
 from mvlm_jax.models.norm import LayerNorm
 
 X = [-6.0, -2.5, -0.75, 0.0, 0.3, 1.0, 4.0]
