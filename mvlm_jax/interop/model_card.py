@@ -39,6 +39,8 @@ with `add_pooling_layer=False`.
 | each cross encoder | {cross.layers} | {cross.width} | {cross.heads} |
 | image decoder | {cross.decoder_layers} | {cross.width} | {cross.heads} |
 
+Images and texts are compared by {image_pooled} and {text_pooled}, each projected to {config.model.projection} numbers.
+
 ## Training
 
 | | |
@@ -60,6 +62,9 @@ with `add_pooling_layer=False`.
 {json}
 ```
 """
+
+
+_POOLED = {"first": "the {0}", "mean": "the mean of the {1}"}
 
 
 class About(NamedTuple):
@@ -91,6 +96,8 @@ def model_card(
         cross=config.cross,
         image_class=image_family(config.image_encoder.kind).architecture,
         text_class=text_family(config.text_encoder.kind).architecture,
+        image_pooled=_POOLED[config.image_encoder.pooling].format("image's class token", "image's patches"),
+        text_pooled=_POOLED[config.text_encoder.pooling].format("text's first token", "text's tokens"),
         millions=parameters / 1e6,
         step=step,
         start=_start(weights),
