@@ -196,6 +196,7 @@ class Torch:
             positions=config.text_encoder.positions, pad_id=ids.pad, text_kind=config.text_encoder.kind,
             **parts, decoder_layers=config.cross.decoder_layers,
             projection=config.model.projection, token_head=config.model.token_head,
+            image_pooling=config.image_encoder.pooling, text_pooling=config.text_encoder.pooling,
         )  # fmt: skip
         model = torch_maskvlm.MaskVLM(sizes).to(self._device)
         special = torch.tensor(tuple(ids), device=self._device)

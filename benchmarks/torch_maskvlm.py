@@ -45,6 +45,8 @@ class Sizes:
     cross: Part = dataclasses.replace(BASE, layers=3)
     decoder_layers: int = 3
     projection: int = 256
+    image_pooling: str = "first"  # or mean
+    text_pooling: str = "first"  # or mean
     token_head: str = "dense"  # or tied
 
 
@@ -252,6 +254,16 @@ class MaskVLM(nn.Module):
 
     def encode_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
         return self.text_to_cross(self.text_encoder(text, text_mask))
+
+    def project(self, v: Tensor, w: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The class token, or the mean of the patches; the start token, or the mean of all but padding."""
+        image, text = v[:, 0], w[:, 0]
+        if self.sizes.image_pooling == "mean":
+            image = v[:, 1:].mean(dim=1)
+        if self.sizes.text_pooling == "mean":
+            kept = text_mask[:, :, None].to(w.dtype)
+            text = (w * kept).sum(dim=1) / kept.sum(dim=1)
+        return self.image_projection(image), self.text_projection(text)
 
     def classify_tokens(self, x: Tensor) -> Tensor:
         if self.sizes.token_head == "tied":

@@ -106,7 +106,7 @@ def pretraining_losses(
         fused = model.text_cross_encoder(w_masked, text_mask, shown, None, masks.token_slots)
         words = model.classify_tokens(fused)
 
-        z_image, z_text = model.image_projection(v[:, 0]), model.text_projection(w[:, 0])
+        z_image, z_text = model.project(v, w, text_mask)
         temperature = model.clipped_temperature()
         if negatives is None:
             with torch.autocast(image.device.type, enabled=False):

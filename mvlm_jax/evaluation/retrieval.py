@@ -156,7 +156,7 @@ def match_pairs(
 def _encode_texts(model, params, text):
     bound = model.bind({"params": params})
     w = bound.encode_text(text)
-    return w, bound.project_text(w)
+    return w, bound.project_text(w, bound.text_mask(text))
 
 
 def _match(model, v, slots, w, text):

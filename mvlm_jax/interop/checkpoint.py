@@ -41,6 +41,8 @@ SAME = (
     "image_encoder.activation",
     "image_encoder.registers",
 )
+# Likewise, where the model has the part: what it reads.
+SAME_FOR = {"image_encoder.pooling": "image_projection", "text_encoder.pooling": "text_projection"}
 
 
 def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> StartWeights:
@@ -56,8 +58,8 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     """
     directory = user_path(path)
     source, origin, step = _read(directory)
-    _check_same(origin, config, path=path)
     wanted = {name: tuple(leaf.shape) for name, leaf in flat(shapes).items()}
+    _check_same(origin, config, parts=set(map(part_of, wanted)), path=path)
     report = Report(
         encoder="checkpoint",
         source=f"{path}, step {step}" if step is not None else path,
@@ -139,9 +141,9 @@ def _depth(part: str, names: Collection[str]) -> int:
     return len({found[0] for name in names if (found := re.match(rf"{part}/block_\d+/", name))})
 
 
-def _check_same(origin: ConfigDict, config: ConfigDict, *, path: str) -> None:
+def _check_same(origin: ConfigDict, config: ConfigDict, *, parts: Collection[str], path: str) -> None:
     there, here = dict(config_lib.flatten(origin)), dict(config_lib.flatten(config))
-    for name in SAME:
+    for name in (*SAME, *(name for name, part in SAME_FOR.items() if part in parts)):
         if there[name] != here[name]:
             raise UserError(
                 f"config.init_from.checkpoint={path} was trained with config.{name}={there[name]!r}, not "

@@ -38,6 +38,8 @@ model = mvlm_jax.load("FOLDER")
 | each cross encoder | {cross.layers} | {cross.width} | {cross.heads} |
 | image decoder | {cross.decoder_layers} | {cross.width} | {cross.heads} |
 
+Images and texts are compared by {image_pooled} and {text_pooled}, each projected to {config.model.projection} numbers.
+
 ## Training
 
 | | |
@@ -61,7 +63,7 @@ model = mvlm_jax.load("FOLDER")
 """
 
 
-_WITHOUT_POOLER = "Give `add_pooling_layer=False` to {}: a pooler is not among the weights.\n"
+_POOLED = {"first": "the {0}", "mean": "the mean of the {1}"}
 
 
 class About(NamedTuple):
@@ -99,6 +101,8 @@ def model_card(
         without_pooler=f"(give `add_pooling_layer=False` to {' and '.join(poolers)})"
         if poolers
         else "(no other argument)",
+        image_pooled=_POOLED[config.image_encoder.pooling].format("image's class token", "image's patches"),
+        text_pooled=_POOLED[config.text_encoder.pooling].format("text's first token", "text's tokens"),
         millions=parameters / 1e6,
         step=step,
         start=_start(weights),

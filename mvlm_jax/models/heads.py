@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mvlm_jax.models.activations import gelu
 from mvlm_jax.models.layers import weight_init
@@ -14,6 +14,24 @@ from mvlm_jax.models.norm import LayerNorm
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+def pooled(
+    tokens: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None = None, *, pooling: str
+) -> Float[Array, "B D"]:
+    """One feature for each example, the mean of which is taken in float32.
+
+    Args:
+      mask: true at the tokens that count for the mean; None: all do.
+      pooling: `first` (token) or `mean`.
+    """
+    if pooling == "first":
+        return tokens[:, 0]
+    wide = tokens.astype(jnp.float32)
+    if mask is None:
+        return wide.mean(axis=1).astype(tokens.dtype)
+    count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    return (jnp.where(mask[:, :, None], wide, 0).sum(axis=1) / count).astype(tokens.dtype)
 
 
 class Projection(nn.Module):

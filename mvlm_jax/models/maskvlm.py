@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.cross_encoder import CrossEncoder, CrossSizes
-from mvlm_jax.models.heads import INITIAL_TEMPERATURE, Projection, TiedTokenHead, clip_temperature
+from mvlm_jax.models.heads import INITIAL_TEMPERATURE, Projection, TiedTokenHead, clip_temperature, pooled
 from mvlm_jax.models.image_encoder import ImageFormat, patchify
 from mvlm_jax.models.layers import Rows, in_rows, weight_init
 
@@ -29,6 +29,8 @@ class MaskVLM(nn.Module):
     image: ImageFormat
     pad_id: int
     projection: int
+    image_pooling: str  # what is compared: first (token), mean (of the patches)
+    text_pooling: str  # first (token), mean (of all but padding)
     token_head: str
     compute: Compute
 
@@ -65,7 +67,7 @@ class MaskVLM(nn.Module):
     def __call__(self, image: UInt8[Array, "B H W 3"], text: Int[Array, "B L"]) -> Float[Array, "B 2"]:
         """Passes through every part once, so that `init` makes every parameter."""
         v, w, text_mask = self.encode_whole_image(image), self.encode_text(text), self.text_mask(text)
-        self.project_image(v), self.project_text(w), self.temperature()
+        self.project_image(v), self.project_text(w, text_mask), self.temperature()
         fused_v, fused_w = self.fuse_both(v, w, text_mask)
         self.decode_image(fused_v, w, text_mask, jnp.zeros((image.shape[0], 1), jnp.int32))
         self.classify_tokens(fused_w)
@@ -141,16 +143,18 @@ class MaskVLM(nn.Module):
         return self.token_classifier(fused).astype(jnp.float32)
 
     def project_image(self, v: Float[Array, "B S D"]) -> Float[Array, "B E"]:
-        return self.image_projection(v[:, 0])
+        if self.image_pooling == "mean":
+            v = v[:, 1 : 1 + self.image.patches]  # the class token stands in front of the patches
+        return self.image_projection(pooled(v, pooling=self.image_pooling))
 
-    def project_text(self, w: Float[Array, "B L D"]) -> Float[Array, "B E"]:
-        return self.text_projection(w[:, 0])
+    def project_text(self, w: Float[Array, "B L D"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B E"]:
+        return self.text_projection(pooled(w, text_mask, pooling=self.text_pooling))
 
     def embed_image(self, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B E"]:
         return self.project_image(self.encode_whole_image(image))
 
     def embed_text(self, text: Int[Array, "B L"]) -> Float[Array, "B E"]:
-        return self.project_text(self.encode_text(text))
+        return self.project_text(self.encode_text(text), self.text_mask(text))
 
     def temperature(self) -> Float[Array, ""]:
         return clip_temperature(self.temperature_)

@@ -105,7 +105,7 @@ class Pretraining:
 
         embeddings: Embeddings | tuple[()] = ()
         if self.weights["itc"] or self.weights["itm"]:
-            embeddings = Embeddings(model.project_image(v), model.project_text(w))
+            embeddings = Embeddings(model.project_image(v), model.project_text(w, text_mask))
         if self.weights["itm"]:
             assert embeddings
             noise, temperature = pairs.negative_noise, model.temperature()

@@ -42,6 +42,8 @@ def maskvlm_fields(config: ConfigDict, *, pad_id: int) -> dict[str, Any]:
         "image": image,
         "pad_id": pad_id,
         "projection": config.model.projection,
+        "image_pooling": config.image_encoder.pooling,
+        "text_pooling": config.text_encoder.pooling,
         "token_head": config.model.token_head,
         "compute": compute,
     }

@@ -19,8 +19,11 @@ def test_every_metric_has_a_row_whatever_it_is():
         "val": Evaluation("retrieval-val", source="tfds:coco:val", metrics=metrics),
         "none": Evaluation("retrieval-none", source="", metrics={"left_out": {}}),
     }
-    card = model_card(recipe("demo"), Pretrain.about, step=3, parameters=10**6, evaluations=evaluations, weights=None)
+    config = recipe("demo")
+    config.text_encoder.pooling = "mean"
+    card = model_card(config, Pretrain.about, step=3, parameters=10**6, evaluations=evaluations, weights=None)
     for row in (
+        "compared by the image's class token and the mean of the text's tokens, each projected to",
         "- val: tfds:coco:val",
         "- none: source not recorded",
         "| val | top1 | 12.35 |",

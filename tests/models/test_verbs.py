@@ -35,11 +35,24 @@ def parts(bound, image, text):
 
 
 def test_embeddings_are_those_of_unmasked_features(bound, image, text, parts):
-    v, w, _ = parts
+    v, w, text_mask = parts
     np.testing.assert_array_equal(bound.encode_whole_image(image), v)
     np.testing.assert_array_equal(bound.embed_image(image), bound.project_image(v))
-    np.testing.assert_array_equal(bound.embed_text(text), bound.project_text(w))
+    np.testing.assert_array_equal(bound.embed_text(text), bound.project_text(w, text_mask))
     np.testing.assert_allclose(np.linalg.norm(bound.embed_image(image), axis=1), 1, rtol=1e-5)
+
+
+def test_pooling_takes_the_mean_of_patches_and_of_tokens_that_are_not_padding(bound, image, text, parts):
+    v, w, text_mask = parts
+    model = make_model(image_encoder__pooling="mean", text_encoder__pooling="mean").bind(bound.variables)
+    v_mean = sum(v[:, index] for index in range(1, v.shape[1])) / 16
+    np.testing.assert_allclose(model.embed_image(image), bound.project_image(v_mean[:, None]), rtol=1e-5, atol=1e-6)
+    # Start and end count too; the second text has five tokens before its padding.
+    w_mean = jnp.stack([w[0].mean(axis=0), w[1, :5].mean(axis=0), w[2].mean(axis=0)])
+    expected = bound.project_text(w_mean[:, None], text_mask[:, :1])
+    np.testing.assert_allclose(model.embed_text(text), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.project_text(w, text_mask), model.embed_text(text))
+    assert np.abs(np.asarray(expected - bound.embed_text(text))).max() > 1e-3
 
 
 def test_fusing_both_is_fusing_each(bound, parts):

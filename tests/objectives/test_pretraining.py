@@ -102,7 +102,7 @@ def plain_form(model, params, pairs, *, condition_on):
     mlm = (-jax.nn.log_softmax(logits)[jnp.arange(BATCH)[:, None], jnp.arange(LENGTH), text] * masked).sum()
     mlm = mlm / masked.sum()
 
-    z_image, z_text = call(MaskVLM.project_image, v), call(MaskVLM.project_text, w)
+    z_image, z_text = call(MaskVLM.project_image, v), call(MaskVLM.project_text, w, text_mask)
     temperature = call(MaskVLM.temperature)
     similarity = z_image @ z_text.T / temperature
     share = (image_id[:, None] == image_id) / (image_id[:, None] == image_id).sum(1, keepdims=True)

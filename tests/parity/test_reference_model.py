@@ -72,6 +72,7 @@ def our_model(sizes):
         image_encoder__patch=sizes.patch, text_encoder__kind=sizes.text_kind,
         text_encoder__vocab_size=sizes.vocab_size, text_encoder__positions=sizes.positions,
         cross__decoder_layers=sizes.decoder_layers, model__projection=sizes.projection,
+        image_encoder__pooling=sizes.image_pooling, text_encoder__pooling=sizes.text_pooling,
         model__token_head=sizes.token_head, **fields,
     )  # fmt: skip
 
@@ -201,6 +202,12 @@ def test_losses_and_gradients_where_the_parts_differ_in_width(batch, token_head)
     pair = Pair(batch, kind="bert", token_head=token_head, parts=OTHER)
     assert {"image_to_cross", "text_to_cross"} <= set(pair.params)
     assert_same_losses_and_gradients(pair, "unmasked")
+
+
+def test_losses_and_gradients_with_the_mean_of_the_tokens(batch):
+    assert_same_losses_and_gradients(
+        Pair(batch, kind="bert", parts={"image_pooling": "mean", "text_pooling": "mean"}), "unmasked"
+    )
 
 
 def make_optimizers(pair):

@@ -393,6 +393,13 @@ def test_checkpoints_that_do_not_fit_are_refused(demo_run, changes, message):
         import_checkpoint(str(demo_run), shapes=task_type(config).parameter_shapes(config), config=config)
 
 
+def test_another_pooling_is_refused_where_the_model_compares(tmp_path):
+    exported(tmp_path / "before", config=small(text_encoder__pooling="mean"))
+    with pytest.raises(UserError, match="was trained with config.text_encoder.pooling='mean', not 'first'"):
+        imported(tmp_path / "before", config=small())
+    imported(tmp_path / "before", config=small(task="nlvr2"))  # which has no projection
+
+
 def test_what_is_no_checkpoint_is_refused_in_one_line(data_dir, tmp_path, capsys):
     given = flags("entailment", data_dir=data_dir, workdir=tmp_path / "run", start=tmp_path)
     assert train.run(given) == 2
