@@ -13,6 +13,7 @@ def load(folder: str | Path, *, batch_size: int = 32) -> "Inference":
     """The model that `mvlm weights export` wrote to a folder, ready for Pillow images and strings.
 
     Args:
+      folder: or the name that it was pushed to, as "hf:owner/name".
       batch_size: images or texts computed at once.
 
     Raises:

@@ -15,6 +15,7 @@ import numpy as np
 from mvlm_jax.errors import UserError
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # at the start of an address
+HUB = "hf:"  # at the start of a name on the Hugging Face Hub; see interop/hub.py
 
 
 def user_path(path: str | Path, *, name: str = "") -> Path:
@@ -26,11 +27,16 @@ def user_path(path: str | Path, *, name: str = "") -> Path:
       name: of the flag, the field, the option or the variable that gives the path; for the error.
 
     Raises:
-      UserError: no such user, or the address of a bucket.
+      UserError: no such user, the address of a bucket, or a name on the Hugging Face Hub.
     """
     given = f"{name}={str(path)!r}" if name else str(path)
     if REMOTE.match(str(path)):
         raise UserError(f"{given} is not a local path; mount the bucket and give the path of the mount")
+    if str(path).startswith(HUB):
+        raise UserError(
+            f"{given} is a name on the Hugging Face Hub, from which only weights and their tokenizers are read; "
+            f"give a local path, which for a file of that name is ./{path}"
+        )
     expanded = os.path.expanduser(path)
     if str(path).startswith("~") and expanded == str(path):
         user = str(path).partition("/")[0]

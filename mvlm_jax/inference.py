@@ -19,7 +19,7 @@ from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_r
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
-from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.parameters import flat, nested, read_parameters
@@ -35,7 +35,7 @@ NOT_IMAGES = "images must be a list of Pillow images; open files with PIL.Image.
 
 def load(folder: str | Path, *, batch_size: int) -> "Inference":
     """As `mvlm_jax.load`."""
-    folder = user_path(folder)
+    folder = hub.local_path(folder)
     if (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} is a run; export it with mvlm weights export --workdir={folder} --output=FOLDER")
     try:

@@ -47,9 +47,9 @@ def test_importing_the_package_imports_no_other_one():
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported(declared):
     imported = imported_modules("mvlm_jax")
-    required = names(declared["install_requires"])
-    assert {module for module in imported if not providers(module) & (required | UNDECLARED)} == set()
-    assert required - set().union(*map(providers, imported)) == set()
+    required, optional = names(declared["install_requires"]), names(declared["extras_require"]["hub"])
+    assert {module for module in imported if not providers(module) & (required | optional | UNDECLARED)} == set()
+    assert (required | optional) - set().union(*map(providers, imported)) == set()
 
 
 def test_what_tests_and_benchmarks_import_is_declared(declared):

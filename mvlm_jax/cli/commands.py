@@ -20,6 +20,7 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 from mvlm_jax.tasks import registry
 from mvlm_jax.training import hosts
 from mvlm_jax.training.workdir import read_config
@@ -113,9 +114,14 @@ def define_run_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
         define_config(values, argv, default=config)
 
 
-def define_path(values: flags.FlagValues, name: str, text: str, *, required: bool = False) -> None:
-    """A flag whose value is a `Path`, `~` at its start being the home directory; None where it is not given."""
-    flags.DEFINE(_PathParser(), name, None, text, flag_values=values)
+def define_path(
+    values: flags.FlagValues, name: str, text: str, *, required: bool = False, hub_name: bool = False
+) -> None:
+    """A flag whose value is a `Path`, `~` at its start being the home directory; None where it is not given.
+
+    `hub_name`: whether it may be a name on the Hugging Face Hub instead, which stays a string.
+    """
+    flags.DEFINE(_SourceParser() if hub_name else _PathParser(), name, None, text, flag_values=values)
     if required:
         flags.mark_flag_as_required(name, flag_values=values)
 
@@ -247,6 +253,13 @@ class _PathParser(flags.ArgumentParser):
             return user_path(argument)
         except UserError as error:
             raise ValueError(str(error)) from error
+
+
+class _SourceParser(flags.ArgumentParser):
+    syntactic_help = "a path, or a name on the Hugging Face Hub"
+
+    def parse(self, argument: str | Path) -> str | Path:
+        return str(argument) if hub.is_name(argument) else _PathParser().parse(argument)
 
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:

@@ -3,10 +3,11 @@
 Example:
   mvlm weights import --config=demo --config.init_from.image=vit-base --output=runs/imported
   mvlm weights export --workdir=runs/demo --output=runs/exported
-  mvlm weights inspect --source=vit-base
+  mvlm weights inspect --source=hf:google/vit-base-patch16-224-in21k
 
 import prints what a run with this config would load, resize and leave out; with --output it also writes the encoders
-as folders that config.init_from and transformers read. export writes the whole model, for mvlm_jax.load.
+as folders that config.init_from and transformers read. export writes the whole model, for mvlm_jax.load; with --push
+it also uploads it. Encoders are files, folders, or names on the Hugging Face Hub: hf:owner/name[/folder][@revision].
 """
 
 import json
@@ -17,6 +18,7 @@ from absl import flags
 
 from mvlm_jax.cli import commands
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
 from mvlm_jax.interop.importing import import_encoders, inspect
 from mvlm_jax.tasks.registry import task_type
@@ -45,17 +47,29 @@ def _import(values: flags.FlagValues) -> None:
 def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_workdir(values)
     commands.define_path(values, "output", "Folder to write; must not exist.", required=True)
+    flags.DEFINE_string(
+        "push",
+        None,
+        "Repository of the Hugging Face Hub to upload the folder to too, hf:owner/name[@branch]. One that is not there "
+        "is made, and is private. The login is that of hf auth login, or HF_TOKEN.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("step", None, "Checkpoint to export; the latest by default.", flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> None:
+    target = hub.check_push(values.push) if values.push is not None else None
     task = task_type(read_config(values.workdir))
     step = export_run(values.workdir, output=values.output, step=values.step, assets=task.asset_files, about=task.about)
     print(f"exported step {step} of {values.workdir} to {values.output}")
+    if target is not None:
+        print(f"pushed to {hub.push(values.output, target, message=f'Step {step}')}")
 
 
 def _inspect_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    commands.define_path(values, "source", "File or folder of weights.", required=True)
+    commands.define_path(
+        values, "source", "File or folder of weights, or a name on the Hub.", required=True, hub_name=True
+    )
 
 
 def _inspect(values: flags.FlagValues) -> None:

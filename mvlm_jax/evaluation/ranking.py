@@ -74,13 +74,13 @@ def _at_worst(scores: Num[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"]) -> N
     return np.where(unknown, np.where(own, -np.inf, np.inf), scores) if unknown.any() else scores
 
 
-def reranked(ranked: Ranked, matching: Num[np.ndarray, "Q k"], *, k: int) -> Int[np.ndarray, " Q"]:
-    """`rank` when the first k candidates stand before all others, in the order of `matching`.
+def reranked(ranked: Ranked, scores: Num[np.ndarray, "Q k"], *, k: int) -> Int[np.ndarray, " Q"]:
+    """`rank` when the first k candidates stand before all others, in the order of their `scores`.
 
     A query none of whose right candidates is among them keeps its rank: all k were before the best right one already.
     """
-    matching, own = matching[:, :k].astype(np.float64), ranked.own[:, :k]
-    return np.where(own.any(axis=1), wrong_before(matching, own), ranked.rank)
+    scores, own = scores[:, :k].astype(np.float64), ranked.own[:, :k]
+    return np.where(own.any(axis=1), wrong_before(scores, own), ranked.rank)
 
 
 def recall(ranks: Int[np.ndarray, " Q"], *, at: int) -> float:

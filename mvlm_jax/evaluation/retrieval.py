@@ -27,6 +27,7 @@ def evaluate_retrieval(
     *,
     batch_size: int,
     rerank: int,
+    rerank_by: str,
     sweep: Sequence[int] = (),
     host_bytes: int,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def evaluate_retrieval(
 
     Args:
       rerank: candidates per query whose order the matching head decides.
+      rerank_by: `itm`: by its log-odds of a match alone; `itm+itc`: see `plus_similarity`.
       sweep: smaller numbers of candidates, with recalls of their own as `…_rerank_<k>`.
       host_bytes: about what scores, and text features, may take of the host's memory.
     """
@@ -52,12 +54,15 @@ def evaluate_retrieval(
     results |= _recalls(to_text.rank, to_image.rank)
     if rerank or sweep:
         pairs = Pairs(to_text.candidates, to_image.candidates, captions=len(split.captions))
-        matching = match_pairs(model, params, split, pairs, w, batch_size=batch_size)
-        of_text, of_image = pairs.of_images(matching), pairs.of_captions(matching)
+        scores = match_pairs(model, params, split, pairs, w, batch_size=batch_size)
+        if rerank_by == "itm+itc":
+            temperature = float(fetch(compute(model, params, method=MaskVLM.temperature)))
+            scores = plus_similarity(scores, pairs, z_image, z_text, temperature=temperature, host_bytes=host_bytes)
+        of_text, of_image = pairs.of_images(scores), pairs.of_captions(scores)
         for k in sorted({rerank, *sweep} - {0}):
             ranks = ranking.reranked(to_text, of_text, k=k), ranking.reranked(to_image, of_image, k=k)
             results |= _recalls(*ranks, suffix="_rerank" if k == rerank else f"_rerank_{k}")
-        results["rerank_candidates"] = rerank
+        results |= {"rerank_candidates": rerank, "rerank_by": rerank_by}
     return results
 
 
@@ -80,21 +85,54 @@ class Pairs:
     def with_images(self, first: int, last: int) -> tuple[slice, Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
         """Of the images first … last: the place of their pairs among all, and image and caption of each."""
         start, stop = np.searchsorted(self._keys, [first * self._captions, (last + 1) * self._captions])
-        image, caption = np.divmod(self._keys[start:stop], self._captions)
-        return slice(int(start), int(stop)), image, caption
+        where = slice(int(start), int(stop))
+        return where, *self.part(where)
 
-    def of_images(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "I k"]:
+    def part(self, where: slice) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+        """Image and caption of the pairs in these places."""
+        return np.divmod(self._keys[where], self._captions)
+
+    def of_images(self, scores: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "I k"]:
         """The values of the candidates of each image, from the values of all pairs."""
-        return matching[np.searchsorted(self._keys, self._of_images())]
+        return scores[np.searchsorted(self._keys, self._of_images())]
 
-    def of_captions(self, matching: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "T j"]:
-        return matching[np.searchsorted(self._keys, self._of_captions())]
+    def of_captions(self, scores: Float32[np.ndarray, " pairs"]) -> Float32[np.ndarray, "T j"]:
+        return scores[np.searchsorted(self._keys, self._of_captions())]
 
     def _of_images(self) -> Int[np.ndarray, "I k"]:
         return np.arange(len(self._texts), dtype=np.int64)[:, None] * self._captions + self._texts
 
     def _of_captions(self) -> Int[np.ndarray, "T j"]:
         return self._images.astype(np.int64) * self._captions + np.arange(self._captions)[:, None]
+
+
+def plus_similarity(
+    log_odds: Float32[np.ndarray, " pairs"],
+    pairs: Pairs,
+    z_image: Float[np.ndarray, "I E"],
+    z_text: Float[np.ndarray, "T E"],
+    *,
+    temperature: float,
+    host_bytes: int,
+) -> Float32[np.ndarray, " pairs"]:
+    """The log-odds of a match plus cosine / temperature: two log-likelihood ratios, both in nats.
+
+    The sum is what training makes of the two heads. Contrast learns cosine / temperature as the logarithm of
+    p(text | image) / p(text), up to a constant of the query. The negatives of matching are drawn in proportion to
+    exp(cosine / temperature), so that its log-odds learn only what a pair has beyond its similarity. BLIP adds the
+    logit of a match and the cosine, which it does not divide by the temperature.
+
+    Args:
+      temperature: the model's own.
+      host_bytes: of the embeddings of the pairs that are compared at once.
+    """
+    scores = np.empty_like(log_odds)
+    # Of each pair: both embeddings in float64, and their products.
+    for where in ranking.blocks(len(pairs), bytes_each=3 * 8 * z_image.shape[1], host_bytes=host_bytes):
+        image, caption = pairs.part(where)
+        cosine = (z_image[image].astype(np.float64) * z_text[caption]).sum(axis=1)
+        scores[where] = log_odds[where] + cosine / temperature
+    return scores
 
 
 def encode_images(model: MaskVLM, params: PyTree, split: EvalSplit, *, batch_size: int) -> Float[np.ndarray, "I E"]:

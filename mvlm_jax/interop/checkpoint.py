@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.exporting import WEIGHTS
 from mvlm_jax.interop.families import image_family
 from mvlm_jax.interop.parameters import Flat, flat, part_of, read_parameters, restore_parameters
@@ -47,7 +47,7 @@ SAME_FOR = {"image_encoder.pooling": "image_projection", "text_encoder.pooling":
 
 def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config: ConfigDict) -> StartWeights:
     """Every parameter that the model at `path` has too: a workdir, of which the latest checkpoint is read, or a folder
-    that `mvlm weights export` wrote.
+    that `mvlm weights export` wrote, or the name on the Hub that it was pushed to.
 
     The positions of patches are resized where the image size differs. An answer decoder that the checkpoint lacks
     starts from its text cross encoder. Parts that only the task has, such as a new head, keep their initial values;
@@ -56,7 +56,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     Raises:
       UserError: nothing to read there, or parameters that do not fit.
     """
-    directory = user_path(path)
+    directory = hub.local_path(path)
     source, origin, step = _read(directory)
     wanted = {name: tuple(leaf.shape) for name, leaf in flat(shapes).items()}
     _check_same(origin, config, parts=set(map(part_of, wanted)), path=path)
@@ -65,6 +65,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
         source=f"{path}, step {step}" if step is not None else path,
         files=[str(directory)],
         naming="mvlm_jax",
+        revision=hub.commit_of(path),
     )
     origins, report.notes = _origins(wanted, source)
     parts = set(map(part_of, source))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.families import every_family, image_family, text_family
 from mvlm_jax.interop.family import Family, Shapes
 from mvlm_jax.interop.image_family import image_format
@@ -81,18 +82,20 @@ def import_encoder(
     resizable = family.fit(reader, shapes=shapes)
     loaded, report = reader.load(shapes, resizable={each.path: each for each in resizable})
     report.resized += [each.change for each in resizable if each.change]
+    report.revision = hub.commit_of(path)
     report.notes += family.notes(source, encoder=encoder, image=image)
     return loaded, report
 
 
 def inspect(path: str | Path) -> list[str]:
-    """What a file or folder of weights holds: a line for each tensor, then what the whole is.
+    """What a file or folder of weights, or a name on the Hub, holds: a line for each tensor, then what the whole is.
 
     Raises:
       UserError: the source cannot be read.
     """
     source = open_tensors(path)
-    lines = [f"{name}  {list(tensor.shape)}  {tensor.dtype}" for name, tensor in sorted(source.tensors.items())]
+    lines = [f"revision: {commit}"] if (commit := hub.commit_of(path)) else []
+    lines += [f"{name}  {list(tensor.shape)}  {tensor.dtype}" for name, tensor in sorted(source.tensors.items())]
     total = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
     lines.append(f"{len(source.tensors)} tensors, {total / 1e6:.1f}M numbers in {', '.join(source.files)}")
     try:

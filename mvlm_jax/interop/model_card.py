@@ -114,7 +114,12 @@ def model_card(
 def _start(weights: Mapping[str, Any] | None) -> str:
     if weights is None:
         return "random weights"
-    return "; ".join(f"{loaded['encoder']}: {loaded['source']} ({loaded['naming']})" for loaded in weights["loaded"])
+    return "; ".join(
+        f"{loaded['encoder']}: {loaded['source']}"
+        + (f", commit {loaded['revision']}" if loaded.get("revision") else "")  # which earlier versions did not keep
+        + f" ({loaded['naming']})"
+        for loaded in weights["loaded"]
+    )
 
 
 def _metrics(evaluations: Mapping[str, Evaluation]) -> str:

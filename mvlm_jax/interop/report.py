@@ -15,6 +15,7 @@ class Report:
     source: str
     files: list[str]
     naming: str
+    revision: str = ""  # the commit of a source on the Hub
     prefix: str = ""  # in front of the source's names; empty: none
     tensors: int = 0  # of the source that are used
     parameters: int = 0  # numbers loaded
@@ -30,6 +31,7 @@ class Report:
         loaded = f"{self.tensors} tensors, {self.parameters / 1e6:.1f}M parameters from {self.source}"
         return [
             f"{self.encoder}: {loaded} ({self.naming}{prefix})",
+            *([f"  revision: {self.revision}"] if self.revision else []),
             *(f"  {kind} made float32: {count} tensors" for kind, count in self.converted.items()),
             *(f"  resized: {change}" for change in self.resized),
             *(f"  not used: {_shortened(names)}: {reason}" for reason, names in self.not_used.items()),

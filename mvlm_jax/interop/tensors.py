@@ -14,7 +14,8 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import read_json, user_path
+from mvlm_jax.files import read_json
+from mvlm_jax.interop import hub
 
 # In the order of preference; what a folder of published weights may hold.
 FOLDER_FILES = (
@@ -41,7 +42,8 @@ class Tensor(NamedTuple):
 class Tensors(NamedTuple):
     """What a source holds."""
 
-    path: Path
+    path: str | Path  # as it was given
+    folder: Path  # where it is, or the file itself
     files: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]  # of the folder's config.json; empty where there is none
@@ -49,8 +51,8 @@ class Tensors(NamedTuple):
     def preprocessing(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation that pixels in [0, 1] were normalised with, where the folder says so."""
         said = self.config.get("pretrained_cfg", {})
-        if (self.path / PREPROCESSOR).is_file():
-            said = read_json(self.path / PREPROCESSOR)
+        if (self.folder / PREPROCESSOR).is_file():
+            said = read_json(self.folder / PREPROCESSOR)
         mean, std = (said.get(f"image_{name}", said.get(name)) for name in ("mean", "std"))
         return None if not mean or not std else (tuple(mean), tuple(std))
 
@@ -58,11 +60,14 @@ class Tensors(NamedTuple):
 def open_tensors(path: str | Path) -> Tensors:
     """Opens a `.safetensors` file, its index, a `.bin`, `.pt` or `.pth` file of torch, or a folder with one of them.
 
+    Args:
+      path: or a name on the Hub.
+
     Raises:
       UserError: nothing there, more than one candidate, a missing shard, a damaged file, or a pickle of more than
         weights.
     """
-    path = user_path(path)
+    given, path = path, hub.local_path(path)
     if not (path.is_dir() or path.is_file()):
         raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one")
     file = _weight_file(path) if path.is_dir() else path
@@ -83,7 +88,13 @@ def open_tensors(path: str | Path) -> Tensors:
         tensors |= held
     if not tensors:
         raise UserError(f"{file} holds no tensor; give a file of weights")
-    return Tensors(path=path, files=tuple(shard.name for shard in shards), tensors=tensors, config=config)
+    return Tensors(
+        path=given if hub.is_name(given) else path,
+        folder=path,
+        files=tuple(shard.name for shard in shards),
+        tensors=tensors,
+        config=config,
+    )
 
 
 def _weight_file(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import tokenizers
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 # Embedding tables are padded to a multiple of at most this many rows for the sake of the hardware.
@@ -19,8 +19,9 @@ _LONG = ("model.merges", "added_tokens")  # rules too long to show in a message
 
 
 def tokenizer_file(folder: str | Path) -> Path | None:
-    """The tokenizer of a folder of weights; None where it has none, or where the weights are a single file."""
-    folder = user_path(folder)
+    """The tokenizer of a folder of weights, or of a name on the Hub; None where it has none, or where the weights are a
+    single file."""
+    folder = hub.local_path(folder, weights=False)
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 

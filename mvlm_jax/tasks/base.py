@@ -21,7 +21,7 @@ from mvlm_jax.data.sources import open_source, split_name
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.data.training_examples import TrainingBatches, TrainingExamples
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.importing import import_encoders
@@ -170,7 +170,7 @@ class BaseTask(Task):
         return import_encoders(shapes, config=config, tokenizer=self.tokenizer)
 
     def _check_tokenizer(self, checkpoint: str) -> None:
-        theirs = Tokenizer.load(user_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)
+        theirs = Tokenizer.load(hub.local_path(checkpoint) / TOKENIZER_FILE, kind=self.tokenizer.kind)
         if theirs.to_json() != self.tokenizer.to_json():
             raise UserError(
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "

@@ -134,6 +134,7 @@ class Pretrain(BaseTask):
             self.split,
             batch_size=options.batch_size,
             rerank=options.rerank,
+            rerank_by=options.rerank_by,
             sweep=options.sweep,
             host_bytes=options.host_bytes,
         )

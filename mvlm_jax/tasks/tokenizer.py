@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 
@@ -43,22 +43,28 @@ def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | Non
     if workdir and any(Path(workdir).glob("checkpoints/[0-9]*")):
         # Parameters mean nothing with another vocabulary.
         raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
+    if hub.is_name(config.text.tokenizer):
+        return _beside(config.text.tokenizer, field="text.tokenizer")
     if config.text.tokenizer:
         return config.text.tokenizer
     if config.init_from.checkpoint:
-        origin = user_path(config.init_from.checkpoint)
+        origin = hub.local_path(config.init_from.checkpoint)
         if not (origin / TOKENIZER_FILE).is_file():
             raise UserError(
-                f"config.init_from.checkpoint={origin} is neither the workdir of a run nor a folder that mvlm weights "
-                f"export wrote: there is no {TOKENIZER_FILE} in it"
+                f"config.init_from.checkpoint={config.init_from.checkpoint} is neither the workdir of a run nor a "
+                f"folder that mvlm weights export wrote: there is no {TOKENIZER_FILE} in it"
             )
         return origin / TOKENIZER_FILE
     if not config.init_from.text:
         return None
-    file = tokenizer_file(config.init_from.text)
+    return _beside(config.init_from.text, field="init_from.text")
+
+
+def _beside(source: str, *, field: str) -> Path:
+    file = tokenizer_file(source)
     if file is None:
         raise UserError(
-            f"config.init_from.text={config.init_from.text} has no {' or '.join(TOKENIZER_FILES)}; "
+            f"config.{field}={source} has no {' or '.join(TOKENIZER_FILES)}; "
             "name the tokenizer of these weights in config.text.tokenizer"
         )
     return file

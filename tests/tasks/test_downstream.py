@@ -281,13 +281,16 @@ def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, demo_run, t
     assert not any("mlm" in line or "mim" in line for line in lines)
     assert [file.name for file in (workdir / "eval").iterdir()] == ["retrieval-shapes-val.json"]
     capsys.readouterr()
-    assert evaluate.run([*given, "--k=2,12,5"]) == 0
+    assert evaluate.run([*given, "--k=2,12,5", "--config.eval.rerank_by=itm+itc"]) == 0
     found = json.loads(capsys.readouterr().out)["retrieval-val"]
-    assert found["rerank_candidates"] == 12
+    assert (found["rerank_candidates"], found["rerank_by"]) == (12, "itm+itc")
     assert {"tr_r1_rerank", "tr_r1_rerank_2", "tr_r1_rerank_5", "r_mean", "r_mean_rerank"} <= set(found)
     mean = np.mean([found[f"{way}_r{k}"] for way in ("tr", "ir") for k in (1, 5, 10)])
     assert found["r_mean"] == pytest.approx(mean)
     assert evaluate.run([*given, "--k=2,x"]) == 2
+    capsys.readouterr()
+    assert evaluate.run([*given, "--config.eval.rerank_by=itc"]) == 2
+    assert "config.eval.rerank_by='itc' is not one of itm, itm+itc" in capsys.readouterr().err
 
 
 def test_an_exported_folder_serves_as_well_as_the_run(demo_run, tmp_path):
