@@ -262,6 +262,12 @@ def validate(config: ConfigDict) -> None:
         width, heads = config[part].width, config[part].heads
         if width % heads:
             raise UserError(f"config.{part}.width={width} must be a multiple of config.{part}.heads={heads}")
+    for part in PARTS[:2]:
+        trained, layers = config[part].trained_layers, config[part].layers
+        if trained > layers:
+            raise UserError(
+                f"config.{part}.trained_layers={trained} must be at most config.{part}.layers={layers}; -1 trains all"
+            )
     cell = config.image_encoder.patch * config.mask.image_cell
     if config.image.size % cell:
         raise UserError(

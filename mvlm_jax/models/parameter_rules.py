@@ -51,3 +51,22 @@ DECAY_RULES = (
     (r"temperature", False),
     (r".*/(kernel|embedding)", True),
 )
+
+
+def frozen_layer_rules(part: str, *, layers: int, trained: int) -> tuple[tuple[str, int], ...]:
+    """How much is frozen of an encoder of which the last `trained` layers are trained (-1: all of it, 0: nothing).
+
+    Values are the number of a parameter's first layers, -1 for all of it.
+
+    What comes behind the layers is trained with them. What comes before is frozen, the mask token too: no gradient gets
+    past the frozen layers to it.
+    """
+    if trained < 0:
+        return ()
+    if trained == 0:
+        return ((rf"{part}/.*", -1),)
+    return (
+        (rf"{part}/final_norm/.*", 0),
+        (rf"{part}/layers/block/.*", layers - trained),
+        (rf"{part}/.*", -1),
+    )

@@ -28,7 +28,7 @@ from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES
+from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES, frozen_layer_rules
 from mvlm_jax.tasks.model import compute_of, maskvlm_fields
 from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
@@ -176,6 +176,14 @@ class BaseTask(Task):
                 f"config.text.tokenizer={self.config.text.tokenizer!r} is another tokenizer than that of "
                 f"config.init_from.checkpoint={checkpoint}; leave it empty"
             )
+
+    @property
+    def frozen_rules(self) -> tuple[tuple[str, int], ...]:
+        image, text = self.config.image_encoder, self.config.text_encoder
+        return (
+            *frozen_layer_rules("image_encoder", layers=image.layers, trained=image.trained_layers),
+            *frozen_layer_rules("text_encoder", layers=text.layers, trained=text.trained_layers),
+        )
 
     @property
     def training_examples(self) -> TrainingExamples:

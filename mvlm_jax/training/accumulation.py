@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from mvlm_jax.training.mesh import BATCH_AXES
+from mvlm_jax.training.partition import ALL_TRAINED, OfParts, Partition, Parts
 from mvlm_jax.training.per_device import Local, per_device, varying
 from mvlm_jax.training.task import Objective, Params, Rows, Sums
 
@@ -44,23 +45,39 @@ class Independent:
 
 
 def value_and_grad(
-    objective: Objective, params: Params, rows: Rows, *, accumulate: int, mesh: Mesh, shardings: PyTree[NamedSharding]
+    objective: Objective,
+    params: Params,
+    rows: Rows,
+    *,
+    accumulate: int,
+    mesh: Mesh,
+    shardings: PyTree[NamedSharding],
+    partition: Partition = ALL_TRAINED,
 ) -> ValueAndGradient:
     """((loss, sums), gradients) of the whole batch, the same to rounding for any number of microbatches.
 
     Args:
       accumulate: microbatches; each is an equal share of every device's rows.
       shardings: of the parameters.
+      partition: which of the parameters are trained; there are gradients of these only.
     """
+    parts = partition.split(params)
+    objective = OfParts(objective)
     on_devices = partial(
-        per_device, mesh=mesh, shardings=shardings, dtype=objective.dtype, multiple=accumulate * objective.group
+        per_device,
+        mesh=mesh,
+        shardings=partition.split_shardings(shardings),
+        dtype=objective.dtype,
+        multiple=accumulate * objective.group,
     )
     if accumulate > 1:
         cut = partial(_cut, count=accumulate, mesh=mesh)
-        return _accumulated(objective, params, rows, on_devices=on_devices, cut=cut)
+        return _accumulated(objective, parts, rows, on_devices=on_devices, cut=cut)
 
-    loss = partial(whole_batch, objective, rows=rows, on_devices=on_devices)
-    return jax.value_and_grad(loss, has_aux=True)(params)
+    def loss(trained):
+        return whole_batch(objective, Parts(trained, parts.frozen), rows, on_devices=on_devices)
+
+    return jax.value_and_grad(loss, has_aux=True)(parts.trained)
 
 
 def whole_batch(
@@ -83,8 +100,8 @@ def weighted_mean(sums: Sums, weights: Mapping[str, float]) -> Float[Array, ""]:
 
 
 def _accumulated(
-    objective: Objective,
-    params: Params,
+    objective: OfParts,
+    params: Parts,
     rows: Rows,
     *,
     on_devices: Callable[[Local], Local],
@@ -94,17 +111,17 @@ def _accumulated(
         each = jax.lax.map(lambda part: objective.embed(params, part), cut(rows))
         return {}, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
 
-    def batch_loss(params, embeddings):
-        sums = objective.batch_losses(params, embeddings, rows)
+    def batch_loss(trained, embeddings):
+        sums = objective.batch_losses(Parts(trained, params.frozen), embeddings, rows)
         return weighted_mean(sums, objective.weights), sums
 
     def count(params, rows):
         sums, _ = objective.row_losses(params, rows)
         return {name: count for name, (_, count) in sums.items()}, ()
 
-    def microbatch_loss(params, part):
+    def microbatch_loss(trained, frozen, part):
         rows, pull = part
-        sums, embeddings = objective.row_losses(params, rows)
+        sums, embeddings = objective.row_losses(Parts(trained, frozen), rows)
         totals = {name: total for name, (total, _) in sums.items()}
         loss = weighted_mean({name: (total, counts[name]) for name, total in totals.items()}, objective.weights)
         # Its gradient is that of the whole batch's losses through these embeddings.
@@ -112,48 +129,49 @@ def _accumulated(
         return loss + pulled, totals
 
     def summed(params, parts):
-        return _summed_with_gradient(microbatch_loss)(params, jax.tree.map(cut, parts)), ()
+        return _summed_with_gradient(microbatch_loss)(*params, jax.tree.map(cut, parts)), ()
 
-    def row_loss(params, pull):
-        (loss, totals), _ = on_devices(summed)(params, (rows, pull))
+    def row_loss(trained, pull):
+        (loss, totals), _ = on_devices(summed)(Parts(trained, params.frozen), (rows, pull))
         return loss, totals
 
     _, embeddings = on_devices(embed)(params, rows)
     of_batch = jax.value_and_grad(batch_loss, argnums=(0, 1), has_aux=True)
-    (_, sums), (gradients, pull) = of_batch(params, embeddings)
+    (_, sums), (gradients, pull) = of_batch(params.trained, embeddings)
     # Counts need neither features nor losses; the compiler removes those as unused.
     counts, _ = on_devices(count)(params, rows)
-    (_, totals), further = jax.value_and_grad(row_loss, has_aux=True)(params, pull)
+    (_, totals), further = jax.value_and_grad(row_loss, has_aux=True)(params.trained, pull)
     sums |= {name: (total, counts[name]) for name, total in totals.items()}
     return (weighted_mean(sums, objective.weights), sums), jax.tree.map(jnp.add, gradients, further)
 
 
-def _summed_with_gradient(loss: Callable[[Params, Any], tuple[Float[Array, ""], Any]]) -> Callable[[Params, Any], Any]:
-    """(params, parts) -> the sums of the results of `loss` over the leading axis of `parts`.
+def _summed_with_gradient(loss: Callable[..., tuple[Float[Array, ""], Any]]) -> Callable[..., Any]:
+    """(trained, frozen, parts) -> the sums of the results of `loss` over the leading axis of `parts`.
 
-    The gradient of the first sum is computed part by part in the forward pass, so that no part is kept for later.
+    The gradient of the first sum is computed part by part in the forward pass, so that no part is kept for later. It is
+    computed with respect to `trained` alone.
     """
     with_gradient = jax.value_and_grad(loss, has_aux=True)
 
-    def forward(params, parts):
+    def forward(trained, frozen, parts):
         def add(carry, part):
-            (value, aux), gradients = with_gradient(params, part)
+            (value, aux), gradients = with_gradient(trained, frozen, part)
             return jax.tree.map(
                 lambda total, more: total + more.astype(total.dtype), carry, (value, aux, gradients)
             ), ()
 
-        value, aux = jax.eval_shape(loss, params, jax.tree.map(lambda x: x[0], parts))
+        value, aux = jax.eval_shape(loss, trained, frozen, jax.tree.map(lambda x: x[0], parts))
         # In float32, whatever type the parameters were gathered in.
-        zeros = jax.tree.map(lambda x: varying(jnp.zeros(x.shape, jnp.float32)), (value, aux, params))
+        zeros = jax.tree.map(lambda x: varying(jnp.zeros(x.shape, jnp.float32)), (value, aux, trained))
         (value, aux, gradients), _ = jax.lax.scan(add, zeros, parts)
-        return (value, aux), jax.tree.map(lambda total, param: total.astype(param.dtype), gradients, params)
+        return (value, aux), jax.tree.map(lambda total, param: total.astype(param.dtype), gradients, trained)
 
     @jax.custom_vjp
-    def run(params, parts):
-        return forward(params, parts)[0]
+    def run(trained, frozen, parts):
+        return forward(trained, frozen, parts)[0]
 
     def backward(gradients, cotangents):
-        return jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients), None
+        return jax.tree.map(lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients), None, None
 
     run.defvjp(forward, backward)
     return run

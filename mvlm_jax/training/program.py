@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.training.accumulation import value_and_grad
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer
+from mvlm_jax.training.partition import partition_of
 from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Task
@@ -26,7 +27,8 @@ class Program(NamedTuple):
 def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     """
     Raises:
-      UserError: the batch, a parameter or the warm-up does not fit the mesh or the run.
+      UserError: the batch, a parameter or the warm-up does not fit the mesh or the run; a pattern of what is frozen
+        matches nothing, or all is frozen.
       ValueError: the task's rules leave a parameter uncovered.
     """
     check_batch_size(config.batch_size, mesh, accumulate=config.accumulate)
@@ -41,8 +43,9 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         },
     )
     params = jax.eval_shape(lambda: task.init(Streams(seed=config.seed, step=jnp.int32(0)).key("init")))
+    partition = partition_of(params, patterns=options.frozen, rules=task.frozen_rules)
     optimizer = make_optimizer(
-        params,
+        jax.eval_shape(partition.split, params).trained,
         schedules=schedules,
         rules=task.optimizer_rules,
         decay_rules=task.decay_rules,
@@ -51,21 +54,33 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         b2=options.b2,
         clip_norm=options.clip_norm,
     )
-    state = abstract_state(params=params, optimizer=optimizer, mesh=mesh, sharding_rules=task.sharding_rules)
+    state = abstract_state(
+        params=params, optimizer=optimizer, partition=partition, mesh=mesh, sharding_rules=task.sharding_rules
+    )
     shardings = jax.tree.map(lambda array: array.sharding, state)
 
     def step_value_and_grad(params, batch, streams):
         rows = task.prepare(batch, streams)
-        options = {"accumulate": config.accumulate, "mesh": mesh, "shardings": shardings.params}
-        return value_and_grad(task.objective, params, rows, **options)
+        return value_and_grad(
+            task.objective,
+            params,
+            rows,
+            accumulate=config.accumulate,
+            mesh=mesh,
+            shardings=shardings.params,
+            partition=partition,
+        )
 
     return Program(
         state=state,
         batch_sharding=batch_sharding(mesh),
-        init=lambda: init_state(init=task.init, optimizer=optimizer, seed=config.seed, shardings=shardings),
+        init=lambda: init_state(
+            init=task.init, optimizer=optimizer, partition=partition, seed=config.seed, shardings=shardings
+        ),
         step=make_train_step(
             value_and_grad=step_value_and_grad,
             optimizer=optimizer,
+            partition=partition,
             schedules=schedules,
             seed=config.seed,
             shardings=shardings,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
 from mvlm_jax.training.nonfinite import IN_A_ROW, Skipped, kept_unless
+from mvlm_jax.training.partition import Partition, Parts, join
 from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Sums
@@ -35,18 +36,22 @@ def abstract_state(
     *,
     params: PyTree,
     optimizer: optax.GradientTransformation,
+    partition: Partition,
     mesh: Mesh,
     sharding_rules: Sequence[tuple[str, PartitionSpec]],
 ) -> TrainState:
     """Shape, type and sharding of every array; `params` may be shapes. Moments are sharded as their parameters.
 
+    What is frozen has no moments.
+
     Raises:
       ValueError, UserError: as `param_shardings`.
     """
-    shapes = jax.eval_shape(lambda params: _first_state(params, optimizer), params)
+    shapes = jax.eval_shape(lambda params: _first_state(params, optimizer, partition), params)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     of_params = param_shardings(params, mesh=mesh, rules=sharding_rules)
-    of_opt_state = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shardings.opt_state, of_params)
+    of_trained = partition.split_shardings(of_params).trained
+    of_opt_state = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shardings.opt_state, of_trained)
     shardings = dataclasses.replace(shardings, params=of_params, opt_state=of_opt_state)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), shapes, shardings
@@ -57,19 +62,21 @@ def init_state(
     *,
     init: Callable[[jax.Array], Params],
     optimizer: optax.GradientTransformation,
+    partition: Partition,
     seed: int,
     shardings: TrainState,
 ) -> TrainState:
     """A new state; no device holds more than its own part at any time."""
 
     def build() -> TrainState:
-        return _first_state(init(Streams(seed=seed, step=jnp.int32(0)).key("init")), optimizer)
+        return _first_state(init(Streams(seed=seed, step=jnp.int32(0)).key("init")), optimizer, partition)
 
     return jax.jit(build, out_shardings=shardings)()
 
 
-def _first_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), skipped=Skipped.none())
+def _first_state(params: Params, optimizer: optax.GradientTransformation, partition: Partition) -> TrainState:
+    opt_state = optimizer.init(partition.split(params).trained)
+    return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, skipped=Skipped.none())
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:
@@ -90,17 +97,23 @@ def make_train_step(
     *,
     value_and_grad: ValueAndGrad,
     optimizer: optax.GradientTransformation,
+    partition: Partition,
     schedules: Mapping[str, optax.Schedule],
     seed: int,
     shardings: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """The jitted (state, batch) -> (state, metrics). The given state is donated; metrics are scalars by name."""
+    """The jitted (state, batch) -> (state, metrics). The given state is donated; metrics are scalars by name.
+
+    Args:
+      value_and_grad: its gradients are those of the trained parameters.
+    """
 
     def step(state, batch):
         streams = Streams(seed=seed, step=state.step)
         (total, sums), gradients = value_and_grad(state.params, batch, streams)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        before = partition.split(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, before.trained)
         update = state.step + 1
         metrics = {name: numerator / count for name, (numerator, count) in sums.items()}
         metrics |= {f"learning_rate/{group}": rate(update) for group, rate in schedules.items()}
@@ -108,8 +121,9 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         skipped = state.skipped.counted(finite)
         metrics |= {"skipped_updates": skipped.total, IN_A_ROW: skipped.in_a_row}
-        params = kept_unless(finite, optax.apply_updates(state.params, updates), state.params)
+        trained = kept_unless(finite, optax.apply_updates(before.trained, updates), before.trained)
         opt_state = kept_unless(finite, opt_state, state.opt_state)
+        params = join(Parts(trained, before.frozen))
         return TrainState(step=update, params=params, opt_state=opt_state, skipped=skipped), metrics
 
     return jax.jit(

@@ -89,6 +89,10 @@ class Task(Protocol):
         """Whether weight decay applies."""
 
     @property
+    def frozen_rules(self) -> Sequence[tuple[str, int]]:
+        """How many of a parameter's first layers are frozen, -1 for all of it; what no rule covers is trained."""
+
+    @property
     def flops_per_step(self) -> float:
         """Of the model, forward and backward, over the global batch."""
 

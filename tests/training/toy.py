@@ -29,8 +29,9 @@ class ToyTask(Task):
         (r"encoder/kernel", PartitionSpec("fsdp", "tensor")),
         (r".*", PartitionSpec()),
     )
-    optimizer_rules = ((r"encoder/.*", "encoder"), (r".*", "rest"))
+    optimizer_rules = ((r"encoder/.*", "image_encoder"), (r".*", "rest"))
     decay_rules = ((r".*/bias", False), (r".*", True))
+    frozen_rules = ()
     flops_per_step = 1e6
     batch_shapes = {}
 
