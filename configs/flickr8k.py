@@ -70,8 +70,32 @@ def get_config(size: str = "laptop") -> ConfigDict:
         config.optimizer.warmup_steps = 100
         config.data.augment.operations = 0
         config.eval.rerank = 16
+    elif size in ("published", "published_gpu"):
+        _published(config, gpu=size == "published_gpu")
     else:
-        raise ValueError(f"size {size!r} is not one of laptop, small, minilm")
+        raise ValueError(f"size {size!r} is not one of laptop, small, minilm, published, published_gpu")
 
     config.checkpoint.every = 250
     return config
+
+
+def _published(config: ConfigDict, *, gpu: bool) -> None:
+    """DINOv2-small and MiniLM, as their folders say."""
+    config.update(config_lib.model_size("small"))
+    config.image_encoder.kind = "dinov2"
+    config.image_encoder.patch = 14
+    config.image.mean, config.image.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config.text_encoder.layers, config.text_encoder.heads = 6, 12
+    config.text_encoder.vocab_size = 30522
+    config.text_encoder.positions = 512
+    config.text_encoder.pooling = "mean"  # as it was trained
+    config.batch_size = 128
+    config.image.size = 112
+    config.steps = 1000
+    config.image_encoder.trained_layers = 2
+    config.cross.width, config.cross.heads = 192, 6
+    config.loss.mim = config.loss.mlm = 0.0
+    config.optimizer.peak = 1e-3
+    config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 1e-4
+    config.data.augment.operations = 0
+    config.eval.rerank = 16

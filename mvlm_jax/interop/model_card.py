@@ -27,8 +27,9 @@ model = mvlm_jax.load("FOLDER")
 {example}  # Pillow images and strings
 ```
 
-`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`.
-{without_pooler}
+`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`
+{without_pooler}.
+
 ## Model
 
 | part | layers | width | heads |
