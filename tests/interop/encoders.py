@@ -26,7 +26,7 @@ class Encoder(NamedTuple):
 
 
 def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes):
-    """A function of normalised pixels [B,3,H,W], the report, the loaded parameters and their export."""
+    """A function of normalised pixels [B,3,H,W] and, where some are, hidden patches [N]; what else see `Encoder`."""
     family, image = image_family(kind), ImageFormat(image_size, patch, HALF, HALF)
     config = part_config("image_encoder", kind=kind, patch=patch, epsilon=epsilon, **sizes)
     encoder = family.build(config, image=image, compute=Compute())
@@ -38,13 +38,12 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
     params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
     @jax.jit
-    def encode(pixels):
-        masks = jnp.repeat(clean, len(pixels), axis=0)
+    def encode(pixels, hidden):
         patches = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
-        return encoder.apply({"params": params}, patches, masks)[:, 0]
+        return encoder.apply({"params": params}, patches, jnp.tile(hidden, (len(pixels), 1, 1)))[:, 0]
 
     return Encoder(
-        lambda pixels: np.asarray(encode(np.asarray(pixels))),
+        lambda pixels, hidden=clean: np.asarray(encode(np.asarray(pixels), np.asarray(hidden))),
         report,
         loaded,
         lambda folder: family.write(folder, loaded, encoder=config, image=image),
