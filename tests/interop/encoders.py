@@ -1,5 +1,6 @@
 """The encoders of the model by themselves, over imported parameters."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -37,13 +38,20 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
     )
     params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
-    @jax.jit
-    def encode(pixels, hidden):
+    @functools.partial(jax.jit, static_argnames="normed")
+    def encode(pixels, hidden, normed):
+        """Features, or what the last layer gives to the final norm."""
         patches = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
-        return encoder.apply({"params": params}, patches, jnp.tile(hidden, (len(pixels), 1, 1)))[:, 0]
+        features, kept = encoder.apply(
+            {"params": params},
+            patches,
+            jnp.tile(hidden, (len(pixels), 1, 1)),
+            capture_intermediates=lambda module, _: module.name == "layers",
+        )
+        return features[:, 0] if normed else kept["intermediates"]["layers"]["__call__"][0]
 
     return Encoder(
-        lambda pixels, hidden=clean: np.asarray(encode(np.asarray(pixels), np.asarray(hidden))),
+        lambda pixels, hidden=clean, normed=True: np.asarray(encode(np.asarray(pixels), np.asarray(hidden), normed)),
         report,
         loaded,
         lambda folder: family.write(folder, loaded, encoder=config, image=image),
