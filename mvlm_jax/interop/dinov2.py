@@ -135,6 +135,7 @@ DINOV2 = Dinov2Family(
     architecture="Dinov2Model",
     prefixes=("dinov2", "dinov2_with_registers"),
     anchor="embeddings.cls_token",
+    config_extra=(("qkv_bias", True),),
     module=functools.partial(ImageEncoder, layer_scale=True),
     wanted="a DINOv2",
     config_names=ConfigNames(hidden=""),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_json
-from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
+from mvlm_jax.interop.family import ACTIVATIONS, Family, Params, Resizable, Shapes
 from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.tensors import PREPROCESSOR, Tensors
 from mvlm_jax.interop.transformers_folder import write_model
@@ -30,6 +30,7 @@ def image_format(config: ConfigDict) -> ImageFormat:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFamily(Family):
+    config_extra: tuple[tuple[str, Any], ...] = ()  # what the config.json of an export says, too
     registers_are_free: bool = False  # whether the config says how many
     own_tokens: int = 1  # positions in front of those of the patches
     class_position_optional: bool = False  # whether a source may have positions of patches alone
@@ -143,8 +144,9 @@ class ImageFamily(Family):
             "image_size": image.size,
             "patch_size": image.patch,
             "num_channels": 3,
-            "qkv_bias": True,
+            self.config_names.activation: ACTIVATIONS[self.activation_of(encoder)][0],
             self.config_names.epsilon: encoder.epsilon,
+            **dict(self.config_extra),
         }
 
 

@@ -48,12 +48,11 @@ def recognise(names: Iterable[str], *, wanted: Sequence[Family], known: Sequence
     other = _most_alike(plain_names, others, least=naming.likeness(plain_names))
     if other is not None or naming.coverage(plain_names) < 0.5:
         titles = ", ".join(naming.title for naming in namings)
-        if other is not None:
-            raise UserError(f"{source} {_is_other(*other, wanted=wanted, titles=titles)}")
-        raise UserError(f"{source} {_is_unknown(plain_names, titles=titles, known=known, prefixes=prefixes)}")
-    for name, reason in naming.refused:
-        if name in plain_names:
-            raise UserError(f"{source} {reason.format(name=name)}")
+        if other is None:
+            raise UserError(f"{source} {_is_unknown(plain_names, titles=titles, known=known, prefixes=prefixes)}")
+        _check_refused(plain_names, other[1], source=source)
+        raise UserError(f"{source} {_is_other(*other, wanted=wanted, titles=titles)}")
+    _check_refused(plain_names, naming, source=source)
     removed = {
         originals[place.name].removesuffix(place.name)
         for place in naming.places(layers=1).values()
@@ -96,6 +95,12 @@ def check_names(match: Match, places: Mapping[str, Place], *, source: str) -> di
 def _offender(name: str, fault: str, *, nearest: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, dict.fromkeys(nearest), n=1, cutoff=0.8)
     return f"{fault} {name}" + (f" (nearest: {close[0]})" if close else "")
+
+
+def _check_refused(names: set[str], naming: Naming, *, source: str) -> None:
+    for name, reason in naming.refused:
+        if name in names:
+            raise UserError(f"{source} {reason.format(name=name)}")
 
 
 def _most_alike(names: set[str], families: Sequence[Family], *, least: float) -> tuple[Family, Naming] | None:

@@ -69,6 +69,7 @@ VIT = ImageFamily(
     architecture="ViTModel",
     prefixes=("vit", "deit"),
     anchor="cls_token",
+    config_extra=(("qkv_bias", True),),
     module=ImageEncoder,
     wanted="a ViT",
     not_exported=("mask_token",),

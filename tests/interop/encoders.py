@@ -1,5 +1,6 @@
 """The encoders of the model by themselves, over imported parameters."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Encoder(NamedTuple):
 
 
 def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes):
-    """A function of normalised pixels [B,3,H,W], the report, the loaded parameters and their export."""
+    """A function of normalised pixels [B,3,H,W] and, where some are, hidden patches [N]; what else see `Encoder`."""
     family, image = image_family(kind), ImageFormat(image_size, patch, HALF, HALF)
     config = part_config("image_encoder", kind=kind, patch=patch, epsilon=epsilon, **sizes)
     encoder = family.build(config, image=image, compute=Compute())
@@ -37,14 +38,20 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
     )
     params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
-    @jax.jit
-    def encode(pixels):
-        masks = jnp.repeat(clean, len(pixels), axis=0)
+    @functools.partial(jax.jit, static_argnames="normed")
+    def encode(pixels, hidden, normed):
+        """Features, or what the last layer gives to the final norm."""
         patches = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
-        return encoder.apply({"params": params}, patches, masks)[:, 0]
+        features, kept = encoder.apply(
+            {"params": params},
+            patches,
+            jnp.tile(hidden, (len(pixels), 1, 1)),
+            capture_intermediates=lambda module, _: module.name == "layers",
+        )
+        return features[:, 0] if normed else kept["intermediates"]["layers"]["__call__"][0]
 
     return Encoder(
-        lambda pixels: np.asarray(encode(np.asarray(pixels))),
+        lambda pixels, hidden=clean, normed=True: np.asarray(encode(np.asarray(pixels), np.asarray(hidden), normed)),
         report,
         loaded,
         lambda folder: family.write(folder, loaded, encoder=config, image=image),

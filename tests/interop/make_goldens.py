@@ -2,9 +2,11 @@
 
   .venv-parity/bin/python tests/interop/make_goldens.py
 
-`make parity` makes that environment. The timm folder is only made again where timm is installed too.
+`make parity` makes that environment. The timm folder is only made again where timm is installed too;
+`dinov2_timm` and `open_clip` are models of transformers under the names that these libraries would give.
 """
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).with_name("golden")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -71,6 +73,117 @@ def make_timm(folder):
         return {"pixels": pixels(IMAGE_SIZE), "hidden": model.forward_features(pixels(IMAGE_SIZE))}
 
 
+def make_dinov2(folder, *, registers=0):
+    sizes = {name: value for name, value in SIZES.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
+    sizes |= {"image_size": IMAGE_SIZE, "patch_size": PATCH}
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **sizes)
+        model = shake(transformers.Dinov2WithRegistersModel(config))
+    else:
+        model = shake(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)))
+    model.save_pretrained(folder)
+
+    def encode(x, **_):
+        hidden = model(x).last_hidden_state
+        return torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], dim=1)
+
+    hidden_patches = torch.arange((IMAGE_SIZE // PATCH) ** 2) % 3 == 0
+    masked = model(pixels(IMAGE_SIZE), bool_masked_pos=hidden_patches.expand(2, -1)).last_hidden_state
+    masked = torch.cat([masked[:, :1], masked[:, 1 + registers :]], dim=1)
+    return image_outputs(encode) | {"hidden_patches": hidden_patches, "masked_hidden": masked}
+
+
+def make_dinov2_timm(folder):
+    """The DINOv2 with registers as timm would save it, without a position of the class token."""
+    theirs = load_file(GOLDEN / "dinov2_registers" / "model.safetensors")
+    positions = theirs.pop("embeddings.position_embeddings")
+    theirs.pop("embeddings.mask_token")
+    tensors = {
+        "cls_token": theirs.pop("embeddings.cls_token") + positions[:, :1],
+        "reg_token": theirs.pop("embeddings.register_tokens"),
+        "pos_embed": positions[:, 1:].contiguous(),
+    }
+    for kind in ("weight", "bias"):
+        tensors[f"patch_embed.proj.{kind}"] = theirs.pop(f"embeddings.patch_embeddings.projection.{kind}")
+        tensors[f"norm.{kind}"] = theirs.pop(f"layernorm.{kind}")
+        for n in range(2):
+            old, new = f"encoder.layer.{n}.", f"blocks.{n}."
+            into_heads = [theirs.pop(f"{old}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+            tensors[f"{new}attn.qkv.{kind}"] = torch.cat(into_heads)
+            tensors[f"{new}attn.proj.{kind}"] = theirs.pop(f"{old}attention.output.dense.{kind}")
+            for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                tensors[f"{new}{name}.{kind}"] = theirs.pop(f"{old}{name}.{kind}")
+    for n in range(2):
+        tensors[f"blocks.{n}.ls1.gamma"] = theirs.pop(f"encoder.layer.{n}.layer_scale1.lambda1")
+        tensors[f"blocks.{n}.ls2.gamma"] = theirs.pop(f"encoder.layer.{n}.layer_scale2.lambda1")
+    assert not theirs
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    return load_file(GOLDEN / "dinov2_registers.outputs.safetensors")
+
+
+def make_clip(folder):
+    """A whole CLIP, of which the vision tower is compared, its last norm on every token."""
+    vision = {**SIZES, "image_size": IMAGE_SIZE, "patch_size": PATCH}
+    text = {**SIZES, "vocab_size": 8, "max_position_embeddings": 4, "bos_token_id": 1, "eos_token_id": 2}
+    model = shake(transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text)))
+    model.save_pretrained(folder)
+    tower = model.vision_model
+
+    def encode(x, resized):
+        return tower.post_layernorm(tower(x, interpolate_pos_encoding=resized).last_hidden_state)
+
+    return image_outputs(encode)
+
+
+def make_open_clip(folder):
+    """The same CLIP as open_clip would save it."""
+    theirs, tensors = load_file(GOLDEN / "clip" / "model.safetensors"), {}
+    for tower, start, final in (("vision_model", "visual.", "post_layernorm"), ("text_model", "", "final_layer_norm")):
+        tensors[f"{start}positional_embedding"] = theirs.pop(f"{tower}.embeddings.position_embedding.weight")
+        for kind in ("weight", "bias"):
+            tensors[f"{start}{'ln_post' if start else 'ln_final'}.{kind}"] = theirs.pop(f"{tower}.{final}.{kind}")
+            for n in range(2):
+                old, new = f"{tower}.encoder.layers.{n}.", f"{start}transformer.resblocks.{n}."
+                into_heads = [theirs.pop(f"{old}self_attn.{part}_proj.{kind}") for part in "qkv"]
+                tensors[f"{new}attn.in_proj_{kind}"] = torch.cat(into_heads)
+                for before, after in (
+                    ("self_attn.out_proj", "attn.out_proj"),
+                    ("layer_norm1", "ln_1"),
+                    ("layer_norm2", "ln_2"),
+                    ("mlp.fc1", "mlp.c_fc"),
+                    ("mlp.fc2", "mlp.c_proj"),
+                ):
+                    tensors[f"{new}{after}.{kind}"] = theirs.pop(f"{old}{before}.{kind}")
+    tensors["visual.class_embedding"] = theirs.pop("vision_model.embeddings.class_embedding")
+    tensors["visual.conv1.weight"] = theirs.pop("vision_model.embeddings.patch_embedding.weight")
+    for kind in ("weight", "bias"):
+        tensors[f"visual.ln_pre.{kind}"] = theirs.pop(f"vision_model.pre_layrnorm.{kind}")
+    tensors["visual.proj"] = theirs.pop("visual_projection.weight").T.contiguous()
+    tensors["token_embedding.weight"] = theirs.pop("text_model.embeddings.token_embedding.weight")
+    tensors["text_projection"] = theirs.pop("text_projection.weight").T.contiguous()
+    tensors["logit_scale"] = theirs.pop("logit_scale")
+    assert not theirs
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    return load_file(GOLDEN / "clip.outputs.safetensors")
+
+
+def make_siglip(folder):
+    model = shake(
+        transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(image_size=IMAGE_SIZE, patch_size=PATCH, **SIZES)
+        )
+    )
+    model.save_pretrained(folder)
+
+    def encode(x, resized):
+        hidden = model(x, interpolate_pos_encoding=resized).last_hidden_state
+        return torch.cat([hidden.mean(dim=1, keepdim=True), hidden], dim=1)
+
+    return image_outputs(encode)
+
+
 def make_text(folder, *, model_class, config_class, pad, positions):
     config = config_class(vocab_size=VOCABULARY, max_position_embeddings=positions, pad_token_id=pad, **SIZES)
     model = shake(model_class(config))
@@ -101,7 +214,17 @@ def make_bert(folder):
 
 
 def main():
-    makers = {"vit": make_vit, "roberta": make_roberta, "bert": make_bert}
+    makers = {
+        "vit": make_vit,
+        "dinov2": make_dinov2,
+        "dinov2_registers": functools.partial(make_dinov2, registers=3),
+        "dinov2_timm": make_dinov2_timm,
+        "clip": make_clip,
+        "open_clip": make_open_clip,
+        "siglip": make_siglip,
+        "roberta": make_roberta,
+        "bert": make_bert,
+    }
     if importlib.util.find_spec("timm"):
         makers["timm"] = make_timm
     for name, make in makers.items():

@@ -12,7 +12,18 @@ GOLDEN = Path(__file__).with_name("golden")
 SIZES = {"width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2}
 IMAGE = {"image_size": 16, "patch": 4, **SIZES}
 TEXT = {"vocab_size": 48, "positions": 12, **SIZES}
-EPSILON = {"vit": 1e-12, "timm": 1e-6}
+_CLIP = {"kind": "clip", "activation": "quick_gelu", "epsilon": 1e-5}
+# What the config of the image encoder says for each golden folder.
+IMAGES = {
+    "vit": {"epsilon": 1e-12},
+    "timm": {},
+    "dinov2": {"kind": "dinov2"},
+    "dinov2_registers": {"kind": "dinov2", "registers": 3},
+    "dinov2_timm": {"kind": "dinov2", "registers": 3},
+    "clip": _CLIP,
+    "open_clip": _CLIP,
+    "siglip": {"kind": "siglip", "activation": "gelu_tanh"},
+}
 
 
 def golden(name):
@@ -36,9 +47,9 @@ def file_of(path, tensors):
 
 
 def encoder_of(path, name, **changes):
-    """The import of a source as `name`: vit, timm, roberta or bert."""
-    if name in EPSILON:
-        return image_encoder(path, **{**IMAGE, "epsilon": EPSILON[name], **changes})
+    """The import of a source with the config of the golden folder `name`."""
+    if name in IMAGES:
+        return image_encoder(path, **{**IMAGE, **IMAGES[name], **changes})
     return text_encoder(path, kind=name, **{**TEXT, **changes})
 
 

@@ -8,11 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from sources import file_of, folder_of, golden, imported, refusal
+from sources import encoder_of, file_of, folder_of, golden, imported, refusal
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.importing import inspect
 from mvlm_jax.interop.tensors import open_tensors
+from mvlm_jax.tasks.registry import validate
 
 
 def renamed(tensors, change):
@@ -26,6 +28,18 @@ def without(tensors, *names):
 
 def cast(tensors, dtype):
     return {name: value.astype(dtype) for name, value in tensors.items()}
+
+
+def swiglu(name, *, first="mlp.fc1", renames=()):
+    """A giant DINOv2: the first layer of its MLPs is twice as wide as the second one."""
+    tensors = {key: np.concatenate([value, value]) if first in key else value for key, value in golden(name).items()}
+    for old, new in renames:
+        tensors = renamed(tensors, lambda key, old=old, new=new: key.replace(old, new))
+    return tensors
+
+
+def towers(name, start):
+    return {key: value for key, value in golden(name).items() if key.startswith(start)}
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -48,7 +62,58 @@ WRONG = {
         "bert", golden("bert"), {"mlp_ratio": 4},
         "encoder.layer.0.intermediate.dense.weight has the shape (32, 16); the config needs (64, 16)",
     ),
-    "patch": ("vit", golden("vit"), {"patch": 8}, "sees patches of 4x4 pixels of 3 channels; config.image_encoder"),
+    "patch": (
+        "dinov2", golden("dinov2"), {"patch": 8, "image_size": 16},
+        "sees patches of 4x4 pixels of 3 channels; config.image_encoder.patch=8, of 3 channels; "
+        "give --config.image_encoder.patch=4",
+    ),
+    "a DINOv2 for a ViT": (
+        "vit", golden("dinov2_registers"), {},
+        "is an image encoder (DINOv2 of transformers); ViT of transformers, ViT of transformers 5, ViT of timm (also "
+        "DeiT, MAE) is wanted here; give --config.image_encoder.kind=dinov2",
+    ),
+    "a DINOv2 of timm for a ViT": (
+        "timm", golden("dinov2_timm"), {}, "is wanted here; give --config.image_encoder.kind=dinov2",
+    ),
+    "a ViT of timm for a DINOv2": (
+        "dinov2", golden("timm"), {}, "is wanted here; give --config.image_encoder.kind=vit",
+    ),
+    "a SigLIP for a CLIP": ("clip", golden("siglip"), {}, "is wanted here; give --config.image_encoder.kind=siglip"),
+    "a CLIP for a SigLIP": ("siglip", golden("open_clip"), {}, "is wanted here; give --config.image_encoder.kind=clip"),
+    "a CLIP for text": (
+        "bert", golden("clip"), {}, "is an image encoder (CLIP's vision tower of transformers); BERT or RoBERTa of",
+    ),
+    "the text tower of CLIP": (
+        "clip", towers("clip", "text_model."), {},
+        "is a text tower of CLIP or SigLIP, which is not read; CLIP's vision tower of transformers, CLIP's",
+    ),
+    "the text tower of CLIP by itself": (
+        "clip", renamed(towers("clip", "text_model."), lambda name: name.removeprefix("text_model.")), {},
+        "is a text tower of CLIP or SigLIP (embeddings.token_embedding.weight), which is not read; give the vision",
+    ),
+    "the text tower of open_clip": (
+        "open_clip", towers("open_clip", ("transformer.", "token_embedding.")), {}, "is a text tower of open_clip, whi",
+    ),
+    "a giant of transformers": (
+        "dinov2", swiglu("dinov2", renames=(("mlp.fc1", "mlp.weights_in"), ("mlp.fc2", "mlp.weights_out"))), {},
+        "has SwiGLU layers (encoder.layer.0.mlp.weights_in.weight), as the giant DINOv2 has; only its small, base",
+    ),
+    "a giant of timm": (
+        "dinov2_timm", swiglu("dinov2_timm"), {},
+        "has SwiGLU layers (blocks.0.mlp.fc1.weight, twice as wide as the other), as the giant DINOv2 has",
+    ),
+    "a giant as it was released": (
+        "dinov2_timm", swiglu("dinov2_timm", renames=(("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3"))), {},
+        "has SwiGLU layers (blocks.0.mlp.w12.weight), as the giant DINOv2 has",
+    ),
+    "registers where there are none": (
+        "dinov2_registers", golden("dinov2_registers"), {"registers": 0},
+        "has 3 registers; config.image_encoder.registers=0, give --config.image_encoder.registers=3",
+    ),
+    "no registers where there are some": (
+        "dinov2", golden("dinov2"), {"registers": 4},
+        "has no registers; config.image_encoder.registers=4, give --config.image_encoder.registers=0",
+    ),
     "vocabulary": (
         "roberta", golden("roberta"), {"vocab_size": 50},
         "has a vocabulary of 48 tokens; config.text_encoder.vocab_size=50, give --config.text_encoder.vocab_size=48",
@@ -115,6 +180,26 @@ def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
             {"model_type": "roberta"},
         ),
         ("vit", "has 4 heads; config.image_encoder.heads=2", {"num_attention_heads": 4}),
+        (
+            "vit",
+            "is a 'dinov2' by its config.json; a ViT needs one of vit, vit_mae, deit; "
+            "give --config.image_encoder.kind=dinov2",
+            {"model_type": "dinov2"},
+        ),
+        (
+            "clip",
+            "is a 'clip_text_model' by its config.json; a vision tower of CLIP",
+            {"model_type": "clip_text_model"},
+        ),
+        ("dinov2", "has SwiGLU layers (use_swiglu_ffn in its config.json)", {"use_swiglu_ffn": True}),
+        ("clip", "has 12 heads; config.image_encoder.heads=2", {"vision_config": {}}),
+        (
+            "siglip",
+            "computes with hidden_act='gelu'; config.image_encoder.activation='gelu_tanh', "
+            "give --config.image_encoder.activation=gelu",
+            {"hidden_act": "gelu"},
+        ),
+        ("siglip", "computes with hidden_act='relu'; the layers here compute gelu_tanh", {"hidden_act": "relu"}),
         ("bert", "computes with hidden_act='gelu_new'", {"hidden_act": "gelu_new"}),
         ("bert", "has relative_key positions; absolute ones are needed", {"position_embedding_type": "relative_key"}),
         ("roberta", "has pad_token_id=0", {"pad_token_id": 0}),
@@ -178,6 +263,58 @@ def test_what_is_not_used_is_listed_with_its_reason(tmp_path):
 def test_another_epsilon_is_noted_with_the_field_that_mends_it(tmp_path):
     [note] = imported(folder_of(tmp_path / "folder", "vit"), "vit", epsilon=1e-6).notes
     assert "--config.image_encoder.epsilon=1e-12" in note
+
+
+def test_the_activation_of_a_file_without_a_config_is_noted(tmp_path):
+    notes = imported(file_of(tmp_path / "weights.safetensors", golden("open_clip")), "open_clip").notes
+    assert "the activation is not in the weights; config.image_encoder.activation='quick_gelu' is used" in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        (
+            "clip",
+            ["the text tower", "a projection to the space of its own texts", "the temperature of its own contrast"],
+        ),
+        ("open_clip", ["the text tower", "a projection to the space of its own texts", "the temperature of its own c"]),
+        ("siglip", ["the pooling head; the mean of the patches takes its place"]),
+    ],
+)
+def test_the_rest_of_a_larger_model_is_left_out_by_name(name, rest, tmp_path):
+    report = imported(folder_of(tmp_path / "folder", name), name)
+    for given in rest:
+        assert any(reason.startswith(given) for reason in report.not_used), given
+    assert len(report.not_used) == len(rest)
+    assert report.tensors + sum(map(len, report.not_used.values())) == len(golden(name))
+
+
+def test_the_names_of_the_release_of_dinov2_are_read_as_those_of_timm(tmp_path):
+    tensors = golden("dinov2_registers")
+    positions, mask = tensors["embeddings.position_embeddings"], tensors["embeddings.mask_token"]
+    released = renamed(golden("dinov2_timm"), lambda name: name.replace("reg_token", "register_tokens"))
+    released |= {"pos_embed": positions, "cls_token": tensors["embeddings.cls_token"], "mask_token": mask}
+    params = encoder_of(file_of(tmp_path / "vits14_reg.safetensors", released), "dinov2_timm").params
+    expected = encoder_of(folder_of(tmp_path / "folder", "dinov2_registers"), "dinov2_registers").params
+    assert set(params) == set(expected)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"registers": 4}, "config.image_encoder.registers=4, but an encoder of kind='vit' has none; give 0"),
+        ({"activation": "quick_gelu"}, "kind='vit' computes gelu; give --config.image_encoder.activation=gelu"),
+        ({"kind": "clip", "registers": 1}, "an encoder of kind='clip' has none; give 0"),
+    ],
+)
+def test_a_field_that_the_kind_does_not_have_is_refused(fields, said):
+    config = config_lib.default()
+    config.image_encoder.update(fields)
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert said in str(error.value)
 
 
 def test_other_normalisation_is_noted(tmp_path):
@@ -327,7 +464,7 @@ def test_a_file_of_torch_that_was_cut_short_is_refused(tmp_path):
 # What a reader is shown
 
 
-@pytest.mark.parametrize("kind", ["vit", "timm", "roberta", "bert"])
+@pytest.mark.parametrize("kind", ["vit", "timm", "dinov2_timm", "open_clip", "roberta", "bert"])
 def test_inspect_lists_every_tensor_and_says_what_it_is(kind, tmp_path):
     lines = inspect(folder_of(tmp_path / "folder", kind))
     tensors = golden(kind)
