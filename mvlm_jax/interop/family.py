@@ -72,26 +72,44 @@ def norm(path: str, name: str) -> tuple[Entry, ...]:
     return Entry(f"{path}/scale", f"{name}.weight", SAME), Entry(f"{path}/bias", f"{name}.bias", SAME)
 
 
-def layer(*, attention: str, norms: tuple[str, str]) -> tuple[Entry, ...]:
-    """A layer as BERT and ViT of transformers name it."""
-    start = "encoder.layer.{n}."
-    projections = [
+def named_layer(
+    *,
+    projections: tuple[str, str, str, str],
+    norms: tuple[str, str],
+    mlp: tuple[str, str] = ("intermediate.dense", "output.dense"),
+    start: str = "encoder.layer.{n}.",
+) -> tuple[Entry, ...]:
+    """The parameters of a layer.
+
+    Args:
+      projections: names of query, key, value and the layer that merges the heads.
+      norms: of the attention's and the MLP's norm.
+      mlp: of its two layers.
+      start: what all the names begin with.
+    """
+    into_heads = [
         entry
-        for part in ("query", "key", "value")
+        for part, name in zip(("query", "key", "value"), projections)
         for entry in (
-            Entry(f"{STACK}attention/{part}/kernel", f"{start}{attention}.{part}.weight", HEADS_KERNEL),
-            Entry(f"{STACK}attention/{part}/bias", f"{start}{attention}.{part}.bias", HEADS_BIAS),
+            Entry(f"{STACK}attention/{part}/kernel", f"{start}{name}.weight", HEADS_KERNEL),
+            Entry(f"{STACK}attention/{part}/bias", f"{start}{name}.bias", HEADS_BIAS),
         )
     ]
     return (
-        *projections,
-        Entry(f"{STACK}attention/out/kernel", f"{start}attention.output.dense.weight", MERGE_KERNEL),
-        Entry(f"{STACK}attention/out/bias", f"{start}attention.output.dense.bias", SAME),
+        *into_heads,
+        Entry(f"{STACK}attention/out/kernel", f"{start}{projections[3]}.weight", MERGE_KERNEL),
+        Entry(f"{STACK}attention/out/bias", f"{start}{projections[3]}.bias", SAME),
         *norm(f"{STACK}attention_norm", start + norms[0]),
         *norm(f"{STACK}mlp_norm", start + norms[1]),
-        *dense(f"{STACK}mlp/up", f"{start}intermediate.dense"),
-        *dense(f"{STACK}mlp/down", f"{start}output.dense"),
+        *dense(f"{STACK}mlp/up", start + mlp[0]),
+        *dense(f"{STACK}mlp/down", start + mlp[1]),
     )
+
+
+def layer(*, attention: str, norms: tuple[str, str]) -> tuple[Entry, ...]:
+    """A layer as BERT and ViT of transformers name it."""
+    projections = f"{attention}.query", f"{attention}.key", f"{attention}.value", "attention.output.dense"
+    return named_layer(projections=projections, norms=norms)
 
 
 HEADS = (r"(classifier|qa_outputs)\..*", "a classifier of another task")
@@ -151,7 +169,7 @@ class ConfigNames(NamedTuple):
     heads: str = "num_attention_heads"
     hidden: str = "intermediate_size"
     activation: str = "hidden_act"
-    epsilon: str = "layer_norm_eps"
+    epsilon: str = "layer_norm_eps"  # empty: it is not said
 
 
 class Resizable(NamedTuple):
@@ -178,6 +196,7 @@ class Family:
     activation: str = "gelu"
     config_names: ConfigNames = ConfigNames()
     not_exported: tuple[str, ...] = ()  # parameters that `architecture` has no place for
+    pooling_layer: bool = True  # whether `architecture` has one unless it is told otherwise
 
     part: ClassVar[str]  # of the model and of its config
 
