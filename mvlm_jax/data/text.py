@@ -113,8 +113,8 @@ class Tokenizer:
         if Path(path).suffix == ".txt":
             if kind not in WORDPIECE:
                 raise UserError(
-                    f"text.tokenizer={str(path)!r} is a vocabulary of WordPiece ({', '.join(WORDPIECE)}), "
-                    f"not of text_encoder.kind={kind!r}"
+                    f"text.tokenizer={str(path)!r} is a vocabulary of WordPiece, of tokenizers such as "
+                    f"{', '.join(WORDPIECE)}, not of {kind!r}"
                 )
             tokenizer = wordpiece.from_vocabulary_file(text, path=Path(path), special=SPECIAL[kind])
         else:

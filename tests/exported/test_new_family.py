@@ -168,7 +168,9 @@ def test_a_folder_of_another_family_is_refused_by_name(exported, demo_dir, capsy
     assert "is a 'test_mixer' by its config.json; a ViT needs one of vit, vit_mae, deit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("part", "known"), [("image_encoder", "vit, mixer"), ("text_encoder", "roberta, bert, words")])
+@pytest.mark.parametrize(
+    ("part", "known"), [("image_encoder", "vit, mixer"), ("text_encoder", "roberta, bert, distilbert, mpnet, words")]
+)
 def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(part, known):
     config = recipe("demo")
     config[part].kind = "perceiver"

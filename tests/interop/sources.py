@@ -36,7 +36,7 @@ def file_of(path, tensors):
 
 
 def encoder_of(path, name, **changes):
-    """The import of a source as `name`: vit, timm, roberta or bert."""
+    """The import of a source as `name`: vit, timm or a kind of text encoder."""
     if name in EPSILON:
         return image_encoder(path, **{**IMAGE, "epsilon": EPSILON[name], **changes})
     return text_encoder(path, kind=name, **{**TEXT, **changes})

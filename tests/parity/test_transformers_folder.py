@@ -10,6 +10,7 @@ from safetensors.torch import load_file  # noqa: E402
 from sources import GOLDEN, encoder_of  # noqa: E402
 
 from mvlm_jax.data.text import train_tokenizer  # noqa: E402
+from mvlm_jax.interop.families import text_family  # noqa: E402
 
 TOLERANCE = 1e-5
 CAPTIONS = ["a red square", "a blue disc above a red square", "two green stars, left of a small disc"]
@@ -17,7 +18,8 @@ CAPTIONS = ["a red square", "a blue disc above a red square", "two green stars, 
 
 def loaded(model_class, folder):
     """The model, every tensor of which is in the folder."""
-    model, info = model_class.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    options = {} if model_class is transformers.DistilBertModel else {"add_pooling_layer": False}
+    model, info = model_class.from_pretrained(folder, **options, output_loading_info=True)
     assert not any(info[fault] for fault in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     return model.eval()
 
@@ -33,15 +35,18 @@ def test_a_vit(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0)])
+@pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0), ("distilbert", 0), ("mpnet", 1)])
 def test_a_text_encoder(kind, pad, tmp_path):
     ours = encoder_of(GOLDEN / kind, kind)
-    tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
+    tokenizer = train_tokenizer(CAPTIONS, kind=text_family(kind).tokenizer, vocab_size=300)
     ours.write(tmp_path / kind, tokenizer)
     expected = load_file(GOLDEN / f"{kind}.outputs.safetensors")
     kept = expected["ids"] != pad
-    model_class = {"roberta": transformers.RobertaModel, "bert": transformers.BertModel}[kind]
-    theirs = loaded(model_class, tmp_path / kind)(expected["ids"], attention_mask=kept.long()).last_hidden_state
+    model = loaded(getattr(transformers, text_family(kind).architecture), tmp_path / kind)
+    theirs = model(expected["ids"], attention_mask=kept.long()).last_hidden_state
+    model.save_pretrained(tmp_path / "back")
+    back, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path / "back", tmp_path / kind))
+    assert back.keys() == exported.keys() and all(torch.equal(back[name], exported[name]) for name in back)
     np.testing.assert_allclose(theirs[kept], expected["hidden"][kept], atol=TOLERANCE)
 
     library = transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
