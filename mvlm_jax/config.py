@@ -102,7 +102,7 @@ def default() -> ConfigDict:
     config.image_encoder.stochastic_depth = 0.0  # chance to skip a residual branch of the last layer; rises from 0
 
     config.text_encoder = ConfigDict()
-    config.text_encoder.kind = "roberta"  # roberta (byte-level BPE, positions from 2) or bert (WordPiece)
+    config.text_encoder.kind = "roberta"  # roberta (byte-level BPE), bert, distilbert or mpnet (WordPiece)
     config.text_encoder.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many
     config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
     config.text_encoder.trained_layers = -1
@@ -130,7 +130,7 @@ def default() -> ConfigDict:
     config.init_from = ConfigDict()
     config.init_from.image = ""  # ViT, DeiT or MAE, named as in transformers or timm
     config.init_from.checkpoint = ""  # workdir of a run, or a folder that was exported: everything that fits
-    config.init_from.text = ""  # RoBERTa or BERT, named as in transformers; a folder's tokenizer is used too
+    config.init_from.text = ""  # of `text_encoder.kind`, named as in transformers; a folder's tokenizer is used too
 
     config.mask = ConfigDict()
     config.mask.image_ratio = 0.6  # of the cells; exactly ceil(ratio * cells) are masked

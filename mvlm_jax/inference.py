@@ -176,7 +176,7 @@ class Inference:
     def fill_mask(self, text: str, image: Image.Image | None = None, *, top: int = 5) -> list[list[tuple[str, float]]]:
         """For each mask in `text` the `top` likeliest tokens with their probabilities.
 
-        A mask is written <mask> (RoBERTa) or [MASK] (BERT), and stands for one token.
+        A mask is written <mask> (RoBERTa, MPNet) or [MASK] (BERT, DistilBERT), and stands for one token.
 
         Raises:
           UserError: no mask in what is left of `text` after it is cut to the longest caption.

@@ -21,7 +21,10 @@ from mvlm_jax.files import user_path, write_text
 SPECIAL = {  # start, padding, end, unknown, mask
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
     "bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
+    "mpnet": ("<s>", "<pad>", "</s>", "[UNK]", "<mask>"),
 }
+WORDPIECE = ("bert", "mpnet")  # the kinds that cut words as BERT does
+MPNET_PAD = 1  # where its embeddings expect the padding, whatever a config says
 # What a caption can hold in one token is far below this; the rest of an endless caption is not even looked at.
 CHARACTERS_PER_TOKEN = 256
 
@@ -51,8 +54,10 @@ class Tokenizer:
         missing = [token for token, number in ids.items() if number is None]
         if missing:
             raise UserError(
-                f"the tokenizer has no {', '.join(missing)}; text_encoder.kind={kind!r} needs {' '.join(ids)}"
+                f"the tokenizer has no {', '.join(missing)}; that of a text encoder such as {kind} has {' '.join(ids)}"
             )
+        if kind == "mpnet" and ids["<pad>"] != MPNET_PAD:
+            raise UserError(f"the tokenizer has <pad> as token {ids['<pad>']}; MPNet needs it as token {MPNET_PAD}")
         start, pad, end, unknown, mask = (number for number in ids.values() if number is not None)
         self.ids = TokenIds(pad=pad, start=start, end=end, mask=mask, unknown=unknown)
         # Ids need not be dense: the rows that the embedding table must have.
@@ -90,7 +95,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, *, kind: str) -> "Tokenizer":
-        """Reads a `tokenizer.json`, or BERT's `vocab.txt` (one token a line).
+        """Reads a `tokenizer.json`, or the `vocab.txt` of BERT or MPNet (one token a line).
 
         What a `tokenizer_config.json` beside a vocab.txt says of capitals, accents and Chinese characters is followed.
 
@@ -106,9 +111,10 @@ class Tokenizer:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"
                             ) from error  # fmt: skip
         if Path(path).suffix == ".txt":
-            if kind != "bert":
+            if kind not in WORDPIECE:
                 raise UserError(
-                    f"text.tokenizer={str(path)!r} is a vocabulary of text_encoder.kind='bert', not of {kind!r}"
+                    f"text.tokenizer={str(path)!r} is a vocabulary of WordPiece, of tokenizers such as "
+                    f"{', '.join(WORDPIECE)}, not of {kind!r}"
                 )
             tokenizer = wordpiece.from_vocabulary_file(text, path=Path(path), special=SPECIAL[kind])
         else:
@@ -138,7 +144,8 @@ class Tokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], *, kind: str, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (roberta) or WordPiece (bert) with at most `vocab_size` entries; the same for the same captions.
+    """Byte-level BPE (roberta) or WordPiece (bert, mpnet) with at most `vocab_size` entries; the same for the same
+    captions.
 
     Raises:
       UserError: no caption to train on, an unknown `kind`, or a `vocab_size` below the alphabet's.
@@ -147,7 +154,10 @@ def train_tokenizer(captions: Iterable[str], *, kind: str, vocab_size: int) -> T
     texts = [text for text in (_clean(caption, limit=10_000) for caption in captions) if text]
     if not texts:
         raise UserError("no caption to train a tokenizer on; name a tokenizer.json or vocab.txt in text.tokenizer")
-    tokenizer = _byte_pairs(texts, vocab_size) if kind == "roberta" else _word_pieces(texts, vocab_size)
+    if kind in WORDPIECE:
+        tokenizer = _word_pieces(texts, vocab_size, special=SPECIAL[kind])
+    else:
+        tokenizer = _byte_pairs(texts, vocab_size)
     trained = Tokenizer(tokenizer, kind=kind)
     if trained.vocab_size > vocab_size:
         raise UserError(
@@ -170,7 +180,7 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
+def _word_pieces(texts: Sequence[str], vocab_size: int, *, special: Sequence[str]) -> tokenizers.Tokenizer:
     tokenizer = wordpiece.with_vocabulary({}, special=())
     words = {
         word
@@ -180,12 +190,14 @@ def _word_pieces(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
     # The trainer numbers continuing characters in the order of a hash table, which differs from run to run;
     # named beforehand, they keep the order they are given in.
     continuing = sorted({f"##{character}" for word in words for character in word[1:]})
-    start, pad, end, unknown, mask = SPECIAL["bert"]
+    start, pad, end, unknown, mask = special
+    # In the order of the published vocabularies.
+    first = [pad, unknown, start, end, mask] if special == SPECIAL["bert"] else special
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[pad, unknown, start, end, mask, *continuing], show_progress=False
+        vocab_size=vocab_size, special_tokens=[*first, *continuing], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return wordpiece.with_vocabulary(tokenizer.get_vocab(), special=SPECIAL["bert"])
+    return wordpiece.with_vocabulary(tokenizer.get_vocab(), special=special)
 
 
 def _special(kind: str) -> tuple[str, ...]:

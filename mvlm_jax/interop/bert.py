@@ -3,9 +3,6 @@
 import dataclasses
 from typing import Any
 
-from flax import linen as nn
-from ml_collections import ConfigDict
-
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.family import HEADS, POOLER, SAME, Entry, Naming, Params, Resizable, Shapes, layer, norm
@@ -37,18 +34,15 @@ NAMING = Naming(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertFamily(TextFamily):
-    token_types: int
-
-    def sized(self, encoder: ConfigDict, **fields: Any) -> nn.Module:
-        return super().sized(encoder, token_types=self.token_types, **fields)
-
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, config = reader.path, reader.config
         types = reader.shape("type_embedding/embedding", dimensions=2)
         if types is not None and types[0] != self.token_types:
-            other = next((family.kind for family in (ROBERTA, BERT) if family.token_types == types[0]), "neither")
+            other = next((family.kind for family in (ROBERTA, BERT) if family.token_types == types[0]), None)
+            flag = f", give --config.text_encoder.kind={other}" if other else ""
             raise UserError(
-                f"{path} has {types[0]} token types, as {other} has; config.text_encoder.kind={self.kind!r}"
+                f"{path} has {types[0]} token types, as {other or 'neither'} has; "
+                f"config.text_encoder.kind={self.kind!r}{flag}"
             )
         if self.first_position and config.get("pad_token_id", 1) != self.first_position - 1:
             raise UserError(

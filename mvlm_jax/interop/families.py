@@ -7,14 +7,16 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.interop.bert import BERT, ROBERTA
 from mvlm_jax.interop.clip import CLIP
 from mvlm_jax.interop.dinov2 import DINOV2
+from mvlm_jax.interop.distilbert import DISTILBERT
 from mvlm_jax.interop.family import Family
 from mvlm_jax.interop.image_family import ImageFamily
+from mvlm_jax.interop.mpnet import MPNET
 from mvlm_jax.interop.siglip import SIGLIP
 from mvlm_jax.interop.text_family import TextFamily
 from mvlm_jax.interop.vit import VIT
 
 IMAGE_FAMILIES: dict[str, ImageFamily] = {family.kind: family for family in (VIT, DINOV2, CLIP, SIGLIP)}
-TEXT_FAMILIES: dict[str, TextFamily] = {family.kind: family for family in (ROBERTA, BERT)}
+TEXT_FAMILIES: dict[str, TextFamily] = {family.kind: family for family in (ROBERTA, BERT, DISTILBERT, MPNET)}
 _F = TypeVar("_F", bound=Family)
 
 

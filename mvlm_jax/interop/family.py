@@ -193,7 +193,7 @@ class ConfigNames(NamedTuple):
     heads: str = "num_attention_heads"
     hidden: str = "intermediate_size"  # empty: it is not said
     activation: str = "hidden_act"
-    epsilon: str = "layer_norm_eps"
+    epsilon: str = "layer_norm_eps"  # empty: it is not said
 
 
 class Resizable(NamedTuple):

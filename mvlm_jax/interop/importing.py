@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop import hub
-from mvlm_jax.interop.families import every_family, image_family, text_family
+from mvlm_jax.interop.families import TEXT_FAMILIES, every_family, image_family, text_family
 from mvlm_jax.interop.family import Family, Shapes
 from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.matching import recognise
@@ -18,6 +18,7 @@ from mvlm_jax.interop.parameters import Flat, flat, within
 from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.report import Report, start_weights
 from mvlm_jax.interop.tensors import open_tensors
+from mvlm_jax.interop.unreadable import check_text_encoder
 from mvlm_jax.interop.vocabulary import check_tokenizer, tokenizer_file
 from mvlm_jax.models.image_encoder import ImageFormat
 from mvlm_jax.training.task import StartWeights
@@ -67,6 +68,8 @@ def import_encoder(
       UserError: the source cannot be read or does not fit, in one line.
     """
     source = open_tensors(path)
+    if family.part == "text_encoder":
+        check_text_encoder(source, kinds=TEXT_FAMILIES)
     model_type = source.config.get("model_type")
     if model_type is not None and model_type not in family.model_types:
         wanted = family.wanted or f"{family.part}.kind={family.kind!r}"
@@ -99,7 +102,13 @@ def inspect(path: str | Path) -> list[str]:
     total = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
     lines.append(f"{len(source.tensors)} tensors, {total / 1e6:.1f}M numbers in {', '.join(source.files)}")
     try:
-        match = recognise(source.tensors, wanted=every_family(), known=every_family(), source=str(path))
+        try:
+            match = recognise(source.tensors, wanted=every_family(), known=every_family(), source=str(path))
+        except UserError:
+            check_text_encoder(source, kinds=TEXT_FAMILIES)
+            raise
+        if any(match.naming in family.namings for family in TEXT_FAMILIES.values()):
+            check_text_encoder(source, kinds=TEXT_FAMILIES)
         prefix = f", behind the prefix {match.prefix!r}" if match.prefix else ""
         lines.append(f"named as {match.naming.title}{prefix}; {match.layers} layers")
     except UserError as error:

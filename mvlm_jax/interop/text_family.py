@@ -25,12 +25,14 @@ class TextFamily(Family):
     tokenizer: str  # kind of tokenizer, of `data.text`
     epsilon: float  # that norms add to the variance
     first_position: int = 0  # the table's row of the first token
+    token_types: int = 0  # 0: there is no table of them
 
     part = "text_encoder"
 
     def build(self, encoder: ConfigDict, *, compute: Compute) -> nn.Module:
         own = {"vocab_size": encoder.vocab_size, "positions": encoder.positions, "epsilon": self.epsilon}
-        return self.sized(encoder, compute=compute, first_position=self.first_position, **own)
+        counted = {"first_position": self.first_position, "token_types": self.token_types}
+        return self.sized(encoder, compute=compute, **counted, **own)
 
     def fit(self, reader: Reader, *, shapes: Shapes) -> list[Resizable]:
         path, first = reader.path, self.first_position
@@ -70,7 +72,7 @@ class TextFamily(Family):
 
     def folder_fields(self, params: Params, tokenizer: Tokenizer) -> dict[str, Any]:
         """What config.json says beside the sizes."""
-        return {
+        fields = {
             "vocab_size": len(params["token_embedding/embedding"]),
             "max_position_embeddings": len(params[_POSITIONS]),
             self.config_names.epsilon: self.epsilon,
@@ -78,3 +80,4 @@ class TextFamily(Family):
             "bos_token_id": tokenizer.ids.start,
             "eos_token_id": tokenizer.ids.end,
         }
+        return {name: value for name, value in fields.items() if name}

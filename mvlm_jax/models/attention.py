@@ -16,20 +16,21 @@ def attend(
     value: Float[Array, "B S N H"],
     mask: Bool[Array, "B S"] | None,
     *,
+    bias: Float[Array, "1 N R S"] | None = None,
     causal: bool = False,
     kernel: str,
 ) -> Float[Array, "B R N H"]:
-    """softmax(query key / sqrt(H)) value, the softmax in float32.
+    """softmax(query key / sqrt(H) + bias) value, the softmax in float32.
 
     Args:
       mask: true where a key may be attended to; `cudnn` reduces it to a length, so the true ones must come first.
-      kernel: `xla` or `cudnn`; the latter leaves to XLA what it cannot take, and few queries.
+      kernel: `xla` or `cudnn`; the latter leaves to XLA what it cannot take, few queries, and whatever has a bias.
     """
     queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
     takes = queries % 2 == 0 and keys % 2 == 0 and width % 8 == 0 and width <= 128
-    if kernel != "cudnn" or not takes or queries < FEWEST_QUERIES:
+    if kernel != "cudnn" or not takes or queries < FEWEST_QUERIES or bias is not None:
         wide = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(query, key, value, mask=wide, is_causal=causal)
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=wide, is_causal=causal)
     # A length of 0 would divide by an empty sum; with no legal key the result has no meaning, but must be finite.
     lengths = None if mask is None else jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(

@@ -73,7 +73,7 @@ class AttentionDense(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention from `x` to `context`; where `context_mask` is false nothing is attended to.
 
-    A `causal` one is from tokens to themselves and those before them.
+    A `causal` one is from tokens to themselves and those before them. `bias` is added to the scores of every head.
     """
 
     heads: int
@@ -86,6 +86,7 @@ class Attention(nn.Module):
         x: Float[Array, "B R D"],
         context: Float[Array, "B S D"],
         context_mask: Bool[Array, "B S"] | None = None,
+        bias: Float[Array, "1 N R S"] | None = None,
     ) -> Float[Array, "B R D"]:
         width = x.shape[-1]
         by_head = self.heads, width // self.heads
@@ -95,6 +96,7 @@ class Attention(nn.Module):
             into_heads(name="key")(context),
             into_heads(name="value")(context),
             context_mask,
+            bias=bias,
             causal=self.causal,
             kernel=self.compute.attention,
         )
@@ -151,12 +153,20 @@ class PreNormBlock(Block):
 
 
 class PostNormBlock(Block):
-    """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
+    """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x)).
+
+    `bias` is added to the attention scores, as MPNet does with one for each distance.
+    """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"] | None,
+        bias: Float[Array, "1 N S S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
-        tokens = in_rows(x) + in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask))
+        tokens = in_rows(x) + in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask, bias))
         tokens = norm(name="attention_norm")(tokens)
         tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens)
         return norm(name="mlp_norm")(tokens).reshape(x.shape)
@@ -221,24 +231,40 @@ class LayerStack(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"] | None,
+        bias: Float[Array, "1 N S S"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """
+        Args:
+          bias: of the attention scores, the same in all layers; for blocks that take one.
+        """
         if self.is_initializing():
             return self._initialized(x, mask)
         unrolled = self.compute.layer_loop == "unroll"
         block = self.make_block(parent=None)
 
-        def layer(x, params):
-            return block.apply({"params": params}, x, mask), None
+        def run(x, params, bias, *, layers):
+            shared = {} if bias is None else {"bias": bias}
 
-        # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
-        layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
+            def layer(x, params):
+                return block.apply({"params": params}, x, mask, **shared), None
+
+            # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from
+            # it.
+            layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
+            return jax.lax.scan(layer, x, params, unroll=layers if unrolled else 1)[0]
+
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
         if self.frozen_layers:
-            x, _ = jax.lax.scan(layer, jax.lax.stop_gradient(x), frozen, unroll=self.frozen_layers if unrolled else 1)
+            x, fixed = jax.lax.stop_gradient((x, bias))
+            x = run(x, frozen, fixed, layers=self.frozen_layers)
         if self.frozen_layers < self.layers:
-            x, _ = jax.lax.scan(layer, x, trained, unroll=self.layers - self.frozen_layers if unrolled else 1)
+            x = run(x, trained, bias, layers=self.layers - self.frozen_layers)
         return x
 
     def _initialized(self, x, mask):

@@ -21,7 +21,7 @@ SHARDING_RULES = (
     (r"text_encoder/(token|position)_embedding/embedding", P(None, "fsdp")),
     (r"token_classifier/(dense/)?kernel", P("fsdp", None)),
     (r"(.*/)?(bias|scale)", P()),
-    (r"text_encoder/type_embedding/embedding", P()),
+    (r"text_encoder/(type_embedding|relative_attention_bias)/embedding", P()),
     (r"image_encoder/(cls_token|mask_token|register_tokens|position_embedding)", P()),
     (r"image_encoder/layers/block/(attention|mlp)_scale", P()),
     (r"image_encoder/patch_embedding/kernel", P()),
@@ -47,7 +47,7 @@ DECAY_RULES = (
     (r"image_encoder/(cls_token|mask_token|register_tokens|position_embedding)", False),
     (r"image_encoder/layers/block/(attention|mlp)_scale", False),
     (r"answer_decoder/position_embedding", False),
-    (r"text_encoder/(position|type)_embedding/embedding", False),
+    (r"text_encoder/((position|type)_embedding|relative_attention_bias)/embedding", False),
     (r"temperature", False),
     (r".*/(kernel|embedding)", True),
 )

@@ -1,14 +1,29 @@
-"""The RoBERTa or BERT encoder that sees captions."""
+"""The Transformer encoder that sees captions: RoBERTa, BERT, DistilBERT or MPNet."""
 
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.layers import Encoder, PostNormBlock, token_init
 from mvlm_jax.models.norm import LayerNorm
+
+BUCKETS = 32  # of distances between tokens
+
+
+def relative_buckets(tokens: int) -> Int[np.ndarray, "S S"]:
+    """For each query and each key the bucket of their distance, as T5 and MPNet number them.
+
+    Keys behind the query have the upper half. In each half distances below 8 have a bucket each, longer ones share one
+    with all up to the next power of the square root of 2; from 91 on all are in the last one.
+    """
+    distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
+    near, half, exact = np.abs(distance), BUCKETS // 2, BUCKETS // 4
+    far = exact + np.floor(2 * np.log2(np.maximum(near, exact) / exact)).astype(int)
+    return np.where(near < exact, near, np.minimum(far, half - 1)) + half * (distance > 0)
 
 
 class TextEncoder(Encoder):
@@ -17,7 +32,8 @@ class TextEncoder(Encoder):
     vocab_size: int
     positions: int
     first_position: int  # row of the first token in the table of positions; those before are never used
-    token_types: int
+    token_types: int  # 0: there is no table of them
+    relative_positions: bool = False  # whether a learned bias for the distance of two tokens is added to their score
 
     def setup(self) -> None:
         dtype = self.compute.dtype
@@ -25,17 +41,25 @@ class TextEncoder(Encoder):
         embed = functools.partial(nn.Embed, features=self.width, dtype=jnp.float32, embedding_init=token_init)
         self.token_embedding = embed(self.vocab_size)
         self.position_embedding = embed(self.positions + self.first_position)
-        self.type_embedding = embed(self.token_types)
+        if self.token_types:
+            self.type_embedding = embed(self.token_types)
+        if self.relative_positions:
+            # One table for all layers.
+            self.relative_attention_bias = nn.Embed(BUCKETS, self.heads, embedding_init=token_init)
         self.embedding_norm = LayerNorm(self.epsilon, dtype=dtype)
         self.layers_ = self.stack(PostNormBlock)
 
     def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         positions = jnp.arange(text.shape[1]) + self.first_position
-        types = jnp.zeros_like(text)
-        embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
+        embedded = self.token_embedding(text) + self.position_embedding(positions)
+        if self.token_types:
+            embedded += self.type_embedding(jnp.zeros_like(text))
         embedded = embedded.astype(self.compute.dtype)
         x, mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
-        x = self.layers_(x, mask)
+        bias = None
+        if self.relative_positions:
+            bias = self.relative_attention_bias(relative_buckets(x.shape[1])).transpose(2, 0, 1)[None]
+        x = self.layers_(x, mask, bias)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:

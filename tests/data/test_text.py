@@ -23,7 +23,7 @@ ODD = [
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=(*KINDS, "mpnet"))
 def trained(request):
     return train_tokenizer(CAPTIONS, kind=request.param, vocab_size=400)
 
@@ -31,6 +31,7 @@ def trained(request):
 def test_special_ids_are_those_of_the_published_vocabularies():
     assert train_tokenizer(CAPTIONS, kind="roberta", vocab_size=400).ids == TokenIds(1, 0, 2, 4, 3)
     assert train_tokenizer(CAPTIONS, kind="bert", vocab_size=400).ids == TokenIds(0, 2, 3, 4, 1)
+    assert train_tokenizer(CAPTIONS, kind="mpnet", vocab_size=400).ids == TokenIds(1, 0, 2, 4, 3)
 
 
 def test_rows_are_start_tokens_end_padding(trained):
@@ -117,6 +118,16 @@ def test_bert_vocabulary_file_splits_words_into_pieces(tmp_path):
     assert tokenizer.ids == TokenIds(pad=0, start=2, end=3, mask=4, unknown=1)
     assert tokenizer.encode(["DOGS run zebra!"], max_length=10)[0].tolist() == [2, 5, 6, 7, 1, 8, 3, 0, 0, 0]
     assert tokenizer.decode([2, 5, 6, 7, 3, 0]) == "dogs run"
+
+
+def test_the_vocabulary_of_mpnet_has_special_tokens_of_its_own(tmp_path):
+    words = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "dogs", "run", "##s", "<mask>"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = Tokenizer.load(tmp_path / "vocab.txt", kind="mpnet")
+    assert tokenizer.ids == TokenIds(pad=1, start=0, end=2, mask=8, unknown=4)
+    assert tokenizer.encode(["DOGS runs zebra"], max_length=8)[0].tolist() == [0, 5, 6, 7, 4, 2, 1, 1]
+    (tmp_path / "vocab.txt").write_text("\n".join(["<pad>", "<s>", *words[2:]]) + "\n")
+    assert "has <pad> as token 0; MPNet needs it as token 1" in refusal(tmp_path / "vocab.txt", kind="mpnet")
 
 
 def refusal(path, kind="roberta") -> str:

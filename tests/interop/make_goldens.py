@@ -213,6 +213,24 @@ def make_bert(folder):
     )
 
 
+def make_distilbert(folder):
+    def config(*, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, **fields):
+        sizes = {"dim": hidden_size, "n_layers": num_hidden_layers, "n_heads": num_attention_heads}
+        return transformers.DistilBertConfig(hidden_dim=intermediate_size, **sizes, **fields)
+
+    return make_text(folder, model_class=transformers.DistilBertModel, config_class=config, pad=0, positions=POSITIONS)
+
+
+def make_mpnet(folder):
+    return make_text(
+        folder,
+        model_class=transformers.MPNetModel,
+        config_class=lambda **fields: transformers.MPNetConfig(layer_norm_eps=1e-5, **fields),
+        pad=1,
+        positions=POSITIONS + 2,
+    )
+
+
 def main():
     makers = {
         "vit": make_vit,
@@ -224,6 +242,8 @@ def main():
         "siglip": make_siglip,
         "roberta": make_roberta,
         "bert": make_bert,
+        "distilbert": make_distilbert,
+        "mpnet": make_mpnet,
     }
     if importlib.util.find_spec("timm"):
         makers["timm"] = make_timm

@@ -161,22 +161,37 @@ def test_a_real_dinov2_small_goes_out_to_transformers_bit_for_bit(folder):
         np.testing.assert_array_equal(after[name], value.astype(np.float32), err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "bert"])
-def test_text_base(kind, tmp_path):
+def text_base(kind):
+    """The published sizes, where a config's defaults are others."""
+    match kind:
+        case "roberta":
+            sizes = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+            return transformers.RobertaModel(transformers.RobertaConfig(pad_token_id=1, **sizes))
+        case "bert":
+            return transformers.BertModel(transformers.BertConfig())
+        case "distilbert":
+            return transformers.DistilBertModel(transformers.DistilBertConfig())
+        case "mpnet":
+            sizes = {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
+            return transformers.MPNetModel(transformers.MPNetConfig(**sizes))
+
+
+@pytest.mark.parametrize(
+    "kind, tokens", [("roberta", 64), ("bert", 64), ("distilbert", 64), ("mpnet", 64), ("mpnet", 512)]
+)
+def test_text_base(kind, tokens, tmp_path):
     torch.manual_seed(0)
-    if kind == "roberta":
-        sizes = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-        model = saved(transformers.RobertaModel(transformers.RobertaConfig(pad_token_id=1, **sizes)), tmp_path)
-    else:
-        model = saved(transformers.BertModel(transformers.BertConfig()), tmp_path)
+    model = saved(text_base(kind), tmp_path)
     pad, vocab_size = model.config.pad_token_id, model.config.vocab_size
-    ids = torch.randint(5, vocab_size, (5, 64), generator=torch.Generator().manual_seed(1))
-    for row, length in zip(ids, (64, 40, 17, 2, 1)):
+    ids = torch.randint(5, vocab_size, (5, tokens), generator=torch.Generator().manual_seed(1))
+    for row, length in zip(ids, (tokens, 40, 17, 2, 1)):
         row[length:] = pad
     kept = (ids != pad).numpy()
     with torch.no_grad():
         expected = model(ids, attention_mask=(ids != pad).long()).last_hidden_state.numpy()
-    encode, *_ = text_encoder(tmp_path, kind=kind, vocab_size=vocab_size, positions=512, **BASE)
+    sizes = BASE | {"layers": model.config.num_hidden_layers}
+    encode, *_ = text_encoder(tmp_path, kind=kind, vocab_size=vocab_size, positions=512, **sizes)
     difference = np.abs(encode(ids.numpy(), kept) - expected)[kept].max()
-    print(f"\n{kind}-base: max abs difference {difference:.2e}, values up to {np.abs(expected).max():.2f}")
+    largest = np.abs(expected).max()
+    print(f"\n{kind}-base, up to {tokens} tokens: max abs difference {difference:.2e}, values up to {largest:.2f}")
     assert difference <= TOLERANCE

@@ -10,6 +10,7 @@ from safetensors.torch import load_file  # noqa: E402
 from sources import GOLDEN, encoder_of  # noqa: E402
 
 from mvlm_jax.data.text import train_tokenizer  # noqa: E402
+from mvlm_jax.interop.families import text_family  # noqa: E402
 
 TOLERANCE = 1e-5
 CAPTIONS = ["a red square", "a blue disc above a red square", "two green stars, left of a small disc"]
@@ -57,17 +58,20 @@ def test_an_image_encoder(name, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0)])
+@pytest.mark.parametrize("kind, pad", [("roberta", 1), ("bert", 0), ("distilbert", 0), ("mpnet", 1)])
 def test_a_text_encoder(kind, pad, tmp_path):
     ours = encoder_of(GOLDEN / kind, kind)
-    tokenizer = train_tokenizer(CAPTIONS, kind=kind, vocab_size=300)
+    tokenizer = train_tokenizer(CAPTIONS, kind=text_family(kind).tokenizer, vocab_size=300)
     ours.write(tmp_path / kind, tokenizer)
     expected = load_file(GOLDEN / f"{kind}.outputs.safetensors")
     kept = expected["ids"] != pad
-    model_class = {"roberta": transformers.RobertaModel, "bert": transformers.BertModel}[kind]
-    theirs = loaded(model_class, tmp_path / kind, add_pooling_layer=False)(
-        expected["ids"], attention_mask=kept.long()
-    ).last_hidden_state
+    family = text_family(kind)
+    options = {"add_pooling_layer": False} if family.pooling_layer else {}
+    model = loaded(getattr(transformers, family.architecture), tmp_path / kind, **options)
+    theirs = model(expected["ids"], attention_mask=kept.long()).last_hidden_state
+    model.save_pretrained(tmp_path / "back")
+    back, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path / "back", tmp_path / kind))
+    assert back.keys() == exported.keys() and all(torch.equal(back[name], exported[name]) for name in back)
     np.testing.assert_allclose(theirs[kept], expected["hidden"][kept], atol=TOLERANCE)
 
     library = transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
