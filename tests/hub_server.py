@@ -11,8 +11,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from mvlm_jax.interop import hub
 
@@ -219,11 +219,11 @@ def environment(**values):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in values.items():
                 patch.setenv(name, value)
-            importlib.reload(huggingface_hub.constants)
+            importlib.reload(constants)
             forget()
             yield
     finally:
-        importlib.reload(huggingface_hub.constants)
+        importlib.reload(constants)
         forget()
 
 

@@ -98,9 +98,23 @@ def _snapshot(name: Name, folder: str, patterns: tuple[str, ...]) -> Path:
 
 def _download(name: Name, patterns: list[str], *, revision: str | None, but: list[str] | None = None) -> Path:
     library = _library(name)
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        """For somebody who watches: a file that a log is written to gets none."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **({"disable": None} | kwargs))
+
     with _one_line(name):
         return Path(
-            library.snapshot_download(name.repository, revision=revision, allow_patterns=patterns, ignore_patterns=but)
+            library.snapshot_download(
+                name.repository,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=but,
+                tqdm_class=Bar,
+            )
         )
 
 
@@ -143,10 +157,12 @@ def check_push(text: str) -> Name:
     if name.inside:
         raise UserError(f"--push={text} is a folder of a repository; give the repository, {HUB}{name.repository}")
     library = _library(name)
-    if library.constants.HF_HUB_OFFLINE:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
         raise UserError(f"--push={text} needs the network, and HF_HUB_OFFLINE is set")
     if library.get_token() is None:
-        raise UserError(f"--push={text} needs a login at {library.constants.ENDPOINT}: {LOG_IN}")
+        raise UserError(f"--push={text} needs a login at {constants.ENDPOINT}: {LOG_IN}")
     return name
 
 
@@ -159,7 +175,8 @@ def push(folder: Path, name: Name, *, message: str) -> str:
       UserError: the login may not write there, or the upload fails.
     """
     library = _library(name)
-    with _one_line(name, doing="pushed to"):
+    hint = f"; {folder} is written; hf upload {name.repository} {folder} tries again"
+    with _one_line(name, doing="pushed to", hint=hint):
         api = library.HfApi()
         repository = api.create_repo(name.repository, private=True, exist_ok=True).repo_id
         if name.revision:
@@ -179,10 +196,14 @@ def _library(name: Name) -> Any:
 
 
 @contextlib.contextmanager
-def _one_line(name: Name, *, doing: str = "fetched from") -> Iterator[None]:
+def _one_line(name: Name, *, doing: str = "fetched from", hint: str = "") -> Iterator[None]:
+    """What the library raises as a `UserError`, without the warnings that it logs on the way."""
     from huggingface_hub import constants, errors
+    from huggingface_hub.utils import logging
 
-    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    hub, cache, verbosity = constants.ENDPOINT, constants.HF_HUB_CACHE, logging.get_verbosity()
+    if verbosity == logging.WARNING:
+        logging.set_verbosity_error()
     try:
         yield
     except errors.GatedRepoError as error:
@@ -204,7 +225,9 @@ def _one_line(name: Name, *, doing: str = "fetched from") -> Iterator[None]:
         raise UserError(f"{name.text} is not whole in the cache {cache}, and {reason}") from error
     # What else the transport raises depends on the version of the library.
     except Exception as error:
-        raise UserError(f"{name.text} cannot be {doing} {hub}: {_reason(error)}") from error
+        raise UserError(f"{name.text} cannot be {doing} {hub}: {_reason(error)}{hint}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _reason(error: BaseException) -> str:

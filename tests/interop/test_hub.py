@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from hub_server import TOKEN, environment, forget, serving
-from sources import GOLDEN, encoder_of
+from sources import GOLDEN
 from tiny import ROOT, recipe
 
 from mvlm_jax.cli import weights
@@ -15,7 +15,8 @@ from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop import hub
-from mvlm_jax.interop.importing import inspect
+from mvlm_jax.interop.importing import import_encoders, inspect
+from mvlm_jax.tasks.registry import task_type
 from mvlm_jax.tasks.tokenizer import open_tokenizer
 
 # What a repository holds beside what is read.
@@ -28,23 +29,32 @@ def server(tmp_path):
         yield running
 
 
+def started_from(source):
+    """The import of an image encoder of the size of the golden ones."""
+    config = recipe("demo")
+    config.image.size, config.image_encoder.patch, config.init_from.image = 16, 4, str(source)
+    config.image_encoder.update({"width": 16, "heads": 2, "layers": 2, "mlp_ratio": 2})
+    return import_encoders(task_type(config).parameter_shapes(config), config=config, tokenizer=None)
+
+
 def test_an_encoder_is_fetched_once_and_is_the_same_as_from_its_folder(server):
     commit = server.serve("tiny/vit", GOLDEN / "vit", **OTHERS)
-    fetched, local = encoder_of("hf:tiny/vit", "vit"), encoder_of(GOLDEN / "vit", "vit")
+    fetched, local = started_from("hf:tiny/vit"), started_from(GOLDEN / "vit")
+    assert fetched.params.keys() == local.params.keys()
     for path, value in local.params.items():
         np.testing.assert_array_equal(fetched.params[path], value)
-    assert (fetched.report.source, fetched.report.revision) == ("hf:tiny/vit", commit)
-    assert f"  revision: {commit}" in fetched.report.lines()
+    [loaded] = fetched.report["loaded"]
+    assert (loaded["source"], loaded["revision"]) == ("hf:tiny/vit", commit)
+    assert f"  revision: {commit}" in fetched.lines
     assert server.fetched() == ["config.json", "model.safetensors"]
-    encoder_of("hf:tiny/vit", "vit")
+    inspect("hf:tiny/vit")
     assert server.requests == []
     forget()
-    encoder_of("hf:tiny/vit", "vit")
+    inspect("hf:tiny/vit")
     # Another start asks for the commit of the branch, and for nothing else.
     assert server.requests == [("GET", "/api/models/tiny/vit/revision/main")]
     server.requests.clear()
-    forget()
-    encoder_of(f"hf:tiny/vit@{commit}", "vit")
+    inspect(f"hf:tiny/vit@{commit}")
     assert server.requests == []
 
 
@@ -78,10 +88,10 @@ def test_the_only_weights_of_a_repository_may_have_any_name(server, tmp_path):
     data = (GOLDEN / "timm" / "model.safetensors").read_bytes()
     (tmp_path / "empty").mkdir()
     server.serve("tiny/odd", tmp_path / "empty", open_clip_model__safetensors=data, **OTHERS)
-    assert encoder_of("hf:tiny/odd", "timm").report.files == ["open_clip_model.safetensors"]
+    assert inspect("hf:tiny/odd")[-3].endswith(" in open_clip_model.safetensors")
     assert server.fetched() == ["open_clip_model.safetensors"]
     with environment(HF_HUB_OFFLINE="1"):
-        encoder_of("hf:tiny/odd", "timm")
+        assert inspect("hf:tiny/odd")[-3].endswith(" in open_clip_model.safetensors")
 
 
 @pytest.mark.parametrize("field", ["init_from", "text"])
@@ -96,7 +106,7 @@ def test_a_tokenizer_is_fetched_without_the_weights_beside_it(field, server):
 
 
 WRONG = [
-    ("hf:tiny", "is no name on the Hugging Face Hub; it is written hf:owner/name[/folder][@revision]"),
+    ("hf:tiny/vit@", "is no name on the Hugging Face Hub; it is written hf:owner/name[/folder][@revision]"),
     ("hf:tiny/../vit", "is no name on the Hugging Face Hub"),
     ("hf:tiny/absent", "has no repository tiny/absent, or shows it only to those who may read it; check the name, or"),
     ("hf:tiny/gated", "is gated: accept its terms at http"),
