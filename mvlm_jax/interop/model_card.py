@@ -46,6 +46,7 @@ with `add_pooling_layer=False`.
 | data | {config.data.train} |
 | steps | {step} of {config.steps}, {config.batch_size} pairs each |
 | seed | {config.seed} |
+| parameters | {kind} |
 | images | {config.image.size} pixels a side, patches of {image.patch} |
 | text | {text.kind}, {text.vocab_size} tokens, captions of at most {config.text.max_length} |
 | started from | {start} |
@@ -77,11 +78,13 @@ def model_card(
     parameters: int,
     evaluations: Mapping[str, Evaluation],
     weights: Mapping[str, Any] | None,
+    averaged: bool = False,
 ) -> str:
     """
     Args:
       evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
+      averaged: whether the parameters are the moving average that the run has kept.
     """
     return _CARD.format(
         **about._asdict(),
@@ -93,6 +96,7 @@ def model_card(
         text_class=text_family(config.text_encoder.kind).architecture,
         millions=parameters / 1e6,
         step=step,
+        kind=f"the moving average over updates (decay {config.optimizer.ema:g})" if averaged else "those of this step",
         start=_start(weights),
         metrics=_metrics(evaluations),
         json=config_lib.to_json(config).strip(),
