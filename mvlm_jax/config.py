@@ -278,6 +278,10 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
         )
+    if config.eval.ema and not config.optimizer.ema:
+        raise UserError(
+            "config.eval.ema=True needs a moving average of the parameters; with config.optimizer.ema=0.0 none is kept"
+        )
     if not all(isinstance(k, int) and 0 < k <= config.eval.rerank for k in config.eval.sweep):
         raise UserError(
             f"config.eval.sweep={tuple(config.eval.sweep)} must be numbers from 1 to "

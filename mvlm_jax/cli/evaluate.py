@@ -69,15 +69,21 @@ def main(values: flags.FlagValues) -> None:
         changed = config_lib.differences(trained, config, changeable=config_lib.CHANGEABLE_IN_EVALUATION)
         if changed:
             raise UserError(f"{directory} is the workdir of another config: {changed}; give the values of its training")
+        if config.eval.ema and not trained.optimizer.ema:
+            raise UserError(
+                f"config.eval.ema=True: the run in {directory} kept no average of its parameters; "
+                "it was trained with config.optimizer.ema=0.0"
+            )
         # Before a tokenizer is trained for a run that has none.
         with Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
             if not checkpoints.steps():
                 raise UserError(f"{directory} has no finished checkpoint; train it first")
+    average = config.eval.ema
     task = open_task(config, workdir=directory)
     mesh = make_mesh(**config.mesh)
     program = make_program(task=task, config=config, mesh=mesh)
     with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
-        step, params = checkpoints.restore_params(values.step, program.state.params)
+        step, params = checkpoints.restore_params(values.step, program.state.params, averaged=average)
         submission = None
         if values.classify:
             results = task.classify(params, values.classify, class_names=values.class_names, templates=values.templates)
@@ -89,11 +95,11 @@ def main(values: flags.FlagValues) -> None:
     writes = jax.process_index() == 0
     with hosts.together():
         if writes:
-            workdir_lib.write_evaluations(directory, results, step=step, source=source)
+            workdir_lib.write_evaluations(directory, results, step=step, source=source, ema=average)
             if submission is not None:
                 _write(values.submission, submission)
     if writes:
-        print(json.dumps(workdir_lib.with_origin(results, step=step, source=source)))
+        print(json.dumps(workdir_lib.with_origin(results, step=step, source=source, ema=average)))
 
 
 def _classified(values: flags.FlagValues) -> str:

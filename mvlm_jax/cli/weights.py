@@ -55,13 +55,22 @@ def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("step", None, "Checkpoint to export; the latest by default.", flag_values=values)
+    flags.DEFINE_boolean("ema", False, "Export the moving average of the parameters.", flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> None:
     target = hub.check_push(values.push) if values.push is not None else None
     task = task_type(read_config(values.workdir))
-    step = export_run(values.workdir, output=values.output, step=values.step, assets=task.asset_files, about=task.about)
-    print(f"exported step {step} of {values.workdir} to {values.output}")
+    step = export_run(
+        values.workdir,
+        output=values.output,
+        step=values.step,
+        assets=task.asset_files,
+        about=task.about,
+        averaged=values.ema,
+    )
+    what = "the average of the parameters at step" if values.ema else "step"
+    print(f"exported {what} {step} of {values.workdir} to {values.output}")
     if target is not None:
         print(f"pushed to {hub.push(values.output, target, message=f'Step {step}')}")
 

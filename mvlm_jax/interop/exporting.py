@@ -24,20 +24,32 @@ WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenize
 
 
 def export_run(
-    workdir: str | Path, *, output: str | Path, step: int | None, assets: Sequence[str], about: About
+    workdir: str | Path,
+    *,
+    output: str | Path,
+    step: int | None,
+    assets: Sequence[str],
+    about: About,
+    averaged: bool = False,
 ) -> int:
     """Writes the model of a checkpoint to a new folder and returns its step, the latest one where `step` is None.
 
     Args:
       assets: files of the run, beside its config and checkpoints, that the model is useless without.
+      averaged: whether the moving average of the parameters is exported.
 
     Raises:
-      UserError: no such run or checkpoint, or `output` exists.
+      UserError: no such run, checkpoint or average, or `output` exists.
     """
     directory = user_path(workdir)
     config = workdir_lib.read_config(directory)
+    if averaged and not config.optimizer.ema:
+        raise UserError(
+            f"--ema: the run in {directory} kept no average of its parameters; it was trained with "
+            "config.optimizer.ema=0.0"
+        )
     with new_folder(output) as folder:
-        params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=step)
+        params, step = restore_parameters(directory / workdir_lib.CHECKPOINTS, step=step, averaged=averaged)
         tokenizer = Tokenizer.load(directory / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
         params = {path: np.asarray(value, np.float32, order="C") for path, value in params.items()}
         (folder / CONFIG).write_text(config_lib.to_json(config))
@@ -53,8 +65,13 @@ def export_run(
             about,
             step=step,
             parameters=sum(value.size for value in params.values()),
-            evaluations=workdir_lib.read_evaluations(directory, step=step),
+            evaluations={
+                stem: evaluation
+                for stem, evaluation in workdir_lib.read_evaluations(directory, step=step).items()
+                if evaluation.ema == averaged
+            },
             weights=read_json(kept) if kept.is_file() else None,
+            averaged=averaged,
         )
         (folder / CARD).write_text(card, encoding="utf-8")
     return step

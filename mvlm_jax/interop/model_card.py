@@ -48,6 +48,7 @@ Images and texts are compared by {image_pooled} and {text_pooled}, each projecte
 | data | {config.data.train} |
 | steps | {step} of {config.steps}, {config.batch_size} pairs each |
 | seed | {config.seed} |
+| parameters | {kind} |
 | images | {config.image.size} pixels a side, patches of {image.patch} |
 | text | {text.kind}, {text.vocab_size} tokens, captions of at most {config.text.max_length} |
 | started from | {start} |
@@ -82,11 +83,13 @@ def model_card(
     parameters: int,
     evaluations: Mapping[str, Evaluation],
     weights: Mapping[str, Any] | None,
+    averaged: bool = False,
 ) -> str:
     """
     Args:
       evaluations: of this step, by the stem of their files.
       weights: what the run kept of its import; None: it started from nothing.
+      averaged: whether the parameters are the moving average that the run has kept.
     """
     image, text = image_family(config.image_encoder.kind), text_family(config.text_encoder.kind)
     image_class, text_class = image.architecture_of(config.image_encoder), text.architecture_of(config.text_encoder)
@@ -106,6 +109,7 @@ def model_card(
         text_pooled=_POOLED[config.text_encoder.pooling].format("text's first token", "text's tokens"),
         millions=parameters / 1e6,
         step=step,
+        kind=f"the moving average over updates (decay {config.optimizer.ema:g})" if averaged else "those of this step",
         start=_start(weights),
         metrics=_metrics(evaluations),
         json=config_lib.to_json(config).strip(),

@@ -38,14 +38,14 @@ def within(part: str, params: Mapping[str, T]) -> dict[str, T]:
     return {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
 
 
-def restore_parameters(directory: Path, *, step: int | None) -> tuple[Flat, int]:
-    """Parameters of a checkpoint and its step, the latest one where `step` is None.
+def restore_parameters(directory: Path, *, step: int | None, averaged: bool = False) -> tuple[Flat, int]:
+    """Parameters of a checkpoint, or their moving average, and its step, the latest one where `step` is None.
 
     Raises:
       UserError: no such checkpoint.
     """
     with Checkpoints.for_reading(directory) as checkpoints:
-        step, params = checkpoints.restore_params(step)
+        step, params = checkpoints.restore_params(step, averaged=averaged)
     return {path: np.asarray(value) for path, value in flat(params).items()}, step
 
 

@@ -52,6 +52,15 @@ DECAY_RULES = (
     (r".*/(kernel|embedding)", True),
 )
 
+# Where in its encoder a parameter lies; layers are the leading axis of their parameters.
+LAYER_RULES = (
+    (r"image_encoder/mask_token", "behind"),  # as new as what comes behind
+    (r"(image|text)_encoder/layers/block/.*", "layers"),
+    (r"(image|text)_encoder/final_norm/.*", "behind"),
+    (r"(image|text)_encoder/.*", "before"),
+    (r".*", "behind"),
+)
+
 
 def frozen_layer_rules(part: str, *, layers: int, trained: int) -> tuple[tuple[str, int], ...]:
     """How much is frozen of an encoder of which the last `trained` layers are trained (-1: all of it, 0: nothing).

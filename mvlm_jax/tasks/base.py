@@ -28,7 +28,13 @@ from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.models.parameter_rules import DECAY_RULES, OPTIMIZER_RULES, SHARDING_RULES, frozen_layer_rules
+from mvlm_jax.models.parameter_rules import (
+    DECAY_RULES,
+    LAYER_RULES,
+    OPTIMIZER_RULES,
+    SHARDING_RULES,
+    frozen_layer_rules,
+)
 from mvlm_jax.tasks.model import compute_of, maskvlm_fields
 from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
@@ -55,6 +61,7 @@ class BaseTask(Task):
     sharding_rules = SHARDING_RULES
     optimizer_rules = OPTIMIZER_RULES
     decay_rules = DECAY_RULES
+    layer_rules = LAYER_RULES
     batch_type: ClassVar[type[TrainingBatches]]
     open_source: ClassVar[Callable[..., Source[Any]]] = staticmethod(open_source)  # called with a URI and `data_dir`
 

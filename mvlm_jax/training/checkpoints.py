@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.training.partition import with_trained
 from mvlm_jax.training.state import TrainState
 
-ITEMS = ("params", "optimizer", "fingerprints")
+ITEMS = ("params", "optimizer", "ema", "fingerprints")
 
 
 def check_path(directory: Path, *, write: bool = True) -> None:
@@ -51,8 +53,8 @@ class Damaged(Exception):
 class Checkpoints:
     """A directory of steps, each there whole or not at all.
 
-    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes. The
-    fingerprints of both show whether what is read is what was written.
+    Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes, and so is
+    their moving average, where there is one. The fingerprints of all show whether what is read is what was written.
     """
 
     _opened: int | None = None  # the directory's descriptor, where it is open for writing
@@ -160,19 +162,25 @@ class Checkpoints:
         """
         return self._given(step, lambda: self._read(step, abstract))
 
-    def restore_params(self, step: int | None, abstract: PyTree | None = None) -> tuple[int, PyTree]:
+    def restore_params(
+        self, step: int | None, abstract: PyTree | None = None, *, averaged: bool = False
+    ) -> tuple[int, PyTree]:
         """The step, or the last one that can be read where it is None, and its parameters alone; moves nothing.
 
         Args:
           abstract: shapes and shardings; None: as they were stored, of any model, in the memory of this host.
+          averaged: whether the moving average of what was trained is read in its place; the run has kept one.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
 
         def read(step: int) -> PyTree:
-            shapes = self._stored_params(step) if abstract is None else abstract
-            return self._read_items(step, {"params": shapes})["params"]
+            shapes = {"params": self._stored(step, "params") if abstract is None else abstract}
+            if averaged:
+                shapes["ema"] = _sharded_as(shapes["params"], self._stored(step, "ema"))
+            items = self._read_items(step, shapes)
+            return with_trained(items["params"], items["ema"]) if averaged else items["params"]
 
         if step is not None:
             return step, self._given(step, lambda: read(step))
@@ -224,13 +232,13 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
         restored = self._read_items(step, _items(abstract))
-        return TrainState(params=restored["params"], **restored["optimizer"])
+        return TrainState(params=restored["params"], ema=restored.get("ema"), **restored["optimizer"])
 
-    def _stored_params(self, step: int) -> PyTree:
-        """Shapes of the parameters of a step, for the memory of this host."""
+    def _stored(self, step: int, item: str) -> PyTree:
+        """Shapes of the parameters of a step, or of their average, for the memory of this host."""
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         try:
-            stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "params").tree
+            stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / item).tree
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), stored)
         except Exception as error:  # Orbax raises whatever the broken bytes lead it to
             raise Damaged(_in_one_line(error)) from error
@@ -318,7 +326,19 @@ def _unsigned(dtype: np.dtype) -> np.dtype:
 
 def _items(state: TrainState) -> dict[str, PyTree]:
     optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
-    return {"params": state.params, "optimizer": optimizer}
+    average = {} if state.ema is None else {"ema": state.ema}
+    return {"params": state.params, "optimizer": optimizer} | average
+
+
+def _sharded_as(params: PyTree, shapes: PyTree) -> PyTree:
+    """The shapes of some parameters, or of their last rows, with the shardings that `params` have."""
+    shardings = {path: leaf.sharding for path, leaf in flatten_dict(params).items()}
+    return unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+            for path, leaf in flatten_dict(shapes).items()
+        }
+    )
 
 
 def _reader() -> ocp.Checkpointer:

@@ -22,7 +22,7 @@ from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.state import TrainState, with_weights
-from mvlm_jax.training.task import Params, StartWeights, Task
+from mvlm_jax.training.task import StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
 
 
@@ -69,7 +69,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
         device_kind=mesh.devices.flat[0].device_kind,
         device_count=mesh.size,
     )
-    evaluate = functools.partial(_evaluate, task, source=config.data.eval, directory=directory, writes=writes)
+    evaluate = functools.partial(_evaluate, task, config=config, directory=directory, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
     with (
         Heartbeat(),
@@ -87,9 +87,9 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
         if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
-            results = _evaluated(directory, step=first, source=config.data.eval)
+            results = _evaluated(directory, step=first, config=config)
             if _is_due(first, every=config.eval.every, steps=steps) and not log.has_evaluation(first):
-                results = evaluate(state.params, step=first, log=log)
+                results = evaluate(state, step=first, log=log)
 
             if first == steps:
                 return Outcome(False, results)
@@ -122,7 +122,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
                         logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
                         break
                     if _is_due(step, every=config.eval.every, steps=steps):
-                        results = evaluate(state.params, step=step, log=log)
+                        results = evaluate(state, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
 
@@ -162,17 +162,22 @@ def _log(step: int, metrics: dict[str, Any], *, steps: int, throughput: Throughp
     logging.info("%s", progress_line(step=step, steps=steps, metrics=metrics, timing=timing))
 
 
-def _evaluated(directory: Path, *, step: int, source: str) -> dict[str, dict[str, Any]]:
+def _evaluated(directory: Path, *, step: int, config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The results of an evaluation of this step by an earlier start of the run."""
     evaluations = workdir_lib.read_evaluations(directory, step=step).values()
-    return {evaluation.name: evaluation.metrics for evaluation in evaluations if evaluation.source in (source, "")}
+    return {
+        evaluation.name: evaluation.metrics
+        for evaluation in evaluations
+        if evaluation.source in (config.data.eval, "") and evaluation.ema == config.eval.ema
+    }
 
 
 def _evaluate(
-    task: Task, params: Params, *, step: int, source: str, directory: Path, log: MetricsLog, writes: bool
+    task: Task, state: TrainState, *, step: int, config: ConfigDict, directory: Path, log: MetricsLog, writes: bool
 ) -> dict[str, dict[str, Any]]:
-    results = task.evaluate(params)
+    average = config.eval.ema
+    results = task.evaluate(state.averaged if average else state.params)
     if writes:
-        workdir_lib.write_evaluations(directory, results, step=step, source=source)
+        workdir_lib.write_evaluations(directory, results, step=step, source=config.data.eval, ema=average)
     log.write_evaluation(step, results)
     return results

@@ -62,6 +62,15 @@ def join(parts: Parts) -> Params:
     return unflatten_dict(trained | frozen | both, sep="/")
 
 
+def with_trained(params: Params, trained: Params) -> Params:
+    """`params` with other values for what is trained of them, whole parameters or the last rows."""
+    leaves = _flat(params)
+    for path, leaf in _flat(trained).items():
+        first = len(leaves[path]) - len(leaf) if leaf.ndim else 0
+        leaves[path] = jnp.concatenate([leaves[path][:first], leaf]) if first else leaf
+    return unflatten_dict(leaves, sep="/")
+
+
 @dataclasses.dataclass(frozen=True)
 class OfParts:
     """An `Objective` whose parameters come in `Parts`."""

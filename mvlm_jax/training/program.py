@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from mvlm_jax.training.accumulation import value_and_grad
+from mvlm_jax.training.layer_decay import layer_scales, scale_updates
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer
 from mvlm_jax.training.partition import partition_of
@@ -54,8 +56,16 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         b2=options.b2,
         clip_norm=options.clip_norm,
     )
+    if options.layer_decay < 1:
+        scales = layer_scales(params, rules=task.layer_rules, decay=options.layer_decay)
+        optimizer = optax.chain(optimizer, scale_updates(partition.split(scales).trained))
     state = abstract_state(
-        params=params, optimizer=optimizer, partition=partition, mesh=mesh, sharding_rules=task.sharding_rules
+        params=params,
+        optimizer=optimizer,
+        partition=partition,
+        keep_average=options.ema > 0,
+        mesh=mesh,
+        sharding_rules=task.sharding_rules,
     )
     shardings = jax.tree.map(lambda array: array.sharding, state)
 
@@ -83,6 +93,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
             partition=partition,
             schedules=schedules,
             seed=config.seed,
+            ema=options.ema,
             shardings=shardings,
             mesh=mesh,
         ),

@@ -12,9 +12,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from mvlm_jax.training.ema import averaged, decay_at
 from mvlm_jax.training.mesh import batch_sharding, param_shardings, replicated
 from mvlm_jax.training.nonfinite import IN_A_ROW, Skipped, kept_unless
-from mvlm_jax.training.partition import Partition, Parts, join
+from mvlm_jax.training.partition import Partition, Parts, join, with_trained
 from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Batch, Params, Sums
@@ -30,6 +31,12 @@ class TrainState:
     params: PyTree
     opt_state: PyTree
     skipped: Skipped  # counts the steps that changed no parameter
+    ema: PyTree = None  # moving average of the trained parameters, where one is kept
+
+    @property
+    def averaged(self) -> Params:
+        """The parameters, those that are trained as their moving average."""
+        return with_trained(self.params, self.ema)
 
 
 def abstract_state(
@@ -37,22 +44,24 @@ def abstract_state(
     params: PyTree,
     optimizer: optax.GradientTransformation,
     partition: Partition,
+    keep_average: bool,
     mesh: Mesh,
     sharding_rules: Sequence[tuple[str, PartitionSpec]],
 ) -> TrainState:
-    """Shape, type and sharding of every array; `params` may be shapes. Moments are sharded as their parameters.
+    """Shape, type and sharding of every array; `params` may be shapes.
 
-    What is frozen has no moments.
+    Moments and averages are sharded as their parameters. What is frozen has none.
 
     Raises:
       ValueError, UserError: as `param_shardings`.
     """
-    shapes = jax.eval_shape(lambda params: _first_state(params, optimizer, partition), params)
+    shapes = jax.eval_shape(lambda params: _first_state(params, optimizer, partition, keep_average), params)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     of_params = param_shardings(params, mesh=mesh, rules=sharding_rules)
     of_trained = partition.split_shardings(of_params).trained
     of_opt_state = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shardings.opt_state, of_trained)
-    shardings = dataclasses.replace(shardings, params=of_params, opt_state=of_opt_state)
+    of_ema = of_trained if keep_average else None
+    shardings = dataclasses.replace(shardings, params=of_params, opt_state=of_opt_state, ema=of_ema)
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), shapes, shardings
     )
@@ -69,28 +78,41 @@ def init_state(
     """A new state; no device holds more than its own part at any time."""
 
     def build() -> TrainState:
-        return _first_state(init(Streams(seed=seed, step=jnp.int32(0)).key("init")), optimizer, partition)
+        params = init(Streams(seed=seed, step=jnp.int32(0)).key("init"))
+        return _first_state(params, optimizer, partition, shardings.ema is not None)
 
     return jax.jit(build, out_shardings=shardings)()
 
 
-def _first_state(params: Params, optimizer: optax.GradientTransformation, partition: Partition) -> TrainState:
-    opt_state = optimizer.init(partition.split(params).trained)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, skipped=Skipped.none())
+def _first_state(
+    params: Params, optimizer: optax.GradientTransformation, partition: Partition, keep_average: bool
+) -> TrainState:
+    trained = partition.split(params).trained
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(trained),
+        skipped=Skipped.none(),
+        ema=trained if keep_average else None,
+    )
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:
-    """The state with other values for the parameters at these "/"-joined paths; shardings stay."""
+    """The state with other values for the parameters at these "/"-joined paths, the average too; shardings stay."""
 
     def replaced(key_path, leaf):
         value = weights.get(path_of(key_path))
         if value is None:
             return leaf
-        value = value.astype(leaf.dtype)
+        # Of a stack of layers, the average may have the last ones only.
+        value = (value[len(value) - len(leaf) :] if leaf.ndim else value).astype(leaf.dtype)
         # Each device gets its own part only; other parts may belong to other processes.
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
-    return dataclasses.replace(state, params=jax.tree_util.tree_map_with_path(replaced, state.params))
+    params, ema = jax.tree_util.tree_map_with_path(replaced, state.params), None
+    if state.ema is not None:
+        ema = jax.tree_util.tree_map_with_path(replaced, state.ema)
+    return dataclasses.replace(state, params=params, ema=ema)
 
 
 def make_train_step(
@@ -100,6 +122,7 @@ def make_train_step(
     partition: Partition,
     schedules: Mapping[str, optax.Schedule],
     seed: int,
+    ema: float,
     shardings: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
@@ -107,6 +130,7 @@ def make_train_step(
 
     Args:
       value_and_grad: its gradients are those of the trained parameters.
+      ema: decay of the moving average, where the state has one.
     """
 
     def step(state, batch):
@@ -124,7 +148,11 @@ def make_train_step(
         trained = kept_unless(finite, optax.apply_updates(before.trained, updates), before.trained)
         opt_state = kept_unless(finite, opt_state, state.opt_state)
         params = join(Parts(trained, before.frozen))
-        return TrainState(step=update, params=params, opt_state=opt_state, skipped=skipped), metrics
+        average = None
+        if state.ema is not None:
+            decay = decay_at(state.step - state.skipped.total, decay=ema)
+            average = kept_unless(finite, averaged(state.ema, trained, decay), state.ema)
+        return TrainState(step=update, params=params, opt_state=opt_state, skipped=skipped, ema=average), metrics
 
     return jax.jit(
         step,

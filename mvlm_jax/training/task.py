@@ -89,6 +89,10 @@ class Task(Protocol):
         """Whether weight decay applies."""
 
     @property
+    def layer_rules(self) -> Sequence[tuple[str, str]]:
+        """Where in its encoder a parameter lies: before the layers, in the layers, or behind; see `layer_scales`."""
+
+    @property
     def frozen_rules(self) -> Sequence[tuple[str, int]]:
         """How many of a parameter's first layers are frozen, -1 for all of it; what no rule covers is trained."""
 

@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
 WEIGHTS = "weights.json"  # what the run started from
-ORIGIN = ("step", "source", "dataset", "task", "split")  # in the file of an evaluation, before the metrics
+ORIGIN = ("step", "source", "dataset", "task", "split", "ema")  # in the file of an evaluation, before the metrics
 
 
 def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
@@ -103,19 +103,25 @@ class Evaluation(NamedTuple):
     name: str  # `<task>-<split>`, as in the log
     source: str  # URI; empty in files of an earlier version
     metrics: dict[str, Any]
+    ema: bool = False  # whether it is of the moving average of the parameters
 
 
-def with_origin(results: Mapping[str, Mapping[str, Any]], *, step: int, source: str) -> dict[str, dict[str, Any]]:
+def with_origin(
+    results: Mapping[str, Mapping[str, Any]], *, step: int, source: str, ema: bool = False
+) -> dict[str, dict[str, Any]]:
     """The metrics of each `<task>-<split>`, as JSON can hold them, with what they were taken of before them."""
     origin = {"step": step, "source": _absolute(source), "dataset": dataset_of(source)}
+    of_average = {"ema": True} if ema else {}
     return {
-        name: origin | {"task": name.partition("-")[0], "split": name.partition("-")[2]} | plain(metrics)
+        name: origin | {"task": name.partition("-")[0], "split": name.partition("-")[2]} | of_average | plain(metrics)
         for name, metrics in results.items()
     }
 
 
-def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]], *, step: int, source: str) -> None:
-    """`eval/<task>-<dataset>-<split>.json` for the metrics of each `<task>-<split>`.
+def write_evaluations(
+    directory: Path, results: Mapping[str, Mapping[str, Any]], *, step: int, source: str, ema: bool = False
+) -> None:
+    """`eval/<task>-<dataset>-<split>.json` for the metrics of each `<task>-<split>`; `-ema` for those of the average.
 
     A file is replaced only by a later evaluation on the same source.
 
@@ -123,8 +129,9 @@ def write_evaluations(directory: Path, results: Mapping[str, Mapping[str, Any]],
       RunError: there is no room for them.
     """
     with writing(directory):
-        for name, values in with_origin(results, step=step, source=source).items():
-            write_json(directory / EVALUATIONS / f"{evaluation_stem(name, source)}.json", values)
+        for name, values in with_origin(results, step=step, source=source, ema=ema).items():
+            stem = evaluation_stem(name, source) + ("-ema" if ema else "")
+            write_json(directory / EVALUATIONS / f"{stem}.json", values)
 
 
 def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
@@ -135,6 +142,7 @@ def read_evaluations(directory: Path, *, step: int) -> dict[str, Evaluation]:
             name=f"{values['task']}-{values['split']}" if {"task", "split"} <= set(values) else stem,
             source=values.get("source", ""),
             metrics={name: value for name, value in values.items() if name not in ORIGIN},
+            ema=values.get("ema") is True,
         )
         for stem, values in files.items()
         if isinstance(values, dict) and values.get("step") == step

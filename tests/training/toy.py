@@ -31,6 +31,7 @@ class ToyTask(Task):
     )
     optimizer_rules = ((r"encoder/.*", "image_encoder"), (r".*", "rest"))
     decay_rules = ((r".*/bias", False), (r".*", True))
+    layer_rules = ((r".*", "behind"),)
     frozen_rules = ()
     flops_per_step = 1e6
     batch_shapes = {}
