@@ -4,9 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from mvlm_jax.models.attention import pad_tokens
+from mvlm_jax.models.dropout import copies
 from mvlm_jax.models.layers import Encoder, PreNormBlock, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
 
@@ -54,7 +55,10 @@ class ImageEncoder(Encoder):
 
     @nn.compact
     def __call__(
-        self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
+        self,
+        patches: Float[Array, "B N pixels"],
+        patch_masks: Bool[Array, "B views N"],
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B views N+1 D"]:
         dtype = self.compute.dtype
         batch, views, count = patch_masks.shape
@@ -68,6 +72,6 @@ class ImageEncoder(Encoder):
         # Merged behind the batch axis, so that all views of an image stay on the device that holds it.
         x = x.reshape(batch * views, count + 1, self.width)
         x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
-        x = self.stack(PreNormBlock)(x, token_mask)
+        x = self.stack(PreNormBlock)(x, token_mask, copies(dropout_keys, views))
         x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, : count + 1])
         return x.reshape(batch, views, count + 1, self.width)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvlm_jax.models.attention import attend
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.dropout import LayerDropout, Rates, drop
 from mvlm_jax.models.norm import LayerNorm
 
 # Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
@@ -154,12 +155,16 @@ class PreNormBlock(Block):
     """A ViT layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None, dropout: LayerDropout | None = None
+    ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         tokens = in_rows(x)
         normed = norm(name="attention_norm")(tokens).reshape(x.shape)
-        tokens += in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        attended = in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
+        tokens += drop(attended, dropout, "attention")
+        transformed = Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        tokens += drop(transformed, dropout, "mlp")
         return tokens.reshape(x.shape)
 
 
@@ -167,11 +172,13 @@ class PostNormBlock(Block):
     """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None, dropout: LayerDropout | None = None
+    ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
-        tokens = in_rows(x) + in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask))
-        tokens = norm(name="attention_norm")(tokens)
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens)
+        attended = in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask))
+        tokens = norm(name="attention_norm")(in_rows(x) + drop(attended, dropout, "attention"))
+        tokens += drop(Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens), dropout, "mlp")
         return norm(name="mlp_norm")(tokens).reshape(x.shape)
 
 
@@ -190,16 +197,20 @@ class CrossBlock(Block):
         context: Float[Array, "B T D"] | None,
         context_mask: Bool[Array, "B T"] | None,
         rows: Rows | None = None,
+        dropout: LayerDropout | None = None,
     ) -> Float[Array, "B R D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         attention = functools.partial(Attention, self.heads, self.compute)
         normed = norm(name="self_norm")(in_rows(x)).reshape(x.shape)
         attended = attention(name="self_attention")(select_rows(normed, rows), normed, mask)
-        shape, tokens = attended.shape, in_rows(select_rows(x, rows)) + in_rows(attended)
+        shape = attended.shape
+        tokens = in_rows(select_rows(x, rows)) + drop(in_rows(attended), dropout, "self_attention")
         if context is not None:
             normed = norm(name="cross_norm")(tokens).reshape(shape)
-            tokens += in_rows(attention(name="cross_attention")(normed, context, context_mask))
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+            attended = in_rows(attention(name="cross_attention")(normed, context, context_mask))
+            tokens += drop(attended, dropout, "cross_attention")
+        transformed = Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        tokens += drop(transformed, dropout, "mlp")
         return tokens.reshape(shape)
 
 
@@ -225,33 +236,49 @@ class LayerStack(nn.Module):
     """Blocks of one kind, one after the other, with their parameters stacked on a leading axis.
 
     `compute.layer_loop` says how they run: a `lax.scan` compiles one layer; unrolled, XLA sees them all and copies
-    nothing into stacks and out of them.
+    nothing into stacks and out of them. Frozen layers drop nothing, as in evaluation: they are a fixed function.
     """
 
     make_block: Callable[..., Block]  # called with a parent or a name
     layers: int
     frozen_layers: int  # the first ones, through which nothing is differentiated
     compute: Compute
+    rates: Rates = Rates()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"] | None,
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """
+        Args:
+          dropout_keys: one for each example; None: nothing is dropped.
+        """
         if self.is_initializing():
             return self._initialized(x, mask)
         unrolled = self.compute.layer_loop == "unroll"
         block = self.make_block(parent=None)
 
-        def layer(x, params):
-            return block.apply({"params": params}, x, mask), None
+        def layer(x, part):
+            params, index = part
+            # A block that knows of no dropout is called without it.
+            dropout = () if index is None else (self.rates.of_layer(dropout_keys, index, layers=self.layers),)
+            return block.apply({"params": params}, x, mask, *dropout), None
 
         # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
         layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
+        indices = jnp.arange(self.frozen_layers, self.layers) if self.rates.drop and dropout_keys is not None else None
         if self.frozen_layers:
-            x, _ = jax.lax.scan(layer, jax.lax.stop_gradient(x), frozen, unroll=self.frozen_layers if unrolled else 1)
+            x = jax.lax.stop_gradient(x)
+            x, _ = jax.lax.scan(layer, x, (frozen, None), unroll=self.frozen_layers if unrolled else 1)
         if self.frozen_layers < self.layers:
-            x, _ = jax.lax.scan(layer, x, trained, unroll=self.layers - self.frozen_layers if unrolled else 1)
+            trained_layers = self.layers - self.frozen_layers
+            x, _ = jax.lax.scan(layer, x, (trained, indices), unroll=trained_layers if unrolled else 1)
         return x
 
     def _initialized(self, x, mask):
@@ -274,6 +301,7 @@ class Encoder(nn.Module):
     epsilon: float
     compute: Compute
     frozen_layers: int  # the first ones, through which nothing is differentiated
+    rates: Rates  # at which its layers drop features and branches in training
 
     def stack(self, block: type[Block], **fields: Any) -> LayerStack:
         """
@@ -281,4 +309,4 @@ class Encoder(nn.Module):
           fields: of the block, beside the sizes of the encoder.
         """
         make = functools.partial(block, self.heads, self.mlp_ratio, self.epsilon, self.compute, **fields)
-        return LayerStack(make, self.layers, self.frozen_layers, compute=self.compute, name="layers")
+        return LayerStack(make, self.layers, self.frozen_layers, compute=self.compute, rates=self.rates, name="layers")

@@ -4,7 +4,7 @@ import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.layers import Encoder, PostNormBlock, token_init
@@ -29,13 +29,18 @@ class TextEncoder(Encoder):
         self.embedding_norm = LayerNorm(self.epsilon, dtype=dtype)
         self.layers_ = self.stack(PostNormBlock)
 
-    def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        text: Int[Array, "B L"],
+        text_mask: Bool[Array, "B L"],
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Float[Array, "B L D"]:
         positions = jnp.arange(text.shape[1]) + self.first_position
         types = jnp.zeros_like(text)
         embedded = self.token_embedding(text) + self.position_embedding(positions) + self.type_embedding(types)
         embedded = embedded.astype(self.compute.dtype)
         x, mask = pad_tokens(self.embedding_norm(embedded), text_mask, kernel=self.compute.attention)
-        x = self.layers_(x, mask)
+        x = self.layers_(x, mask, dropout_keys)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:
