@@ -10,7 +10,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt16
 
 _LEVELS = 1 << 16  # a feature is kept or dropped by 16 random bits
 
@@ -96,7 +96,7 @@ def drop(x: Float[Array, "..."], dropout: LayerDropout | None, branch: str) -> F
     return jnp.where(kept, flat.astype(jnp.float32) * scale, 0).astype(x.dtype).reshape(x.shape)
 
 
-def _bits(keys: Key[Array, " B"], count: int) -> Int[Array, "B count"]:
+def _bits(keys: Key[Array, " B"], count: int) -> UInt16[Array, "B count"]:
     """16 random bits for each feature. The first ones are the same for every `count`: padding changes nothing."""
     words = jax.vmap(lambda key: jax.random.bits(key, (math.ceil(count / 2),), jnp.uint32))(keys)
     halves = jnp.stack([words & 0xFFFF, words >> 16], axis=-1)

@@ -1,6 +1,7 @@
 """What is dropped: as much as is asked, of each example by itself, and only in training."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,8 @@ def test_what_an_example_drops_depends_on_neither_its_neighbours_nor_padding():
 def test_every_use_drops_other_features():
     x = jnp.ones((64, 50))
     uses = [
-        (KEYS, "mlp"), (KEYS, "attention"), (fold(KEYS, 0), "mlp"), (fold(KEYS, 1), "mlp"),
-        (fold(KEYS, "matching"), "mlp"), (copies(KEYS, 2)[::2], "mlp"), (copies(KEYS, 2)[1::2], "mlp"),
+        (KEYS, "mlp"), (KEYS, "attention"), (fold(KEYS, "matching"), "mlp"),
+        (copies(KEYS, 2)[::2], "mlp"), (copies(KEYS, 2)[1::2], "mlp"),
     ]  # fmt: skip
     masks = [np.asarray(drop(x, LayerDropout(keys, 0.5, None), branch)) for keys, branch in uses]
     for place, one in enumerate(masks):
@@ -153,38 +154,45 @@ def test_a_block_that_computes_some_rows_drops_of_those(x, rows):
     assert np.abs(whole - block.apply(variables, x, None, x, None, rows)).max() > 0.1
 
 
-def test_a_model_drops_only_where_it_is_given_keys():
-    """Evaluation and inference give none: their outputs are those of a model that never drops."""
-    fields = {"text_encoder__vocab_size": 40, "cross__layers": 2, "cross__decoder_layers": 2}
-    dropping, plain = (tiny_model(pad_id=0, **fields, **rates) for rates in (DROPPING, {}))
-    image = jax.random.randint(jax.random.key(0), (3, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    text = jnp.array([[1, 5, 6, 2], [1, 7, 2, 0], [1, 8, 9, 2]])
-    params = jax.jit(plain.init)(jax.random.key(0), image, text)
-    keys = KEYS[:3]
+def model_of(**rates):
+    sizes = {"image_encoder__layers": 1, "text_encoder__layers": 1, "text_encoder__vocab_size": 40}
+    return tiny_model(pad_id=0, **sizes, **rates)
 
-    def outputs(model, keys):
-        bound = model.bind(params)
-        v, w = bound.encode_whole_image(image, keys), bound.encode_text(text, keys)
-        inputs = v, w, bound.text_mask(text)
-        fused = bound.fuse_both(*inputs, None, keys)
-        decoded = bound.decode_image(v, w, inputs[2], jnp.array([[0, 3]] * 3), keys)
-        return {"v": v, "w": w, "fused": fused, "decoded": decoded, "match": bound.match_features(*inputs, keys)}
 
+IMAGE = jax.random.randint(jax.random.key(0), (3, 32, 32, 3), 0, 256).astype(jnp.uint8)
+TEXT = jnp.array([[1, 5, 6, 2], [1, 7, 2, 0], [1, 8, 9, 2]])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(model_of().init)(jax.random.key(0), IMAGE, TEXT)
+
+
+def outputs(model, variables, keys):
+    bound = model.bind(variables)
+    views = bound.encode_image(bound.patches(IMAGE), jnp.zeros((3, 2, 16), bool), keys)
+    v, w = bound.encode_whole_image(IMAGE, keys), bound.encode_text(TEXT, keys)
+    inputs = v, w, bound.text_mask(TEXT)
+    fused_v, fused_w = bound.fuse_both(*inputs, None, keys)
+    decoded = bound.decode_image(v, w, inputs[2], jnp.array([[0, 3]] * 3), keys)
+    match = bound.match_features(*inputs, keys)
+    return {"views": views, "v": v, "w": w, "fused_v": fused_v, "fused_w": fused_w, "decoded": decoded, "match": match}
+
+
+def test_evaluation_and_inference_compute_what_a_model_without_dropout_computes(variables):
+    """They give no keys; then the program is the same one."""
+    dropping, plain = (
+        re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(outputs, static_argnums=0)(model, variables, None)))
+        for model in (model_of(**DROPPING), model_of())
+    )
+    assert dropping == plain and "random_bits" not in plain
+
+
+def test_every_part_of_a_model_drops_in_training(variables):
     run = jax.jit(outputs, static_argnums=0)
-    expected, evaluated, trained = run(plain, None), run(dropping, None), run(dropping, keys)
-    jax.tree.map(np.testing.assert_array_equal, evaluated, expected)
-    # Rates of 0 drop nothing either, whatever is given.
-    jax.tree.map(np.testing.assert_array_equal, run(plain, keys), expected)
-    for name in expected:
-        assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(trained[name]),
-                                                               jax.tree.leaves(expected[name]))), name  # fmt: skip
-
-
-def test_views_of_an_image_drop_apart_and_the_first_is_that_of_the_whole_image():
-    model = tiny_model(pad_id=0, text_encoder__vocab_size=40, **DROPPING)
-    image, text = jnp.full((3, 32, 32, 3), 77, jnp.uint8), jnp.ones((3, 4), jnp.int32)
-    bound = model.bind(jax.jit(model.init)(jax.random.key(0), image, text))
-    patches = bound.patches(image)
-    views = bound.encode_image(patches, jnp.zeros((3, 2, patches.shape[1]), bool), KEYS[:3])
-    np.testing.assert_allclose(bound.encode_whole_image(image, KEYS[:3]), views[:, 0], atol=1e-5)
-    assert np.abs(views[:, 0] - views[:, 1]).max() > 1e-2
+    trained, expected = (run(model_of(**DROPPING), variables, keys) for keys in (KEYS[:3], None))
+    for name, value in expected.items():
+        assert np.abs(trained[name] - value).max() > 1e-3, name
+    # The views of an image drop apart, and the first as the whole image by itself.
+    np.testing.assert_allclose(trained["views"][:, 0], trained["v"], atol=1e-5)
+    assert np.abs(trained["views"][:, 0] - trained["views"][:, 1]).max() > 1e-2
