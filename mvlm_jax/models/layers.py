@@ -176,8 +176,9 @@ class PostNormBlock(Block):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None, dropout: LayerDropout | None = None
     ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
-        attended = in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask))
-        tokens = norm(name="attention_norm")(in_rows(x) + drop(attended, dropout, "attention"))
+        attention = Attention(self.heads, self.compute, name="attention")
+        tokens = in_rows(x) + drop(in_rows(attention(x, x, mask)), dropout, "attention")
+        tokens = norm(name="attention_norm")(tokens)
         tokens += drop(Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens), dropout, "mlp")
         return norm(name="mlp_norm")(tokens).reshape(x.shape)
 
