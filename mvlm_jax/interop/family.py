@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.dropout import Rates
 from mvlm_jax.models.image_encoder import ImageFormat
 
 if TYPE_CHECKING:
@@ -234,7 +235,8 @@ class Family:
         sizes = {name: encoder[name] for name in ("width", "heads", "layers", "mlp_ratio")}
         trained = encoder.trained_layers
         frozen = 0 if trained < 0 else max(encoder.layers - trained, 0)
-        return self.module(**sizes, compute=compute, frozen_layers=frozen, **fields)
+        rates = Rates(encoder.dropout, encoder.stochastic_depth)
+        return self.module(**sizes, compute=compute, frozen_layers=frozen, rates=rates, **fields)
 
     def fit(self, reader: "Reader", *, shapes: Shapes) -> list[Resizable]:
         """What may have another shape in the source.

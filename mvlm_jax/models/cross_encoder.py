@@ -3,10 +3,11 @@
 import dataclasses
 
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.dropout import Rates
 from mvlm_jax.models.layers import CrossBlock, Rows, rematerialized
 from mvlm_jax.models.norm import LayerNorm
 
@@ -23,6 +24,10 @@ class CrossSizes:
     dropout: float = 0.0
     stochastic_depth: float = 0.0
 
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.dropout, self.stochastic_depth)
+
 
 class CrossEncoder(nn.Module):
     """A few cross blocks and a final norm; the paper's cross-modality encoders and image decoder (section 3.1)."""
@@ -32,6 +37,7 @@ class CrossEncoder(nn.Module):
     mlp_ratio: int
     compute: Compute
     epsilon: float = 1e-6
+    rates: Rates = Rates()
 
     @nn.compact
     def __call__(
@@ -41,21 +47,27 @@ class CrossEncoder(nn.Module):
         context: Float[Array, "B T D"] | None,
         context_mask: Bool[Array, "B T"] | None,
         rows: Rows | None = None,
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B R D"]:
-        """Features of the tokens in `rows` (all of them by default)."""
+        """Features of the tokens in `rows` (all of them by default).
+
+        Args:
+          dropout_keys: one for each example; None: nothing is dropped.
+        """
         kernel, own = self.compute.attention, slice(0, x.shape[1])
         x, mask = pad_tokens(x, mask, kernel=kernel)
         if context is not None:
             context, context_mask = pad_tokens(context, context_mask, kernel=kernel)
         for index in range(self.layers):
             block = CrossBlock(self.heads, self.mlp_ratio, self.epsilon, self.compute, name=f"block_{index}")
-            last = index == self.layers - 1
-            x = self._apply(block, x, mask, context, context_mask, rows if last else None)
+            wanted = rows if index == self.layers - 1 else None
+            dropout = self.rates.of_layer(dropout_keys, index, layers=self.layers)
+
+            # Rows are closed over, as a slice is not an argument that remat can take.
+            def apply(block, *arguments, wanted=wanted, dropout=dropout):
+                return block(*arguments, wanted, dropout)
+
+            x = rematerialized(apply, remat=self.compute.remat)(block, x, mask, context, context_mask)
         if rows is None:
             x = x[:, own]
         return LayerNorm(self.epsilon, dtype=self.compute.dtype, name="final_norm")(x)
-
-    def _apply(self, block: CrossBlock, x, mask, context, context_mask, rows):
-        # Rows are closed over, as a slice is not an argument that remat can take.
-        call = rematerialized(lambda block, *arguments: block(*arguments, rows), remat=self.compute.remat)
-        return call(block, x, mask, context, context_mask)

@@ -4,9 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from mvlm_jax.models.attention import pad_tokens
+from mvlm_jax.models.dropout import copies
 from mvlm_jax.models.layers import Encoder, PreNormBlock, token_init, weight_init
 from mvlm_jax.models.norm import LayerNorm
 
@@ -63,7 +64,10 @@ class ImageEncoder(Encoder):
 
     @nn.compact
     def __call__(
-        self, patches: Float[Array, "B N pixels"], patch_masks: Bool[Array, "B views N"]
+        self,
+        patches: Float[Array, "B N pixels"],
+        patch_masks: Bool[Array, "B views N"],
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B views N+1 D"]:
         dtype = self.compute.dtype
         batch, views, count = patch_masks.shape
@@ -86,7 +90,8 @@ class ImageEncoder(Encoder):
         if self.pre_norm:
             x = LayerNorm(self.epsilon, dtype=dtype, name="pre_norm")(x)
         x, token_mask = pad_tokens(x, None, kernel=self.compute.attention)
-        x = self.stack(PreNormBlock, activation=self.activation, layer_scale=self.layer_scale)(x, token_mask)
+        stack = self.stack(PreNormBlock, activation=self.activation, layer_scale=self.layer_scale)
+        x = stack(x, token_mask, dropout_keys=copies(dropout_keys, views))
         x = LayerNorm(self.epsilon, dtype=dtype, name="final_norm")(x[:, :read])
         if not self.class_token:
             x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)

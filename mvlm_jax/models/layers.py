@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mvlm_jax.models.activations import ACTIVATIONS
 from mvlm_jax.models.attention import attend
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.dropout import LayerDropout, Rates, drop
 from mvlm_jax.models.norm import LayerNorm
 
 # Scaled by width (as the original ViT): a fixed deviation of 0.02 all but silences the layers of a narrow model.
@@ -136,14 +137,16 @@ class PreNormBlock(Block):
     layer_scale: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"] | None, dropout: LayerDropout | None = None
+    ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         tokens = in_rows(x)
         normed = norm(name="attention_norm")(tokens).reshape(x.shape)
         attended = in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
-        tokens += self._scaled(attended, "attention_scale")
-        mlp = Mlp(self.mlp_ratio, self.compute, self.activation, name="mlp")
-        tokens += self._scaled(mlp(norm(name="mlp_norm")(tokens)), "mlp_scale")
+        tokens += drop(self._scaled(attended, "attention_scale"), dropout, "attention")
+        transformed = Mlp(self.mlp_ratio, self.compute, self.activation, name="mlp")(norm(name="mlp_norm")(tokens))
+        tokens += drop(self._scaled(transformed, "mlp_scale"), dropout, "mlp")
         return tokens.reshape(x.shape)
 
     def _scaled(self, x: Float[Array, "rows D"], name: str) -> Float[Array, "rows D"]:
@@ -164,11 +167,13 @@ class PostNormBlock(Block):
         x: Float[Array, "B S D"],
         mask: Bool[Array, "B S"] | None,
         bias: Float[Array, "1 N S S"] | None = None,
+        dropout: LayerDropout | None = None,
     ) -> Float[Array, "B S D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
-        tokens = in_rows(x) + in_rows(Attention(self.heads, self.compute, name="attention")(x, x, mask, bias))
+        attention = Attention(self.heads, self.compute, name="attention")
+        tokens = in_rows(x) + drop(in_rows(attention(x, x, mask, bias)), dropout, "attention")
         tokens = norm(name="attention_norm")(tokens)
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens)
+        tokens += drop(Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens), dropout, "mlp")
         return norm(name="mlp_norm")(tokens).reshape(x.shape)
 
 
@@ -187,16 +192,20 @@ class CrossBlock(Block):
         context: Float[Array, "B T D"] | None,
         context_mask: Bool[Array, "B T"] | None,
         rows: Rows | None = None,
+        dropout: LayerDropout | None = None,
     ) -> Float[Array, "B R D"]:
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         attention = functools.partial(Attention, self.heads, self.compute)
         normed = norm(name="self_norm")(in_rows(x)).reshape(x.shape)
         attended = attention(name="self_attention")(select_rows(normed, rows), normed, mask)
-        shape, tokens = attended.shape, in_rows(select_rows(x, rows)) + in_rows(attended)
+        shape = attended.shape
+        tokens = in_rows(select_rows(x, rows)) + drop(in_rows(attended), dropout, "self_attention")
         if context is not None:
             normed = norm(name="cross_norm")(tokens).reshape(shape)
-            tokens += in_rows(attention(name="cross_attention")(normed, context, context_mask))
-        tokens += Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+            attended = in_rows(attention(name="cross_attention")(normed, context, context_mask))
+            tokens += drop(attended, dropout, "cross_attention")
+        transformed = Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
+        tokens += drop(transformed, dropout, "mlp")
         return tokens.reshape(shape)
 
 
@@ -222,13 +231,14 @@ class LayerStack(nn.Module):
     """Blocks of one kind, one after the other, with their parameters stacked on a leading axis.
 
     `compute.layer_loop` says how they run: a `lax.scan` compiles one layer; unrolled, XLA sees them all and copies
-    nothing into stacks and out of them.
+    nothing into stacks and out of them. Frozen layers drop nothing, as in evaluation: they are a fixed function.
     """
 
     make_block: Callable[..., Block]  # called with a parent or a name
     layers: int
     frozen_layers: int  # the first ones, through which nothing is differentiated
     compute: Compute
+    rates: Rates = Rates()
 
     @nn.compact
     def __call__(
@@ -236,35 +246,41 @@ class LayerStack(nn.Module):
         x: Float[Array, "B S D"],
         mask: Bool[Array, "B S"] | None,
         bias: Float[Array, "1 N S S"] | None = None,
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B S D"]:
         """
         Args:
           bias: of the attention scores, the same in all layers; for blocks that take one.
+          dropout_keys: one for each example; None: nothing is dropped.
         """
         if self.is_initializing():
             return self._initialized(x, mask)
         unrolled = self.compute.layer_loop == "unroll"
         block = self.make_block(parent=None)
 
-        def run(x, params, bias, *, layers):
-            shared = {} if bias is None else {"bias": bias}
-
-            def layer(x, params):
-                return block.apply({"params": params}, x, mask, **shared), None
+        def run(x, params, bias, indices, *, layers):
+            def layer(x, part):
+                params, index = part
+                # A block that knows of neither is called without them.
+                options = {} if bias is None else {"bias": bias}
+                if index is not None:
+                    options["dropout"] = self.rates.of_layer(dropout_keys, index, layers=self.layers)
+                return block.apply({"params": params}, x, mask, **options), None
 
             # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from
             # it.
             layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
-            return jax.lax.scan(layer, x, params, unroll=layers if unrolled else 1)[0]
+            return jax.lax.scan(layer, x, (params, indices), unroll=layers if unrolled else 1)[0]
 
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
+        indices = jnp.arange(self.frozen_layers, self.layers) if self.rates.drop and dropout_keys is not None else None
         if self.frozen_layers:
             x, fixed = jax.lax.stop_gradient((x, bias))
-            x = run(x, frozen, fixed, layers=self.frozen_layers)
+            x = run(x, frozen, fixed, None, layers=self.frozen_layers)
         if self.frozen_layers < self.layers:
-            x = run(x, trained, bias, layers=self.layers - self.frozen_layers)
+            x = run(x, trained, bias, indices, layers=self.layers - self.frozen_layers)
         return x
 
     def _initialized(self, x, mask):
@@ -287,6 +303,7 @@ class Encoder(nn.Module):
     epsilon: float
     compute: Compute
     frozen_layers: int  # the first ones, through which nothing is differentiated
+    rates: Rates  # at which its layers drop features and branches in training
 
     def stack(self, block: type[Block], **fields: Any) -> LayerStack:
         """
@@ -294,4 +311,4 @@ class Encoder(nn.Module):
           fields: of the block, beside the sizes of the encoder.
         """
         make = functools.partial(block, self.heads, self.mlp_ratio, self.epsilon, self.compute, **fields)
-        return LayerStack(make, self.layers, self.frozen_layers, compute=self.compute, name="layers")
+        return LayerStack(make, self.layers, self.frozen_layers, compute=self.compute, rates=self.rates, name="layers")

@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvlm_jax.models.attention import pad_tokens
 from mvlm_jax.models.layers import Encoder, PostNormBlock, token_init
@@ -49,7 +49,12 @@ class TextEncoder(Encoder):
         self.embedding_norm = LayerNorm(self.epsilon, dtype=dtype)
         self.layers_ = self.stack(PostNormBlock)
 
-    def __call__(self, text: Int[Array, "B L"], text_mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self,
+        text: Int[Array, "B L"],
+        text_mask: Bool[Array, "B L"],
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Float[Array, "B L D"]:
         positions = jnp.arange(text.shape[1]) + self.first_position
         embedded = self.token_embedding(text) + self.position_embedding(positions)
         if self.token_types:
@@ -59,7 +64,7 @@ class TextEncoder(Encoder):
         bias = None
         if self.relative_positions:
             bias = self.relative_attention_bias(relative_buckets(x.shape[1])).transpose(2, 0, 1)[None]
-        x = self.layers_(x, mask, bias)
+        x = self.layers_(x, mask, bias, dropout_keys)
         return x[:, : text.shape[1]]
 
     def embed_tokens(self, text: Int[Array, "..."]) -> Float[Array, "... D"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt8
 
+from mvlm_jax.models.dropout import copies, fold
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.objectives import losses, matching
 from mvlm_jax.objectives.masking import ImageMask, Masking, TextMask
@@ -24,6 +25,7 @@ class Pairs(NamedTuple):
     image_mask: ImageMask
     text_mask: TextMask
     negative_noise: Float[Array, "B 2 G"]
+    dropout_keys: Key[Array, " B"] | None  # None: nothing is dropped
     skipped: Int[Array, " B"]  # unusable records stepped over for each pair
 
 
@@ -41,8 +43,9 @@ def draw(
     *,
     masking: Masking,
     group: int,
+    dropout_keys: Key[Array, " B"] | None = None,
 ) -> Pairs:
-    """The batch with its masks and the noise that negatives are sampled with."""
+    """The batch with its masks, the noise that negatives are sampled with, and the keys of its dropout."""
     image_key, text_key = jax.random.split(mask_key)
     pairs = len(batch["text"])
     return Pairs(
@@ -50,6 +53,7 @@ def draw(
         image_mask=masking.image_mask(image_key, batch=pairs),
         text_mask=masking.text_mask(text_key, batch["text"]),
         negative_noise=matching.negative_noise(negatives_key, pairs=pairs, group=group),
+        dropout_keys=dropout_keys,
     )
 
 
@@ -75,30 +79,32 @@ class Pretraining:
     def row_losses(self, params: PyTree, pairs: Pairs) -> tuple[Sums, Embeddings | tuple[()]]:
         """MIM, MLM and ITM; the embeddings are there where ITC needs them."""
         model = self._bound(params)
-        text_mask = model.text_mask(pairs.text)
+        text_mask, keys = model.text_mask(pairs.text), pairs.dropout_keys
+        rebuilding = fold(keys, "reconstruction")
         if self.weights["mim"] or self.weights["mlm"]:
             patches, masked = model.patches(pairs.image), pairs.image_mask.patch_mask
-            views = model.encode_image(patches, jnp.stack([jnp.zeros_like(masked), masked], axis=1))
+            views = model.encode_image(patches, jnp.stack([jnp.zeros_like(masked), masked], axis=1), keys)
             v, v_masked = views[:, 0], views[:, 1]
             texts = jnp.stack([pairs.text, pairs.text_mask.text], axis=1)
-            encoded = model.encode_text(_merge(texts)).reshape(*texts.shape, -1)
+            encoded = model.encode_text(_merge(texts), copies(keys, 2)).reshape(*texts.shape, -1)
             w, w_masked = encoded[:, 0], encoded[:, 1]
         else:
-            v, w = model.encode_whole_image(pairs.image), model.encode_text(pairs.text)
+            v, w = model.encode_whole_image(pairs.image, keys), model.encode_text(pairs.text, copies(keys, 1))
         sums: Sums = {}
 
         if self.weights["mim"]:
             context = {"unmasked": w, "masked": w_masked, "none": None}[self.condition_on]
             slots = pairs.image_mask.slots
-            fused = model.fuse_image(v_masked, context, text_mask)
-            predicted = model.decode_image(fused, context, text_mask, slots)
+            fused = model.fuse_image(v_masked, context, text_mask, None, rebuilding)
+            predicted = model.decode_image(fused, context, text_mask, slots, rebuilding)
             target = jnp.take_along_axis(patches, slots[:, :, None], axis=1)
             sums["mim"] = _totals(losses.masked_image_loss(predicted, target))
 
         if self.weights["mlm"]:
             context = {"unmasked": v, "masked": v_masked, "none": None}[self.condition_on]
             slots, targets, weights = pairs.text_mask[1:]
-            logits = model.classify_tokens(model.fuse_text(w_masked, text_mask, context, slots))
+            fused = model.fuse_text(w_masked, text_mask, context, slots, rebuilding)
+            logits = model.classify_tokens(fused)
             sums["mlm"] = _totals(losses.masked_text_loss(logits, targets, weights))
             correct = losses.masked_text_correct(logits, targets, weights)
             sums["mlm_accuracy"] = (100 * correct.sum(), weights.sum())
@@ -110,15 +116,15 @@ class Pretraining:
             assert embeddings
             noise, temperature = pairs.negative_noise, model.temperature()
             negatives = matching.hard_negatives(noise, *embeddings, pairs.image_id, temperature)
-            sums |= _match(model, v, w, text_mask, negatives)
+            sums |= _match(model, v, w, text_mask, negatives, fold(keys, "matching"))
         return sums, embeddings if self.weights["itc"] else ()
 
     def embed(self, params: PyTree, pairs: Pairs) -> Embeddings | tuple[()]:
-        """The embeddings of `row_losses` alone."""
+        """The embeddings of `row_losses` alone; they have dropped the same features."""
         if not self.weights["itc"]:
             return ()
-        model = self._bound(params)
-        return Embeddings(model.embed_image(pairs.image), model.embed_text(pairs.text))
+        model, keys = self._bound(params), pairs.dropout_keys
+        return Embeddings(model.embed_image(pairs.image, keys), model.embed_text(pairs.text, copies(keys, 1)))
 
     def batch_losses(self, params: PyTree, embeddings: Embeddings | tuple[()], pairs: Pairs) -> Sums:
         """ITC."""
@@ -141,6 +147,7 @@ def _match(
     w: Float[Array, "B L D"],
     text_mask: Bool[Array, "B L"],
     negatives: matching.HardNegatives,
+    dropout_keys: Key[Array, " B"] | None,
 ) -> Sums:
     wrong_v = matching.take_from_groups(v, negatives.image)
     wrong_w = matching.take_from_groups(w, negatives.text)
@@ -149,7 +156,7 @@ def _match(
     images = _merge(jnp.stack([v, v, wrong_v], axis=1))
     texts = _merge(jnp.stack([w, wrong_w, w], axis=1))
     masks = _merge(jnp.stack([text_mask, wrong_mask, text_mask], axis=1))
-    logits = model.match_features(images, texts, masks).reshape(-1, 3, 2)
+    logits = model.match_features(images, texts, masks, copies(dropout_keys, 3)).reshape(-1, 3, 2)
     valid = negatives.valid.reshape(-1)
     return {
         "itm": matching.matching_loss(logits, valid),

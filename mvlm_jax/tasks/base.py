@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
+from mvlm_jax.config_migration import PARTS
 from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
 from mvlm_jax.data.background import in_background
@@ -27,6 +28,7 @@ from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
 from mvlm_jax.models.compute import check_attention
+from mvlm_jax.models.dropout import example_keys
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import (
     DECAY_RULES,
@@ -39,6 +41,7 @@ from mvlm_jax.tasks.model import compute_of, maskvlm_fields
 from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
+from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Params, StartWeights, Task
 
 
@@ -163,6 +166,13 @@ class BaseTask(Task):
     @functools.cached_property
     def model(self) -> Any:
         return self.build_model(self.config, pad_id=self.tokenizer.ids.pad)
+
+    def dropout_keys(self, streams: Streams, *, examples: int) -> Key[Array, " B"] | None:
+        """One for each example of a global batch; None where the config drops nothing."""
+        parts = [self.config[part] for part in PARTS]
+        if not any(part.dropout or part.stochastic_depth for part in parts):
+            return None
+        return example_keys(streams.key("dropout"), examples)
 
     def init(self, key: Key[Array, ""]) -> Params:
         return self.model.init(key, *self.model_inputs(self.config))["params"]

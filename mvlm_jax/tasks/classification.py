@@ -48,7 +48,7 @@ class ClassificationTask(LabelledTask):
         return {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def losses(self, params: Params, rows: Rows) -> Sums:
-        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"])
+        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"], rows["dropout_keys"])
         return classification_losses(logits, rows["label"])
 
     def predict(self, params: Params, image: Array, text: Array) -> list[dict[str, float]]:

@@ -106,7 +106,8 @@ class LabelledTask(BaseTask):
         )
 
     def prepare(self, batch: Batch, streams: Streams) -> Rows:
-        return {**batch, **self.shown(batch)}
+        keys = self.dropout_keys(streams, examples=len(batch["text"]))
+        return {**batch, **self.shown(batch), "dropout_keys": keys}
 
     def shown(self, batch: Batch) -> dict[str, Array]:
         """The images and texts of a batch as far as the model may see them."""

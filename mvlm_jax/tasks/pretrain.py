@@ -123,7 +123,14 @@ class Pretrain(BaseTask):
 
     def prepare(self, batch: Batch, streams: Streams) -> Pairs:
         mask, negatives = streams.key("mask"), streams.key("negatives")
-        return draw(mask, negatives, batch, masking=self.masking, group=self.group(self.config))
+        return draw(
+            mask,
+            negatives,
+            batch,
+            masking=self.masking,
+            group=self.group(self.config),
+            dropout_keys=self.dropout_keys(streams, examples=len(batch["text"])),
+        )
 
     def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
         """Retrieval over the whole split."""

@@ -128,7 +128,8 @@ class Vqa(LabelledTask):
 
     def losses(self, params: Params, rows: Rows) -> Sums:
         answers = rows["answers"]
-        logits: Any = self.model.apply({"params": params}, rows["image"], rows["text"], answers[:, :, :-1])
+        inputs = rows["image"], rows["text"], answers[:, :, :-1], rows["dropout_keys"]
+        logits: Any = self.model.apply({"params": params}, *inputs)
         return answer_losses(logits, answers[:, :, 1:], rows["answer_weights"], pad_id=self.model.pad_id)
 
     def predict(self, params: Params, image: Array, text: Array) -> list[Answer]:

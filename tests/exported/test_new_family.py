@@ -21,6 +21,7 @@ from mvlm_jax.interop.image_family import ImageFamily
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.interop.transformers_folder import write_model
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.dropout import Rates
 from mvlm_jax.models.layers import LayerStack, Mlp, token_init
 from mvlm_jax.models.norm import LayerNorm
 from mvlm_jax.tasks.model import maskvlm_fields
@@ -48,9 +49,10 @@ class Mixer(nn.Module):
     compute: Compute
     epsilon: float
     frozen_layers: int
+    rates: Rates
 
     @nn.compact
-    def __call__(self, patches, patch_masks):
+    def __call__(self, patches, patch_masks, dropout_keys=None):
         batch, views, count = patch_masks.shape
         shape = (batch, views, count + 1, self.width)
         embedded = nn.Dense(self.width, name="patch_embedding")(patches)[:, None]

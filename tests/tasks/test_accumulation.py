@@ -23,6 +23,12 @@ pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices
 BATCH = 32
 LOSSES = ("mim", "mlm", "itc", "itm")
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "grey", "brown"]
+# Two layers a part: stochastic depth never skips the first one.
+DROPPING = {
+    f"{part}__{name}": value
+    for part in ("image_encoder", "text_encoder", "cross")
+    for name, value in (("dropout", 0.1), ("stochastic_depth", 0.1), ("layers", 2))
+}
 SMALL = {
     "steps": 20,
     "batch_size": BATCH,
@@ -73,26 +79,30 @@ def pretraining(config, tokenizer):
     return Pretrain(config=config, tokenizer=tokenizer)
 
 
-def weighted(switched_on):
-    return small_config(
-        **{f"loss__{name}": 0.5 + place if name in switched_on else 0.0 for place, name in enumerate(LOSSES)}
-    )
+def weighted(switched_on, **fields):
+    weights = {f"loss__{name}": 0.5 + place if name in switched_on else 0.0 for place, name in enumerate(LOSSES)}
+    return small_config(**weights, **fields)
 
 
 @pytest.fixture(scope="module")
-def params(tokenizer):
+def params_of(tokenizer):
     """Away from the initial values, where embeddings are all alike and some gradients all but vanish."""
-    params = jax.jit(pretraining(weighted(LOSSES), tokenizer).init)(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape) * (x.ndim > 0), params)
+
+    @functools.cache
+    def params_of(**fields):
+        params = jax.jit(pretraining(weighted(LOSSES, **fields), tokenizer).init)(jax.random.key(0))
+        keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+        return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape) * (x.ndim > 0), params)
+
+    return params_of
 
 
 @pytest.fixture(scope="module")
-def result(tokenizer, params):
+def result(tokenizer, params_of):
     """Losses, sums and gradient of one batch, in so many microbatches on a mesh."""
 
-    def result(switched_on, *, accumulate, mesh):
-        config = weighted(switched_on)
+    def result(switched_on, *, accumulate, mesh, **fields):
+        config, params = weighted(switched_on, **fields), params_of(**fields)
         task = pretraining(config, tokenizer)
         shardings = param_shardings(params, mesh=mesh, rules=task.sharding_rules)
 
@@ -128,10 +138,22 @@ def whole_batch(result, one_device):
     ],
 )
 def test_the_gradient_is_that_of_the_whole_batch(result, whole_batch, one_device, switched_on, devices, accumulate):
-    (loss, sums), gradient = whole_batch(switched_on)
     mesh = one_device if devices == 1 else make_mesh(data=2, fsdp=2, tensor=2)
-    (accumulated_loss, accumulated_sums), accumulated = result(switched_on, accumulate=accumulate, mesh=mesh)
-    assert {name for name in LOSSES if name in sums} == set(switched_on)
+    whole = whole_batch(switched_on)
+    assert {name for name in LOSSES if name in whole[0][1]} == set(switched_on)
+    assert_same(result(switched_on, accumulate=accumulate, mesh=mesh), whole)
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_of_the_whole_batch_with_dropout(result, whole_batch):
+    # Two microbatches of a whole group on each part of the batch.
+    received = result(LOSSES, accumulate=2, mesh=make_mesh(data=2, fsdp=2, tensor=2), **DROPPING)
+    assert_same(received, whole_batch(LOSSES, **DROPPING))
+
+
+def assert_same(accumulated, expected):
+    (loss, sums), gradient = expected
+    (accumulated_loss, accumulated_sums), accumulated = accumulated
     np.testing.assert_allclose(accumulated_loss, loss, rtol=1e-5)
     assert accumulated_sums.keys() == sums.keys()
     for name, (total, count) in sums.items():
