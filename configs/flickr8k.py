@@ -80,7 +80,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
 
 
 def _published(config: ConfigDict, *, gpu: bool) -> None:
-    """DINOv2-small and MiniLM, as their folders say."""
+    """What the folders of DINOv2-small and MiniLM say, and how their upper layers are trained on 6,000 images."""
     config.update(config_lib.model_size("small"))
     config.image_encoder.kind = "dinov2"
     config.image_encoder.patch = 14
@@ -88,14 +88,18 @@ def _published(config: ConfigDict, *, gpu: bool) -> None:
     config.text_encoder.layers, config.text_encoder.heads = 6, 12
     config.text_encoder.vocab_size = 30522
     config.text_encoder.positions = 512
-    config.text_encoder.pooling = "mean"  # as it was trained
-    config.batch_size = 128
-    config.image.size = 112
-    config.steps = 1000
-    config.image_encoder.trained_layers = 2
-    config.cross.width, config.cross.heads = 192, 6
-    config.loss.mim = config.loss.mlm = 0.0
+    config.text_encoder.pooling = "mean"  # as MiniLM was trained
     config.optimizer.peak = 1e-3
-    config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 1e-4
+    config.optimizer.image_encoder_peak = 1e-4
+    config.optimizer.text_encoder_peak = 2e-4
+    config.optimizer.image_encoder_final = config.optimizer.text_encoder_final = 1e-6
     config.data.augment.operations = 0
     config.eval.rerank = 16
+    config.loss.mim = config.loss.mlm = 0.0
+    config.batch_size = 128
+    config.image.size = 112
+    config.steps = 360
+    config.optimizer.warmup_steps = 40
+    config.image_encoder.trained_layers = 4
+    config.cross.width, config.cross.heads, config.cross.layers = 192, 3, 2
+    config.log_every = 10
