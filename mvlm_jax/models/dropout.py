@@ -22,11 +22,6 @@ class Rates:
     dropout: float = 0.0  # part of the features that is dropped behind each attention and MLP
     stochastic_depth: float = 0.0  # chance to skip a residual branch of the last layer; rises from 0 at the first
 
-    @property
-    def drop(self) -> bool:
-        """Whether anything is dropped in training."""
-        return bool(self.dropout or self.stochastic_depth)
-
     def of_layer(
         self, keys: Key[Array, " B"] | None, index: int | Int[Array, ""], *, layers: int
     ) -> "LayerDropout | None":
@@ -35,10 +30,10 @@ class Rates:
         Args:
           keys: of the whole stack; None: nothing is dropped, as in evaluation.
         """
-        if keys is None or not self.drop:
+        if keys is None or self == Rates():
             return None
         skip = self.stochastic_depth * index / (layers - 1) if self.stochastic_depth and layers > 1 else None
-        return LayerDropout(fold(keys, index), self.dropout, skip)
+        return LayerDropout(_fold(keys, index), self.dropout, skip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +52,7 @@ def example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " B"]:
 
 def fold(keys: Key[Array, " B"] | None, use: str | int | Int[Array, ""]) -> Key[Array, " B"] | None:
     """The keys of one of several uses, by its name or number."""
-    if keys is None:
-        return None
-    # Not hash(): Python salts the hash of a string in every process.
-    number = zlib.crc32(use.encode()) if isinstance(use, str) else use
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return None if keys is None else _fold(keys, use)
 
 
 def copies(keys: Key[Array, " B"] | None, count: int) -> Key[Array, " copies"] | None:
@@ -81,19 +72,26 @@ def drop(x: Float[Array, "..."], dropout: LayerDropout | None, branch: str) -> F
     """
     if dropout is None:
         return x
-    keys = fold(dropout.keys, branch)
+    keys = _fold(dropout.keys, branch)
     flat = x.reshape(len(keys), -1)
-    kept, scale = jnp.ones((), bool), 1.0
+    kept = jnp.ones((), bool)
+    scale: float | Float[Array, ""] = 1.0
     # Rounded to what 16 bits can draw, and scaled by what is drawn.
     threshold = min(round(dropout.rate * _LEVELS), _LEVELS - 1)
     if threshold:
-        kept = _bits(fold(keys, "features"), flat.shape[1]) >= threshold
+        kept = _bits(_fold(keys, "features"), flat.shape[1]) >= threshold
         scale /= 1 - threshold / _LEVELS
     if dropout.skip is not None:
-        drawn = jax.vmap(jax.random.uniform)(fold(keys, "branch"))
+        drawn = jax.vmap(jax.random.uniform)(_fold(keys, "branch"))
         kept, scale = kept & (drawn >= dropout.skip)[:, None], scale / (1 - dropout.skip)
     # In float32: a scale of 16 bits would be wrong by up to 0.4 %.
     return jnp.where(kept, flat.astype(jnp.float32) * scale, 0).astype(x.dtype).reshape(x.shape)
+
+
+def _fold(keys: Key[Array, " B"], use: str | int | Int[Array, ""]) -> Key[Array, " B"]:
+    # Not hash(): Python salts the hash of a string in every process.
+    number = zlib.crc32(use.encode()) if isinstance(use, str) else use
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _bits(keys: Key[Array, " B"], count: int) -> UInt16[Array, "B count"]:

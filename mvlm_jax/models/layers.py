@@ -275,7 +275,8 @@ class LayerStack(nn.Module):
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
-        indices = jnp.arange(self.frozen_layers, self.layers) if self.rates.drop and dropout_keys is not None else None
+        drops = dropout_keys is not None and self.rates != Rates()
+        indices = jnp.arange(self.frozen_layers, self.layers) if drops else None
         if self.frozen_layers:
             x, fixed = jax.lax.stop_gradient((x, bias))
             x = run(x, frozen, fixed, None, layers=self.frozen_layers)

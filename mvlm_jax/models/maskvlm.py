@@ -50,8 +50,9 @@ class MaskVLM(nn.Module):
 
     def setup(self) -> None:
         sizes, dense = self.cross, functools.partial(nn.Dense, dtype=self.dtype, kernel_init=weight_init)
-        fields = {"heads": sizes.heads, "mlp_ratio": sizes.mlp_ratio, "rates": sizes.rates}
-        cross = functools.partial(CrossEncoder, compute=self.compute, **fields)
+        cross = functools.partial(
+            CrossEncoder, heads=sizes.heads, mlp_ratio=sizes.mlp_ratio, compute=self.compute, rates=sizes.rates
+        )
         self.image_to_cross = None if self.image_encoder.width == sizes.width else dense(sizes.width)
         self.text_to_cross = None if self.text_encoder.width == sizes.width else dense(sizes.width)
         self.image_cross_encoder = cross(layers=sizes.layers)
