@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.models.activations import gelu
+from mvlm_jax.models.activations import ACTIVATIONS, gelu
 from mvlm_jax.models.attention import attend, pad_tokens
 from mvlm_jax.models.compute import Compute, check_attention, compute_for
 from mvlm_jax.models.layers import LayerStack, PreNormBlock
@@ -31,6 +31,32 @@ def test_gelu_and_its_derivative_are_exact():
     # 1 + erf(x) has float32's absolute precision, not its relative one, where erf(x) is close to -1.
     np.testing.assert_allclose(values, [x * cdf(x) for x in X], rtol=1e-6, atol=4e-7)
     np.testing.assert_allclose(gradient, [derivative(x) for x in X], rtol=1e-6, atol=4e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [
+        ("quick_gelu", lambda x: x * jax.nn.sigmoid(1.702 * x)),
+        ("gelu_tanh", functools.partial(jax.nn.gelu, approximate=True)),
+    ],
+)
+def test_other_activations_and_their_derivatives_follow_their_definition(name, definition):
+    received = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.array(X))
+    for ours, expected in zip(received, jax.vmap(jax.value_and_grad(definition))(jnp.array(X))):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_scale_multiplies_what_attention_and_mlp_add():
+    fields = {"heads": 2, "mlp_ratio": 2, "epsilon": 1e-6, "compute": Compute()}
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    scaled, plain = PreNormBlock(**fields, layer_scale=True), PreNormBlock(**fields)
+    params = scaled.init(jax.random.key(1), x, None)["params"]
+    np.testing.assert_allclose(params["attention_scale"], np.full(8, 1e-5))
+    halves = params | {name: jnp.full(8, value) for name, value in (("attention_scale", 0.5), ("mlp_scale", 0.0))}
+    without = {name: value for name, value in params.items() if not name.endswith("_scale")}
+    without["mlp"] = jax.tree.map(jnp.zeros_like, without["mlp"])
+    added = plain.apply({"params": without}, x, None) - x
+    np.testing.assert_allclose(scaled.apply({"params": halves}, x, None) - x, 0.5 * added, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_model
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.interop.families import text_family
+from mvlm_jax.interop.families import IMAGE_FAMILIES, text_family
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.flops import pretraining_step_flops
 from mvlm_jax.models.heads import clip_temperature
@@ -51,6 +51,38 @@ def test_pixels_are_normalised_as_the_config_says():
 @pytest.mark.parametrize("rules", [SHARDING_RULES, OPTIMIZER_RULES, DECAY_RULES])
 def test_every_parameter_is_covered_by_the_rules(kind, token_head, rules):
     match_rules(rules, shapes(make_model(text_encoder__kind=kind, model__token_head=token_head)))
+
+
+@pytest.mark.parametrize("kind", IMAGE_FAMILIES)
+@pytest.mark.parametrize("rules", [SHARDING_RULES, OPTIMIZER_RULES, DECAY_RULES])
+def test_every_parameter_of_an_image_encoder_is_covered_by_the_rules(kind, rules):
+    registers = 4 if kind == "dinov2" else 0
+    ruled = match_rules(rules, shapes(make_model(image_encoder__kind=kind, image_encoder__registers=registers)))
+    if rules is DECAY_RULES:
+        decays = flax.traverse_util.flatten_dict(ruled, sep="/")
+        decaying = {
+            path.split("/")[-1] for path, value in decays.items() if value and path.startswith("image_encoder/")
+        }
+        assert decaying == {"kernel"}
+
+
+@pytest.mark.parametrize(("kind", "registers", "tokens"), [("dinov2", 4, 21), ("clip", 0, 17), ("siglip", 0, 16)])
+def test_every_image_encoder_gives_one_token_more_than_patches(kind, registers, tokens):
+    model = make_model(image_encoder__kind=kind, image_encoder__registers=registers)
+    assert model.image.patches == 16
+    patches, masks = jnp.zeros((2, 16, 192)), jnp.zeros((2, 3, 16), bool).at[:, 1].set(True)
+    features, variables = jax.eval_shape(
+        lambda: model.image_encoder.init_with_output(jax.random.key(0), patches, masks)
+    )
+    assert features.shape == (2, 3, 17, 16)
+    options = {"batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
+    one, two = (
+        pretraining_step_flops(model.clone(image_encoder=model.image_encoder.clone(layers=n)), **options)
+        for n in (1, 2)
+    )
+    # An encoder layer for two views: 2 x 3 x B x (4 + 2 x ratio + 2 S/D) S D^2 multiply-adds, forwards and backwards.
+    ratio = model.image_encoder.mlp_ratio
+    assert two - one == 2 * 2 * 3 * 4 * (4 + 2 * ratio + 2 * tokens / 16) * tokens * 16**2
 
 
 def test_biases_norms_positions_and_single_tokens_do_not_decay():

@@ -79,7 +79,7 @@ def check(title, received, expected):
 def test_dinov2(size, registers, native, folder):
     torch.manual_seed(0)
     sizes = {"small": SMALL, "base": BASE}[size]
-    fields = sizes_of(sizes, image_size=native, layerscale_value=0.5)
+    fields = sizes_of(sizes, image_size=native, patch_size=14, layerscale_value=0.5)
     if registers:
         config = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **fields)
         model = saved(transformers.Dinov2WithRegistersModel(config), folder)
