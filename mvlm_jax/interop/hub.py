@@ -191,7 +191,7 @@ def _library(name: Name) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UserError(f"{name.text} needs huggingface_hub; pip install 'mvlm-jax[hub]'") from error
+        raise UserError(f"{name.text} needs huggingface_hub, the extra [hub]; pip install huggingface_hub") from error
     return huggingface_hub
 
 
