@@ -257,8 +257,6 @@ class _PathParser(flags.ArgumentParser):
 
 
 class _SourceParser(_PathParser):
-    syntactic_help = "a path, or a name on the Hugging Face Hub"
-
     def parse(self, argument: str | Path) -> Any:
         return str(argument) if hub.is_name(argument) else super().parse(argument)
 
