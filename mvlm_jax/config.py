@@ -126,7 +126,8 @@ def default() -> ConfigDict:
     for part, sizes in model_size("base").items():
         config[part].update(sizes)
 
-    # Weights that a new run starts from, empty: random. Published ones are a file or a folder for each encoder.
+    # Weights that a new run starts from, empty: random. Published ones are, for each encoder,
+    # a file, a folder or a name on the Hugging Face Hub, as hf:facebook/dinov2-small.
     config.init_from = ConfigDict()
     config.init_from.image = ""  # ViT, DeiT or MAE, named as in transformers or timm
     config.init_from.checkpoint = ""  # workdir of a run, or a folder that was exported: everything that fits

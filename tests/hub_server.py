@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def respond(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.received()
         path, server = urlsplit(self.path).path, self.server
         server.requests.append((self.command, path))
         if server.broken:
@@ -81,6 +81,16 @@ class Handler(BaseHTTPRequestHandler):
             if match := re.fullmatch(pattern, path):
                 return answer(self, *map(unquote, match.groups()), body)
         self.send(404)
+
+    def received(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def send(self, status, content=b"", **headers):
         content = content if isinstance(content, bytes) else json.dumps(content).encode()

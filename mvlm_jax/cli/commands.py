@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -255,11 +256,9 @@ class _PathParser(flags.ArgumentParser):
             raise ValueError(str(error)) from error
 
 
-class _SourceParser(flags.ArgumentParser):
-    syntactic_help = "a path, or a name on the Hugging Face Hub"
-
-    def parse(self, argument: str | Path) -> str | Path:
-        return str(argument) if hub.is_name(argument) else _PathParser().parse(argument)
+class _SourceParser(_PathParser):
+    def parse(self, argument: str | Path) -> Any:
+        return str(argument) if hub.is_name(argument) else super().parse(argument)
 
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:

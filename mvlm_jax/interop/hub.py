@@ -175,15 +175,23 @@ def push(folder: Path, name: Name, *, message: str) -> str:
       UserError: the login may not write there, or the upload fails.
     """
     library = _library(name)
-    hint = f"; {folder} is written; hf upload {name.repository} {folder} tries again"
-    with _one_line(name, doing="pushed to", hint=hint):
-        api = library.HfApi()
-        repository = api.create_repo(name.repository, private=True, exist_ok=True).repo_id
-        if name.revision:
-            api.create_branch(repository, branch=name.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository, folder_path=folder, revision=name.revision, commit_message=message
-        )
+    from huggingface_hub import constants
+
+    try:
+        with _quiet():
+            api = library.HfApi()
+            repository = api.create_repo(name.repository, private=True, exist_ok=True).repo_id
+            if name.revision:
+                api.create_branch(repository, branch=name.revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository, folder_path=folder, revision=name.revision, commit_message=message
+            )
+    # What the transport raises depends on the version of the library.
+    except Exception as error:
+        raise UserError(
+            f"{name.text} cannot be pushed to {constants.ENDPOINT}: {_reason(error)}; {folder} is written, and "
+            f"hf upload {name.repository} {folder} tries again"
+        ) from error
     return commit.commit_url
 
 
@@ -191,21 +199,33 @@ def _library(name: Name) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise UserError(f"{name.text} needs huggingface_hub; pip install 'mvlm-jax[hub]'") from error
+        raise UserError(f"{name.text} needs huggingface_hub, the extra [hub]; pip install huggingface_hub") from error
     return huggingface_hub
 
 
 @contextlib.contextmanager
-def _one_line(name: Name, *, doing: str = "fetched from", hint: str = "") -> Iterator[None]:
-    """What the library raises as a `UserError`, without the warnings that it logs on the way."""
-    from huggingface_hub import constants, errors
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings, which say less than what it raises."""
     from huggingface_hub.utils import logging
 
-    hub, cache, verbosity = constants.ENDPOINT, constants.HF_HUB_CACHE, logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     if verbosity == logging.WARNING:
         logging.set_verbosity_error()
     try:
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _one_line(name: Name) -> Iterator[None]:
+    """What the library raises where it fetches, as a `UserError`."""
+    from huggingface_hub import constants, errors
+
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    try:
+        with _quiet():
+            yield
     except errors.GatedRepoError as error:
         raise UserError(
             f"{name.text} is gated: accept its terms at {hub}/{name.repository} and log in: {LOG_IN}"
@@ -225,9 +245,7 @@ def _one_line(name: Name, *, doing: str = "fetched from", hint: str = "") -> Ite
         raise UserError(f"{name.text} is not whole in the cache {cache}, and {reason}") from error
     # What else the transport raises depends on the version of the library.
     except Exception as error:
-        raise UserError(f"{name.text} cannot be {doing} {hub}: {_reason(error)}{hint}") from error
-    finally:
-        logging.set_verbosity(verbosity)
+        raise UserError(f"{name.text} cannot be fetched from {hub}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -162,7 +162,9 @@ def test_what_is_not_cached_and_cannot_be_fetched_is_one_line(broken, variables,
 def test_without_the_library_the_extra_is_named(monkeypatch):
     forget()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf:tiny/vit needs huggingface_hub; pip install 'mvlm-jax\[hub\]'"):
+    with pytest.raises(
+        UserError, match=r"hf:tiny/vit needs huggingface_hub, the extra \[hub\]; pip install huggingface_hub"
+    ):
         inspect("hf:tiny/vit")
 
 

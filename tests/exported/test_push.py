@@ -78,5 +78,5 @@ def test_a_push_that_the_hub_refuses_leaves_the_folder_and_says_how_to_go_on(
         assert weights.run(["export", f"--workdir={demo_run}", f"--push={target}", f"--output={folder}"]) == 2
     err = capsys.readouterr().err
     assert f"{target} cannot be pushed to {server.address}: it answered 40" in err and token not in err
-    assert f"{folder} is written; hf upload {target[3:]} {folder} tries again" in err
+    assert f"{folder} is written, and hf upload {target[3:]} {folder} tries again" in err
     assert (folder / "model.safetensors").is_file()
