@@ -276,6 +276,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
         )
+    if not all(isinstance(pattern, str) for pattern in config.optimizer.frozen):
+        raise UserError(
+            f"config.optimizer.frozen={tuple(config.optimizer.frozen)} must be regular expressions, "
+            "as in --config.optimizer.frozen='image_encoder/.*'"
+        )
     if config.eval.ema and not config.optimizer.ema:
         raise UserError(
             "config.eval.ema=True needs a moving average of the parameters; with config.optimizer.ema=0.0 none is kept"

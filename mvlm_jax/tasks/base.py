@@ -39,6 +39,7 @@ from mvlm_jax.tasks.model import compute_of, maskvlm_fields
 from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
+from mvlm_jax.training.partition import partition_of
 from mvlm_jax.training.task import Params, StartWeights, Task
 
 
@@ -162,7 +163,19 @@ class BaseTask(Task):
 
     @functools.cached_property
     def model(self) -> Any:
-        return self.build_model(self.config, pad_id=self.tokenizer.ids.pad)
+        return self.build_model(self._with_frozen_encoders(), pad_id=self.tokenizer.ids.pad)
+
+    def _with_frozen_encoders(self) -> ConfigDict:
+        """The config, in which an encoder that `optimizer.frozen` matches as a whole has no trained layers."""
+        patterns = self.config.optimizer.frozen
+        if not patterns:
+            return self.config
+        config = self.config.copy_and_resolve_references()
+        shapes = self.parameter_shapes(config)
+        partition = partition_of(shapes, patterns=patterns, rules=self.frozen_rules)
+        for part in {"image_encoder", "text_encoder"} - jax.eval_shape(partition.split, shapes).trained.keys():
+            config[part].trained_layers = 0
+        return config
 
     def init(self, key: Key[Array, ""]) -> Params:
         return self.model.init(key, *self.model_inputs(self.config))["params"]

@@ -165,6 +165,20 @@ def test_the_gradient_is_that_of_the_same_parameters_where_nothing_is_frozen(fie
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
+def test_a_pattern_over_a_whole_encoder_counts_as_no_trained_layers(shapes_dir):
+    """In the operations that utilisation is measured by, as in those that are computed."""
+    plain, by_pattern, by_layers, by_part = (
+        open_task(config_of(shapes_dir, **fields), workdir=shapes_dir).flops_per_step
+        for fields in (
+            {},
+            {"optimizer.frozen": (IMAGE_ENCODER,)},
+            {"image_encoder.trained_layers": 0},
+            {"optimizer.frozen": (r"image_encoder/(?!mask_token).*",)},  # differentiated for the mask token
+        )
+    )
+    assert by_pattern == by_layers < by_part == plain
+
+
 @pytest.mark.slow
 def test_a_frozen_encoder_costs_its_forward_pass_only(shapes_dir):
     """What the compiled step saves is what the backward pass of the encoder takes by itself."""
