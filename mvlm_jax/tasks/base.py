@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
+from mvlm_jax.interop.parameters import flat, part_of
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.models.parameter_rules import (
@@ -39,7 +41,6 @@ from mvlm_jax.tasks.model import compute_of, maskvlm_fields
 from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
-from mvlm_jax.training.partition import partition_of
 from mvlm_jax.training.task import Params, StartWeights, Task
 
 
@@ -171,9 +172,9 @@ class BaseTask(Task):
         if not patterns:
             return self.config
         config = self.config.copy_and_resolve_references()
-        shapes = self.parameter_shapes(config)
-        partition = partition_of(shapes, patterns=patterns, rules=self.frozen_rules)
-        for part in {"image_encoder", "text_encoder"} - jax.eval_shape(partition.split, shapes).trained.keys():
+        paths = flat(self.parameter_shapes(config))
+        trained = {part_of(path) for path in paths if not any(re.fullmatch(pattern, path) for pattern in patterns)}
+        for part in {"image_encoder", "text_encoder"} - trained:
             config[part].trained_layers = 0
         return config
 
