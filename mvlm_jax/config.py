@@ -5,6 +5,7 @@ that is not declared here is refused, and so is a value of another type.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -279,6 +280,14 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.init_from.checkpoint brings both encoders; leave config.init_from.image and .text empty beside it"
         )
+    for pattern in config.optimizer.frozen:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"config.optimizer.frozen: {pattern!r} is not a regular expression ({error}); "
+                "one is image_encoder/.*, in quotes"
+            ) from error
     if config.eval.ema and not config.optimizer.ema:
         raise UserError(
             "config.eval.ema=True needs a moving average of the parameters; with config.optimizer.ema=0.0 none is kept"

@@ -7,6 +7,9 @@ from flax import linen as nn
 
 from mvlm_jax.models.maskvlm import MaskVLM
 
+# Passes, in forward ones.
+_FORWARD, _BACKWARD, _BOTH = 1.0, 2.0, 3.0
+
 
 def _block(*, rows: int, tokens: int, context: int, width: int, ratio: int) -> float:
     """One layer's forward pass for `rows` of `tokens` (self-attention), with cross-attention to `context` tokens."""
@@ -19,18 +22,20 @@ def _block(*, rows: int, tokens: int, context: int, width: int, ratio: int) -> f
 
 
 def _encoder(model: MaskVLM, encoder: nn.Module, *, tokens: int) -> float:
-    """The layers, and the dense layer to the width of the cross encoders where there is one."""
+    """Both passes of the layers, and of the dense layer to the width of the cross encoders where there is one."""
     width = encoder.width
     layer = _block(rows=tokens, tokens=tokens, context=0, width=width, ratio=encoder.mlp_ratio)
-    return encoder.layers * layer + (2.0 * tokens * width * model.width if width != model.width else 0.0)
+    resized = 2.0 * tokens * width * model.width if width != model.width else 0.0
+    return _BOTH * (encoder.layers * layer + resized) - _BACKWARD * encoder.frozen_layers * layer
 
 
 def _images(model: MaskVLM, *, views: int) -> float:
-    """One image, embedded once and seen through so many masks."""
+    """Both passes of one image, embedded once and seen through so many masks."""
     image, encoder = model.image, model.image_encoder
     embedding = 2.0 * image.patches * image.pixels * encoder.width
+    passes = _FORWARD if encoder.frozen_layers else _BOTH
     tokens = image.patches + int(getattr(encoder, "class_token", True)) + getattr(encoder, "registers", 0)
-    return embedding + views * _encoder(model, encoder, tokens=tokens)
+    return passes * embedding + views * _encoder(model, encoder, tokens=tokens)
 
 
 def _cross(model: MaskVLM, *, layers: int, rows: int, tokens: int, context: int) -> float:
@@ -50,7 +55,10 @@ def _token_classifier(model: MaskVLM, *, tokens: int) -> float:
 def pretraining_step_flops(
     model: MaskVLM, *, batch_size: int, max_length: int, masked_patches: int, text_slots: int
 ) -> float:
-    """Forward and backward pass of all four losses over a global batch; a backward pass counts twice a forward one."""
+    """Forward and backward pass of all four losses over a global batch; a backward pass counts twice a forward one.
+
+    An encoder's frozen layers have no backward pass.
+    """
     sizes, d, text = model.cross, model.width, max_length
     image = model.image.patches + 1
     encoders = _images(model, views=2) + 2 * _encoder(model, model.text_encoder, tokens=text)
@@ -62,7 +70,7 @@ def pretraining_step_flops(
     itc = 2 * 2.0 * d * model.projection + 2.0 * batch_size * model.projection
     itm = _cross(model, layers=sizes.layers, rows=1, tokens=image, context=text)
     itm += _cross(model, layers=sizes.layers, rows=1, tokens=text, context=image)
-    return 3.0 * batch_size * (encoders + mim + mlm + itc + 3 * itm)
+    return batch_size * (encoders + _BOTH * (mim + mlm + itc + 3 * itm))
 
 
 def fused_step_flops(
@@ -93,4 +101,4 @@ def fused_step_flops(
     words = model.text_encoder.width
     answers += 2.0 * decoded * words * d if words != d else 0.0
     answers += _token_classifier(model, tokens=decoded)
-    return 3.0 * batch_size * (encoded + images * fused + answers)
+    return batch_size * (encoded + _BOTH * (images * fused + answers))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.importing import import_encoders
 from mvlm_jax.interop.model_card import About
+from mvlm_jax.interop.parameters import flat, part_of
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.models.dropout import example_keys
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -165,7 +167,19 @@ class BaseTask(Task):
 
     @functools.cached_property
     def model(self) -> Any:
-        return self.build_model(self.config, pad_id=self.tokenizer.ids.pad)
+        return self.build_model(self._with_frozen_encoders(), pad_id=self.tokenizer.ids.pad)
+
+    def _with_frozen_encoders(self) -> ConfigDict:
+        """The config, in which an encoder that `optimizer.frozen` matches as a whole has no trained layers."""
+        patterns = self.config.optimizer.frozen
+        if not patterns:
+            return self.config
+        config = self.config.copy_and_resolve_references()
+        paths = flat(self.parameter_shapes(config))
+        trained = {part_of(path) for path in paths if not any(re.fullmatch(pattern, path) for pattern in patterns)}
+        for part in {"image_encoder", "text_encoder"} - trained:
+            config[part].trained_layers = 0
+        return config
 
     def dropout_keys(self, streams: Streams, *, examples: int) -> Key[Array, " B"] | None:
         """One for each example of a global batch; None where the config drops nothing."""

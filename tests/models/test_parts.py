@@ -118,6 +118,15 @@ def test_operations_are_counted_by_the_width_of_each_part():
     assert next(tied) - next(tied) == 1_228_800 + 3 * 4 * 2 * 896
 
 
+def test_frozen_layers_have_no_backward_pass():
+    plain = flops_of()
+    # A layer of 16: 8 x 17 x 16 x 16 + 2 x 17 x 17 x 16 = 44,064 multiply-adds; the patches are embedded once.
+    one, both = (flops_of(image_encoder__trained_layers=layers) for layers in (1, 0))
+    assert plain - one == 2 * 4 * 2 * (16 * 192 * 16 + 2 * 44_064)
+    assert plain - both == 2 * 4 * 2 * IMAGE_OF_16
+    assert plain - flops_of(text_encoder__trained_layers=0) == 2 * 4 * 2 * 2 * TEXT_OF_16
+
+
 def test_operations_of_answers_include_the_way_to_the_width_of_their_decoder():
     options = OPTIONS | {"images": 1, "every_token": True, "decoded": 6, "decoder_layers": 2}
     plain, narrow = (

@@ -1,13 +1,17 @@
 """What is frozen: not differentiated, not updated, and without optimizer state."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from tiny import demo_flags, sizes
+from toy import toy_config
 from twenty import config_of
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.aot.ahead import describe_step
 from mvlm_jax.cli import train
 from mvlm_jax.errors import UserError
@@ -19,6 +23,7 @@ from mvlm_jax.training.mesh import batch_sharding, make_mesh, param_shardings, s
 from mvlm_jax.training.partition import ALL_TRAINED, join, partition_of
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.streams import Streams
+from mvlm_jax.training.workdir import check_workdir
 
 PATHS = {
     "image_encoder/cls_token": (1, 1, 4),
@@ -75,8 +80,6 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_that_do():
         UserError, match=r"'image_encodr/\.\*' matches the whole path of no parameter; near it: image_e"
     ):
         split(patterns=("temperature", "image_encodr/.*"))
-    with pytest.raises(UserError, match=r"'image_encoder\[' is not a regular expression"):
-        split(patterns=("image_encoder[",))
 
 
 def test_freezing_everything_is_refused():
@@ -95,6 +98,29 @@ def test_a_mistyped_pattern_ends_the_command_before_anything_is_written(demo_dir
     assert train.run(flags) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.frozen", ("head/.*",)),
+        ("image_encoder.trained_layers", 0),
+        ("optimizer.layer_decay", 0.5),
+        ("optimizer.ema", 0.5),
+    ],
+)
+def test_a_run_is_not_continued_with_other_parts_trained(name, value, tmp_path):
+    (tmp_path / "config.json").write_text(config_lib.to_json(toy_config()))
+    with pytest.raises(UserError, match=f"is the workdir of another config: config.{name} is .* there and .* here"):
+        check_workdir(tmp_path, config=toy_config(**{name: value}))
+
+
+@pytest.mark.parametrize("pattern", [3, "image_encoder["])
+def test_what_is_no_regular_expression_is_refused(pattern):
+    config = config_lib.default()
+    config.optimizer.frozen = (pattern,)
+    with pytest.raises(UserError, match=rf"config.optimizer.frozen: {re.escape(repr(pattern))} is not a regular expr"):
+        config_lib.validate(config)
 
 
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
@@ -163,6 +189,20 @@ def test_the_gradient_is_that_of_the_same_parameters_where_nothing_is_frozen(fie
     found = gradient(config, task, mesh=make_mesh(data=2, fsdp=2, tensor=2), partition=partition)
     expected = partition.split(whole).trained
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+def test_a_pattern_over_a_whole_encoder_counts_as_no_trained_layers(shapes_dir):
+    """In the operations that utilisation is measured by, as in those that are computed."""
+    plain, by_pattern, by_layers, by_part = (
+        open_task(config_of(shapes_dir, **fields), workdir=shapes_dir).flops_per_step
+        for fields in (
+            {},
+            {"optimizer.frozen": (IMAGE_ENCODER,)},
+            {"image_encoder.trained_layers": 0},
+            {"optimizer.frozen": (r"image_encoder/(?!mask_token).*",)},  # differentiated for the mask token
+        )
+    )
+    assert by_pattern == by_layers < by_part == plain
 
 
 @pytest.mark.slow
