@@ -111,8 +111,8 @@ def _most_alike(names: set[str], families: Sequence[Family], *, least: float) ->
         for naming in family.namings
         if naming.coverage(names) >= 0.5
     ]
-    likeness, *found = max(candidates, key=lambda candidate: candidate[0], default=(0.0, None, None))
-    return tuple(found) if likeness > least else None
+    likeness, family, naming = max(candidates, key=lambda candidate: candidate[0], default=(0.0, None, None))
+    return (family, naming) if family and naming and likeness > least else None
 
 
 def _is_other(family: Family, naming: Naming, *, wanted: Sequence[Family], titles: str) -> str:

@@ -3,6 +3,8 @@
 A multiply-add counts as two operations; norms, softmax and biases are left out, as is usual.
 """
 
+from collections.abc import Collection
+
 from flax import linen as nn
 
 from mvlm_jax.models.maskvlm import MaskVLM
@@ -53,15 +55,18 @@ def _token_classifier(model: MaskVLM, *, tokens: int) -> float:
 
 
 def pretraining_step_flops(
-    model: MaskVLM, *, batch_size: int, max_length: int, masked_patches: int, text_slots: int
+    model: MaskVLM, *, losses: Collection[str], batch_size: int, max_length: int, masked_patches: int, text_slots: int
 ) -> float:
-    """Forward and backward pass of all four losses over a global batch; a backward pass counts twice a forward one.
+    """Forward and backward pass over a global batch; a backward pass counts twice a forward one.
 
     An encoder's frozen layers have no backward pass.
+
+    Args:
+      losses: those that are computed, of mim, mlm, itc and itm.
     """
     sizes, d, text = model.cross, model.width, max_length
-    image = model.image.patches + 1
-    encoders = _images(model, views=2) + 2 * _encoder(model, model.text_encoder, tokens=text)
+    image, views = model.image.patches + 1, 2 if {"mim", "mlm"} & set(losses) else 1
+    encoders = _images(model, views=views) + views * _encoder(model, model.text_encoder, tokens=text)
     mim = _cross(model, layers=sizes.layers, rows=image, tokens=image, context=text)
     mim += _cross(model, layers=sizes.decoder_layers, rows=masked_patches, tokens=image, context=text)
     mim += 2.0 * masked_patches * d * model.image.pixels
@@ -70,7 +75,8 @@ def pretraining_step_flops(
     itc = 2 * 2.0 * d * model.projection + 2.0 * batch_size * model.projection
     itm = _cross(model, layers=sizes.layers, rows=1, tokens=image, context=text)
     itm += _cross(model, layers=sizes.layers, rows=1, tokens=text, context=image)
-    return batch_size * (encoders + _BOTH * (mim + mlm + itc + 3 * itm))
+    above = {"mim": mim, "mlm": mlm, "itc": itc, "itm": 3 * itm}
+    return batch_size * (encoders + _BOTH * sum(above[name] for name in losses))
 
 
 def fused_step_flops(

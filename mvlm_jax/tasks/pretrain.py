@@ -95,6 +95,7 @@ class Pretrain(BaseTask):
         length = self.config.text.max_length
         return pretraining_step_flops(
             self.model,
+            losses=[name for name, weight in self.config.loss.items() if weight],
             batch_size=self.config.batch_size,
             max_length=length,
             masked_patches=self.masking.masked_patches,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ def layer_scales(params: PyTree, *, rules: Sequence[tuple[str, str]], decay: flo
     shapes = {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
     places = flatten_dict(match_rules(rules, params), sep="/")
     depths = {_part(path): shape[0] for path, shape in shapes.items() if places[path] == "layers"}
-    scales = {}
+    scales: dict[str, Any] = {}
     for path, shape in shapes.items():
         if places[path] == "layers":
             of_layers = decay ** np.arange(shape[0])[::-1]

@@ -94,7 +94,9 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, keys=None):
         block = functools.partial(PreNormBlock, heads=2, mlp_ratio=2, epsilon=1e-6, compute=self.compute)
-        return LayerStack(block, 3, self.frozen_layers, self.compute, self.rates, name="layers")(x, None, dropout_keys=keys)
+        return LayerStack(block, 3, self.frozen_layers, self.compute, self.rates, name="layers")(
+            x, None, dropout_keys=keys
+        )
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_every_image_encoder_gives_one_token_more_than_patches(kind, registers, 
         lambda: model.image_encoder.init_with_output(jax.random.key(0), patches, masks)
     )
     assert features.shape == (2, 3, 17, 16)
-    options = {"batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
+    options = {"losses": ("mim",), "batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
     one, two = (
         pretraining_step_flops(model.clone(image_encoder=model.image_encoder.clone(layers=n)), **options)
         for n in (1, 2)
@@ -153,7 +153,7 @@ def test_temperature_is_clipped_and_can_come_back():
 
 def test_flops_grow_as_the_layers_do():
     """One encoder layer more costs 2 x 3 x B x (12 + 2 S/D) S D^2 multiply-adds at ratio 4, for S tokens, two views."""
-    options = {"batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
+    options = {"losses": ("mim",), "batch_size": 4, "max_length": 8, "masked_patches": 12, "text_slots": 2}
     for part, tokens in (("image_encoder", 17), ("text_encoder", 8)):
         fields = {f"{part}__mlp_ratio": 4}
         one, two = (pretraining_step_flops(make_model(**fields, **{f"{part}__layers": n}), **options) for n in (1, 2))

@@ -104,9 +104,23 @@ TEXT_OF_8, TEXT_OF_16 = 2 * 5_120 + 8 * 8 * 16, 2 * 18_432
 OPTIONS = {"batch_size": 4, "max_length": 8}
 
 
-def flops_of(**fields):
+LOSSES = ("mim", "mlm", "itc", "itm")
+
+
+def flops_of(losses=LOSSES, **fields):
     model = tiny_model(pad_id=0, text_encoder__vocab_size=40, **fields)
-    return pretraining_step_flops(model, masked_patches=12, text_slots=2, **OPTIONS)
+    return pretraining_step_flops(model, losses=losses, masked_patches=12, text_slots=2, **OPTIONS)
+
+
+def test_only_losses_that_are_computed_are_counted():
+    encoders = flops_of(())
+    # One view of 17 image tokens, embedded from 16 patches, and one of 8 text tokens.
+    assert encoders == 3 * 4 * 2 * (16 * 192 * 16 + 2 * 44_064 + TEXT_OF_16)
+    # 16 -> 256 numbers for an image and for a text, and 4 products of 256 for each pair.
+    assert flops_of(("itc",)) - encoders == 3 * 4 * 2 * (2 * 16 * 256 + 4 * 256)
+    whole = 3 * 4 * 2 * (16 * 192 * 16 + 2 * (2 * 44_064 + TEXT_OF_16))
+    assert flops_of(LOSSES) - flops_of(("mim", "mlm")) == flops_of(("itc", "itm")) - encoders
+    assert flops_of(("mim",)) > whole and flops_of(("mlm",)) > whole
 
 
 def test_operations_are_counted_by_the_width_of_each_part():
