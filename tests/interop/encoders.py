@@ -1,6 +1,5 @@
 """The encoders of the model by themselves, over imported parameters."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -38,20 +37,23 @@ def image_encoder(path, *, image_size, patch, kind="vit", epsilon=1e-6, **sizes)
     )
     params = nested({"mask_token": np.zeros((1, 1, config.width), np.float32)} | loaded)
 
-    @functools.partial(jax.jit, static_argnames="normed")
-    def encode(pixels, hidden, normed):
-        """Features, or what the last layer gives to the final norm."""
-        patches = patchify(pixels.transpose(0, 2, 3, 1), patch=patch)
+    @jax.jit  # the parameters are an argument: as constants, those of a large encoder take minutes to compile
+    def both(params, pixels, hidden):
+        """Features, and what the last layer gives to the final norm."""
         features, kept = encoder.apply(
             {"params": params},
-            patches,
+            patchify(pixels.transpose(0, 2, 3, 1), patch=patch),
             jnp.tile(hidden, (len(pixels), 1, 1)),
             capture_intermediates=lambda module, _: module.name == "layers",
         )
-        return features[:, 0] if normed else kept["intermediates"]["layers"]["__call__"][0]
+        return features[:, 0], kept["intermediates"]["layers"]["__call__"][0]
+
+    def encode(pixels, hidden=clean, *, normed=True):
+        features, before = both(params, np.asarray(pixels), np.asarray(hidden))
+        return np.asarray(features if normed else before)
 
     return Encoder(
-        lambda pixels, hidden=clean, normed=True: np.asarray(encode(np.asarray(pixels), np.asarray(hidden), normed)),
+        encode,
         report,
         loaded,
         lambda folder: family.write(folder, loaded, encoder=config, image=image),
