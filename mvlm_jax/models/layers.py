@@ -259,25 +259,20 @@ class LayerStack(nn.Module):
         unrolled = self.compute.layer_loop == "unroll"
         block = self.make_block(parent=None)
 
-        def run(x, params, bias, *, layers):
-            shared = {} if bias is None else {"bias": bias}
+        shared = {} if bias is None else {"bias": bias}
 
-            def layer(x, params):
-                return block.apply({"params": params}, x, mask, **shared), None
+        def layer(x, params):
+            return block.apply({"params": params}, x, mask, **shared), None
 
-            # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from
-            # it.
-            layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
-            return jax.lax.scan(layer, x, params, unroll=layers if unrolled else 1)[0]
-
+        # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
+        layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
         if self.frozen_layers:
-            x, fixed = jax.lax.stop_gradient((x, bias))
-            x = run(x, frozen, fixed, layers=self.frozen_layers)
+            x, _ = jax.lax.scan(layer, jax.lax.stop_gradient(x), frozen, unroll=self.frozen_layers if unrolled else 1)
         if self.frozen_layers < self.layers:
-            x = run(x, trained, bias, layers=self.layers - self.frozen_layers)
+            x, _ = jax.lax.scan(layer, x, trained, unroll=self.layers - self.frozen_layers if unrolled else 1)
         return x
 
     def _initialized(self, x, mask):
