@@ -258,30 +258,27 @@ class LayerStack(nn.Module):
         unrolled = self.compute.layer_loop == "unroll"
         block = self.make_block(parent=None)
 
-        def run(x, params, bias, indices, *, layers):
-            def layer(x, part):
-                params, index = part
-                # A block that knows of neither is called without them.
-                options = {} if bias is None else {"bias": bias}
-                if index is not None:
-                    options["dropout"] = self.rates.of_layer(dropout_keys, index, layers=self.layers)
-                return block.apply({"params": params}, x, mask, **options), None
+        def layer(x, part):
+            params, index = part
+            # A block that knows of neither is called without them.
+            options = {} if bias is None else {"bias": bias}
+            if index is not None:
+                options["dropout"] = self.rates.of_layer(dropout_keys, index, layers=self.layers)
+            return block.apply({"params": params}, x, mask, **options), None
 
-            # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from
-            # it.
-            layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
-            return jax.lax.scan(layer, x, (params, indices), unroll=layers if unrolled else 1)[0]
-
+        # Inside a loop XLA cannot merge the recomputation with the forward pass; unrolled, it has to be kept from it.
+        layer = rematerialized(layer, remat=self.compute.remat, prevent_cse=unrolled, transform=jax.checkpoint)
         stacked = self.variables["params"]["block"]
         frozen = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf[: self.frozen_layers]), stacked)
         trained = jax.tree.map(lambda leaf: leaf[self.frozen_layers :], stacked)
         drops = dropout_keys is not None and self.rates != Rates()
         indices = jnp.arange(self.frozen_layers, self.layers) if drops else None
         if self.frozen_layers:
-            x, fixed = jax.lax.stop_gradient((x, bias))
-            x = run(x, frozen, fixed, None, layers=self.frozen_layers)
+            x = jax.lax.stop_gradient(x)
+            x, _ = jax.lax.scan(layer, x, (frozen, None), unroll=self.frozen_layers if unrolled else 1)
         if self.frozen_layers < self.layers:
-            x = run(x, trained, bias, indices, layers=self.layers - self.frozen_layers)
+            trained_layers = self.layers - self.frozen_layers
+            x, _ = jax.lax.scan(layer, x, (trained, indices), unroll=trained_layers if unrolled else 1)
         return x
 
     def _initialized(self, x, mask):

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -64,6 +65,9 @@ class TextEncoder(Encoder):
         bias = None
         if self.relative_positions:
             bias = self.relative_attention_bias(relative_buckets(x.shape[1])).transpose(2, 0, 1)[None]
+            if self.frozen_layers:
+                # All layers read the table: if it changed, the frozen ones would.
+                bias = jax.lax.stop_gradient(bias)
         x = self.layers_(x, mask, bias, dropout_keys)
         return x[:, : text.shape[1]]
 
