@@ -1,5 +1,6 @@
 """The checkpoints of a run."""
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -20,7 +21,9 @@ from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.training.optimizer import a_group_for_each_encoder, one_group_of_encoders
 from mvlm_jax.training.partition import with_trained
+from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.state import TrainState
 
 ITEMS = ("params", "optimizer", "ema", "fingerprints")
@@ -231,8 +234,22 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
-        restored = self._read_items(step, _items(abstract))
-        return TrainState(params=restored["params"], ema=restored.get("ema"), **restored["optimizer"])
+        items = _items(abstract)
+        older = self._has_one_group_of_encoders(step)
+        if older:
+            items["optimizer"] |= {"opt_state": one_group_of_encoders(abstract.opt_state)}
+        restored = self._read_items(step, items)
+        state = TrainState(params=restored["params"], ema=restored.get("ema"), **restored["optimizer"])
+        return dataclasses.replace(state, opt_state=a_group_for_each_encoder(state.opt_state)) if older else state
+
+    def _has_one_group_of_encoders(self, step: int) -> bool:
+        """Whether a program wrote the step in which both encoders had one learning rate."""
+        try:
+            stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "optimizer").tree
+        except Exception:  # broken bytes, which are reported when they are read
+            return False
+        paths = (path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(stored))
+        return any("/inner_states/encoder/" in path for path in paths)
 
     def _stored(self, step: int, item: str) -> PyTree:
         """Shapes of the parameters of a step, or of their average, for the memory of this host."""

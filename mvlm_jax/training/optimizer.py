@@ -1,10 +1,13 @@
 """AdamW with a learning rate for each group of parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+from optax.transforms import PartitionState
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.training.rules import match_rules
@@ -74,4 +77,32 @@ def make_optimizer(
         optax.scale_by_adam(b1=b1, b2=b2),
         optax.add_decayed_weights(weight_decay, mask=match_rules(decay_rules, params)),
         optax.partition(steps_down, match_rules(rules, params)),
+    )
+
+
+def one_group_of_encoders(opt_state: PyTree) -> PyTree:
+    """The state as it was while the group `encoder` stood for both encoders."""
+    return _with_groups(opt_state, lambda groups: {"encoder": groups["image_encoder"], "rest": groups["rest"]})
+
+
+def a_group_for_each_encoder(opt_state: PyTree) -> PyTree:
+    """Inverse of `one_group_of_encoders`. A group's state is its count of updates, the same in all."""
+    return _with_groups(
+        opt_state,
+        lambda groups: {
+            "image_encoder": groups["encoder"],
+            "rest": groups["rest"],
+            "text_encoder": jax.tree.map(jnp.copy, groups["encoder"]),  # each is given away by itself
+        },
+    )
+
+
+def _with_groups(opt_state: PyTree, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> PyTree:
+    def is_partition(node: Any) -> bool:
+        return isinstance(node, PartitionState)
+
+    return jax.tree.map(
+        lambda node: node._replace(inner_states=change(node.inner_states)) if is_partition(node) else node,
+        opt_state,
+        is_leaf=is_partition,
     )

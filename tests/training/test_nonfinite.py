@@ -60,7 +60,7 @@ def test_the_learning_rate_follows_the_step_though_updates_are_skipped():
         for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
         if isinstance(node, optax.ScaleByScheduleState)
     ]
-    assert [int(schedule.count) for schedule in schedules] == [4, 4]
+    assert [int(schedule.count) for schedule in schedules] == [4, 4, 4]  # one of each group
     adam = optax.tree.get(state.opt_state, "ScaleByAdamState")
     assert int(adam.count) == 2
 
