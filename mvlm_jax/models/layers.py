@@ -261,7 +261,7 @@ class LayerStack(nn.Module):
         def layer(x, part):
             params, index = part
             # A block that knows of neither is called without them.
-            options = {} if bias is None else {"bias": bias}
+            options: dict[str, Any] = {} if bias is None else {"bias": bias}
             if index is not None:
                 options["dropout"] = self.rates.of_layer(dropout_keys, index, layers=self.layers)
             return block.apply({"params": params}, x, mask, **options), None
