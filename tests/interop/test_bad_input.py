@@ -80,8 +80,9 @@ WRONG = {
     ),
     "a SigLIP for a CLIP": ("clip", golden("siglip"), {}, "is wanted here; give --config.image_encoder.kind=siglip"),
     "a CLIP for a SigLIP": ("siglip", golden("open_clip"), {}, "is wanted here; give --config.image_encoder.kind=clip"),
-    "a CLIP for text": (
-        "bert", golden("clip"), {}, "is an image encoder (CLIP's vision tower of transformers); BERT or RoBERTa of",
+    "a CLIP for text": ("bert", golden("clip"), {}, "is a CLIP text tower ("),
+    "a vision tower of CLIP for text": (
+        "bert", towers("clip", "vision_model."), {}, "is an image encoder (CLIP's vision tower of transformers); BERT or",
     ),
     "the text tower of CLIP": (
         "clip", towers("clip", "text_model."), {},
