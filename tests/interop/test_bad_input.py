@@ -82,7 +82,7 @@ WRONG = {
     "a CLIP for a SigLIP": ("siglip", golden("open_clip"), {}, "is wanted here; give --config.image_encoder.kind=clip"),
     "a CLIP for text": ("bert", golden("clip"), {}, "is a CLIP text tower ("),
     "a vision tower of CLIP for text": (
-        "bert", towers("clip", "vision_model."), {}, "is an image encoder (CLIP's vision tower of transformers); BERT or",
+        "bert", towers("clip", "vision_model."), {}, "is an image encoder (CLIP's vision tower of transformers)",
     ),
     "the text tower of CLIP": (
         "clip", towers("clip", "text_model."), {},
