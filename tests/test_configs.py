@@ -20,6 +20,8 @@ FINETUNED = [("finetune_retrieval", ("flickr30k",)), ("finetune_retrieval", ("fl
         ("flickr8k", ()),
         ("flickr8k", ("small",)),
         ("flickr8k", ("minilm",)),
+        ("flickr8k", ("published",)),
+        ("flickr8k", ("published_gpu",)),
         ("pretrain_4m", ()),
         ("pretrain_4m", ("large",)),
         *FINETUNED,

@@ -195,7 +195,7 @@ def test_an_evaluation_that_fails_reports_it_to_the_other_processes(demo_run, de
         (["--config=zzz", "--workdir=W"], "the shipped ones are demo, finetune_nlvr2, "),
         (["--config=_finetune", "--workdir=W"], "neither a file nor a shipped recipe"),
         (["--config=gs://a/recipe.py", "--workdir=W"], "is not a local path"),
-        (["--config=flickr8k:huge", "--workdir=W"], "flickr8k:huge: size 'huge' is not one of laptop, small, minilm"),
+        (["--config=flickr8k:huge", "--workdir=W"], "flickr8k:huge: size 'huge' is not one of laptop, small, minilm,"),
         (["--config=demo:huge", "--workdir=W"], "--config=demo:huge: demo has no variants; leave out :huge"),
         (
             ["--config=demo", "--workdir=W", "--config.text.kind=bert"],
