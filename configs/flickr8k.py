@@ -9,8 +9,8 @@ mvlm train --config=flickr8k:minilm --config.init_from.text=MINILM --workdir=run
 mvlm train --config=flickr8k:published --config.init_from.image=DINOV2 --config.init_from.text=MINILM \
   --workdir=runs/published --config.data.data_dir=runs/data
 
-DINOV2 is a folder with the weights of DINOv2-small (Oquab et al., 2023), or hf:facebook/dinov2-small; MINILM is one with
-the weights and the tokenizer of all-MiniLM-L6-v2 (Wang et al., 2020), or hf:sentence-transformers/all-MiniLM-L6-v2.
+DINOV2 is a folder with the weights of DINOv2-small (Oquab et al., 2023), or hf:facebook/dinov2-small. MINILM is one
+with those and the tokenizer of all-MiniLM-L6-v2 (Wang et al., 2020), or hf:sentence-transformers/all-MiniLM-L6-v2.
 docs/results.md has what some of these runs reach.
 """
 
