@@ -58,6 +58,18 @@ def test_an_encoder_is_fetched_once_and_is_the_same_as_from_its_folder(server):
     assert server.requests == []
 
 
+def test_another_commit_is_another_set_of_start_weights(server):
+    """Processes of one run compare these lines: they refuse to start from different commits of a repository."""
+    first = server.serve("tiny/vit", GOLDEN / "vit")
+    before = started_from("hf:tiny/vit").lines
+    second = server.serve("tiny/vit", GOLDEN / "vit", README__md=b"the same weights")
+    forget()
+    after = started_from("hf:tiny/vit").lines
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
+        (f"  revision: {first}", f"  revision: {second}")
+    ]
+
+
 def test_without_a_network_the_cached_commit_is_used(server):
     old = server.serve("tiny/vit", GOLDEN / "vit")
     inspect("hf:tiny/vit")
