@@ -35,6 +35,14 @@ def is_name(source: str | Path) -> bool:
     return str(source).startswith(HUB)
 
 
+def meant(path: str | Path) -> str:
+    """The end of an error about a path where nothing is: how it is written as a name, if it may be meant as one."""
+    names_a_file = Path(path).suffix in (".safetensors", *PICKLES)
+    if names_a_file or re.fullmatch(r"\w[\w-]*/\w[\w.-]*", str(path), re.ASCII) is None:
+        return ""
+    return f"; a repository on the Hugging Face Hub is written {HUB}{path}"
+
+
 def parse(text: str, *, name: str = "") -> Name:
     """
     Args:

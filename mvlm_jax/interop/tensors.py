@@ -80,7 +80,7 @@ def open_tensors(path: str | Path) -> Tensors:
     """
     given, path = path, hub.local_path(path)
     if not (path.is_dir() or path.is_file()):
-        raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one")
+        raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one{hub.meant(given)}")
     file = _weight_file(path) if path.is_dir() else path
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     shards: Mapping[Path, set[str] | None] = {file: None}

@@ -147,6 +147,24 @@ def test_what_cannot_be_fetched_is_one_line(source, message, server, tmp_path, c
     assert not any(path.endswith(".bin") for path in server.fetched())
 
 
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        (
+            "facebook/dinov2-small",
+            "holds one; a repository on the Hugging Face Hub is written hf:facebook/dinov2-small",
+        ),
+        ("weights/vit.safetensors", "holds one"),
+        ("/nowhere/vit", "holds one"),
+        ("../nowhere", "holds one"),
+    ],
+)
+def test_a_missing_path_that_may_be_a_name_is_shown_as_one(source, end):
+    with pytest.raises(UserError) as error:
+        inspect(source)
+    assert str(error.value) == f"there is no {source}; give a .safetensors file or a folder that {end}"
+
+
 def test_a_login_opens_what_is_gated(server):
     server.serve("tiny/gated", GOLDEN / "vit")
     server.repositories["tiny/gated"].gated = True
