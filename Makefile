@@ -28,6 +28,8 @@ slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
+# MVLM_DINOV2_SMALL=DIR compares a real DINOv2-small too: its model.safetensors, config.json and preprocessor_config.json,
+# and last_hidden_state.npy, which a reference computed.
 parity: $(PARITY_INSTALLED)
 	$(PARITY_VENV)/bin/python -m pytest -s tests/parity tests/interop
 

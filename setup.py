@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = ["matplotlib", "psutil"]
-HUB = ["huggingface_hub"]  # weights by their names on the Hugging Face Hub
+HUB = ["huggingface_hub>=2.4"]  # weights by their names on the Hugging Face Hub
 VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 
 setup(

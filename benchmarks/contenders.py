@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,19 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import TokenIds, train_tokenizer
+from mvlm_jax.errors import UserError
 from mvlm_jax.interop.families import text_family
 
 BATCHES = 4  # kept on the host and used in turn
+_SIZES = ("width", "heads", "layers", "mlp_ratio")
+# What the PyTorch reference takes from a config; other fields of the model and the step it has at their defaults.
+REFERENCE_FIELDS = frozenset(
+    "image.size image.mean image.std text.max_length batch_size steps dtype matching.group model.projection "
+    "model.token_head image_encoder.patch image_encoder.pooling text_encoder.kind text_encoder.vocab_size "
+    "text_encoder.positions text_encoder.pooling cross.decoder_layers optimizer.warmup_steps optimizer.weight_decay "
+    "optimizer.peak optimizer.final optimizer.image_encoder_peak optimizer.image_encoder_final "
+    "optimizer.text_encoder_peak optimizer.text_encoder_final".split()
+) | {f"{part}.{field}" for part in config_lib.PARTS for field in _SIZES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,25 @@ class Setup:
 def special_tokens(config: ConfigDict) -> TokenIds:
     kind = text_family(config.text_encoder.kind).tokenizer
     return train_tokenizer(["a caption"], kind=kind, vocab_size=config.text_encoder.vocab_size).ids
+
+
+def check_reference(config: ConfigDict, *, text_kinds: Collection[str]) -> None:
+    """
+    Args:
+      text_kinds: of text encoders that the PyTorch reference has.
+
+    Raises:
+      UserError: the reference would be another model or another step than this config describes.
+    """
+    if config.text_encoder.kind not in text_kinds:
+        raise UserError(
+            f"config.text_encoder.kind={config.text_encoder.kind!r}; the PyTorch reference has {', '.join(text_kinds)}"
+        )
+    default = dict(config_lib.flatten(config_lib.default()))
+    for name, value in config_lib.flatten(config):
+        free = name in REFERENCE_FIELDS or name.startswith(config_lib.CHANGEABLE_ON_RESUME)
+        if not free and value != default[name]:
+            raise UserError(f"config.{name}={value!r}; the PyTorch reference has {default[name]!r} alone")
 
 
 def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
@@ -182,17 +211,17 @@ class Torch:
         import torch_pretraining as pretraining
 
         torch, config = self._torch, self._setup.config()
+        config.update_from_flattened_dict(fields)
+        check_reference(config, text_kinds=torch_maskvlm.FIRST_POSITION)
         self._batches = make_batches(config)
         ids = special_tokens(config)
         torch.manual_seed(0)
         parts = {
-            name: torch_maskvlm.Part(
-                **{field: config[name][field] for field in ("width", "heads", "layers", "mlp_ratio")}
-            )
-            for name in config_lib.PARTS
+            name: torch_maskvlm.Part(**{field: config[name][field] for field in _SIZES}) for name in config_lib.PARTS
         }
         sizes = torch_maskvlm.Sizes(
-            image_size=config.image.size, patch=config.image_encoder.patch, vocab_size=config.text_encoder.vocab_size,
+            image_size=config.image.size, patch=config.image_encoder.patch,
+            mean=config.image.mean, std=config.image.std, vocab_size=config.text_encoder.vocab_size,
             positions=config.text_encoder.positions, pad_id=ids.pad, text_kind=config.text_encoder.kind,
             **parts, decoder_layers=config.cross.decoder_layers,
             projection=config.model.projection, token_head=config.model.token_head,

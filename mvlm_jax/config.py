@@ -92,21 +92,22 @@ def default() -> ConfigDict:
     config.text.max_length = 40  # tokens a caption, start and end included; longer captions are cut
 
     config.image_encoder = ConfigDict()
-    config.image_encoder.kind = "vit"
+    config.image_encoder.kind = "vit"  # vit, dinov2, clip or siglip
     config.image_encoder.patch = 16  # pixels a side
     config.image_encoder.epsilon = 1e-6  # that norms add to the variance; 1e-12 in folders of transformers
     config.image_encoder.activation = "gelu"  # of its MLPs: gelu, quick_gelu (OpenAI's CLIP), gelu_tanh (SigLIP)
     config.image_encoder.registers = 0  # tokens beside the patches that stand for no patch, as some of dinov2 have
-    config.image_encoder.trained_layers = -1  # its last ones, the rest is frozen; 0: all of it is, -1: nothing
+    # How many of its last layers are trained; -1: all of the encoder, 0: nothing of it.
+    config.image_encoder.trained_layers = -1
     config.image_encoder.pooling = "first"  # what is compared with texts: first (token), mean (of the patches)
     config.image_encoder.dropout = 0.0  # part of the features that is dropped behind each attention and MLP
     config.image_encoder.stochastic_depth = 0.0  # chance to skip a residual branch of the last layer; rises from 0
 
     config.text_encoder = ConfigDict()
-    config.text_encoder.kind = "roberta"  # roberta (byte-level BPE), bert, distilbert or mpnet (WordPiece)
+    config.text_encoder.kind = "roberta"  # roberta (byte-level BPE); bert, distilbert or mpnet (WordPiece)
     config.text_encoder.vocab_size = 50265  # rows of the embedding table; a trained tokenizer has at most as many
     config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
-    config.text_encoder.trained_layers = -1
+    config.text_encoder.trained_layers = -1  # as of the image encoder
     config.text_encoder.pooling = "first"  # what is compared with images: first (token), mean (of all but padding)
     config.text_encoder.dropout = 0.0
     config.text_encoder.stochastic_depth = 0.0
@@ -130,7 +131,7 @@ def default() -> ConfigDict:
     # Weights that a new run starts from, empty: random. Published ones are, for each encoder,
     # a file, a folder or a name on the Hugging Face Hub, as hf:facebook/dinov2-small.
     config.init_from = ConfigDict()
-    config.init_from.image = ""  # ViT, DeiT or MAE, named as in transformers or timm
+    config.init_from.image = ""  # of `image_encoder.kind`, named as in transformers, timm or open_clip
     config.init_from.checkpoint = ""  # workdir of a run, or a folder that was exported: everything that fits
     config.init_from.text = ""  # of `text_encoder.kind`, named as in transformers; a folder's tokenizer is used too
 
@@ -203,9 +204,8 @@ def default() -> ConfigDict:
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
     config.eval.rerank = 32  # candidates per query that the matching head sorts again; 0: none
-    config.eval.rerank_by = (
-        "itm"  # itm (the matching head's log-odds) or itm+itc (plus cosine / temperature, after BLIP)
-    )
+    # itm: the matching head's log-odds. itm+itc: cosine / temperature is added (BLIP adds the cosine alone).
+    config.eval.rerank_by = "itm"
     config.eval.ema = False  # evaluate the moving average of the parameters
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once

@@ -76,6 +76,11 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
         ({"task": "retrieval"}, "must be 0 in config.task=retrieval"),
         ({"hide_modality": "image"}, "is for tasks over labelled examples"),
         ({"init_from.checkpoint": "a", "init_from.text": "b"}, "brings both encoders"),
+        (
+            {"init_from.image": "hf:tiny/vit@"},
+            r"^config.init_from.image=hf:tiny/vit@ is no name on the Hugging Face Hub; it is written hf:owner/name\[/f",
+        ),
+        ({"text.tokenizer": "hf:"}, "^config.text.tokenizer=hf: is no name on the Hugging Face Hub"),
         ({"task": "vqa", "vqa.answer_length": 2}, "must be at least 3"),
         ({"eval.sweep": (64,)}, "must be numbers from 1 to config.eval.rerank=32"),
         ({"optimizer.peak": float("nan")}, "must not be negative"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mvlm_jax.errors import UserError
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TOY = ("--size=tiny", "--image_size=32", "--batch_size=4", "--dtype=float32", "--steps=1", "--rounds=2")
 
@@ -55,6 +57,31 @@ def test_variants_are_names_with_fields(argument, expected):
     import step
 
     assert step.parse_variant(argument) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "legal"),
+    [
+        ("image_encoder.kind", "dinov2", "'vit' alone"),
+        ("image_encoder.registers", 4, "0 alone"),
+        ("cross.dropout", 0.1, "0.0 alone"),
+        ("text_encoder.trained_layers", 2, "-1 alone"),
+        ("optimizer.frozen", ("image_encoder/.*",), "[] alone"),
+        ("loss.mim", 0.0, "1.0 alone"),
+        ("text_encoder.kind", "mpnet", "roberta, bert"),
+    ],
+)
+def test_another_model_than_the_reference_has_is_refused(field, value, legal):
+    from contenders import Setup, check_reference
+
+    config = Setup(size="tiny", image_size=32, batch_size=4, dtype="float32", steps=1).config()
+    config.update_from_flattened_dict({"model.remat": "full", "text_encoder.kind": "bert"})
+    check_reference(config, text_kinds=("roberta", "bert"))
+    config.update_from_flattened_dict({field: value})
+    received = list(value) if isinstance(value, tuple) else value
+    with pytest.raises(UserError) as error:
+        check_reference(config, text_kinds=("roberta", "bert"))
+    assert str(error.value) == f"config.{field}={received!r}; the PyTorch reference has {legal}"
 
 
 def test_a_profile_is_summed_up_by_kind_of_kernel(tmp_path):

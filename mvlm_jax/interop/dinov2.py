@@ -118,14 +118,13 @@ class Dinov2Family(ImageFamily):
         fields |= {"mlp_ratio": encoder.mlp_ratio, "use_swiglu_ffn": False}
         if not encoder.registers:
             return fields | {"use_mask_token": "mask_token" in params}
-        return fields | {
-            "architectures": [self.architecture_of(encoder)],
-            "model_type": "dinov2_with_registers",
-            "num_register_tokens": encoder.registers,
-        }
+        return fields | {"num_register_tokens": encoder.registers}
 
     def architecture_of(self, encoder: ConfigDict) -> str:
         return "Dinov2WithRegistersModel" if encoder.registers else self.architecture
+
+    def model_type_of(self, encoder: ConfigDict) -> str:
+        return "dinov2_with_registers" if encoder.registers else "dinov2"
 
 
 DINOV2 = Dinov2Family(

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from mvlm_jax.errors import UserError
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.dropout import Rates
 from mvlm_jax.models.image_encoder import ImageFormat
@@ -154,20 +155,28 @@ class Naming(NamedTuple):
         return 1 + max((int(match[1]) for name in names if (match := layer.match(name))), default=-1)
 
     def likeness(self, names: set[str]) -> float:
-        """How well these are the legal names, 0 to 1: what both have, of what either has and has to be explained."""
-        layers = min(max(self.depth(names), 1), 1000)
-        legal = {place.name for place in self.places(layers=layers).values()}
-        needed = {place.name for place in self._replace(optional=False).places(layers=layers).values()}
+        """Part of the names shared, of all names that are required here or present there, 0 to 1.
+
+        Names that `ignored` explains do not count.
+        """
+        legal = self._legal(names)
         explained = {name for name in names - legal if any(re.fullmatch(rule, name) for rule, _ in self.ignored)}
-        return len(legal & names) / len(needed | (names - explained))
+        return len(legal & names) / len(self._required(names) | (names - explained))
 
     def coverage(self, names: set[str]) -> float:
-        """The part of the names that must be there which is there, 0 to 1."""
-        needed = {
-            place.name
-            for place in self._replace(optional=False).places(layers=min(max(self.depth(names), 1), 1000)).values()
-        }
-        return len(needed & names) / len(needed)
+        """Part of the required names that is present, 0 to 1."""
+        required = self._required(names)
+        return len(required & names) / len(required)
+
+    def _legal(self, names: set[str]) -> set[str]:
+        """Every name that an encoder as deep as these names may have."""
+        # A damaged source may name any layer.
+        layers = min(max(self.depth(names), 1), 1000)
+        return {place.name for place in self.places(layers=layers).values()}
+
+    def _required(self, names: set[str]) -> set[str]:
+        """Those of the legal names without which it is incomplete."""
+        return self._replace(optional=False)._legal(names)
 
     def _place(self, name: str) -> Place:
         for old, new in self.replacements:
@@ -212,7 +221,9 @@ class Family:
 
     kind: str  # in the config
     namings: tuple[Naming, ...]  # of published weights; an export follows the first
-    model_types: tuple[str, ...]  # that a folder's config.json may have; an export has the first
+    model_types: tuple[
+        str, ...
+    ]  # that a folder's config.json may have; an export has the first unless `model_type_of` says so
     architecture: str  # the class of transformers that loads an export
     prefixes: tuple[str, ...]  # in front of the names of a file that was saved from a larger model
     anchor: str  # a tensor in front of whose name an unknown prefix is recognised
@@ -246,11 +257,22 @@ class Family:
         """
         raise NotImplementedError
 
-    def config_of(self, said: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a folder's config.json says of the encoder."""
+    def config_of(self, source: "Tensors") -> Mapping[str, Any]:
+        """What a folder's config.json says of the encoder.
+
+        Raises:
+          UserError: what it says of the part that is the encoder is no object.
+        """
+        said = source.config
         if said.get("model_type") not in self.model_types:
             return said  # of no folder of transformers
-        return dict(self.config_defaults) | said.get(self.config_part, said)
+        own = said.get(self.config_part, said)
+        if not isinstance(own, Mapping):
+            raise UserError(
+                f"{source.path} has {self.config_part}={own!r} in its config.json; an object with the sizes of the "
+                "encoder is needed"
+            )
+        return dict(self.config_defaults) | dict(own)
 
     def activation_of(self, encoder: ConfigDict) -> str:
         return encoder.activation if self.activation_is_free else self.activation
@@ -259,10 +281,18 @@ class Family:
         """The class of transformers that loads an export."""
         return self.architecture
 
+    def model_type_of(self, encoder: ConfigDict) -> str:
+        """What the config.json of an export says that it is."""
+        return self.model_types[0]
+
     def notes(self, source: "Tensors", *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
         """Differences that the import does not refuse."""
         raise NotImplementedError
 
     def epsilon_note(self, source: "Tensors", *, ours: float) -> list[str]:
-        theirs = source.config.get(self.config_names.epsilon, ours)
-        return [] if theirs == ours else [f"the source's norms add {theirs:g} to the variance, the ones here {ours:g}"]
+        theirs = source.number(self.config_names.epsilon)
+        return (
+            []
+            if theirs in (None, ours)
+            else [f"the source's norms add {theirs:g} to the variance, the ones here {ours:g}"]
+        )

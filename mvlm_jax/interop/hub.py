@@ -1,13 +1,13 @@
-"""Names on the Hugging Face Hub: `hf:owner/name[/folder][@revision]` as files in its local cache, and a folder as a
-repository.
+"""Reads names on the Hugging Face Hub through its local cache, and uploads a folder.
 
-The library is an extra. It finds its own cache, login and endpoint: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`,
-`HF_HUB_OFFLINE`.
+A name is written `hf:owner/name[/folder][@revision]`. The library is an extra; it finds its own cache, login and
+endpoint: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
 import contextlib
 import functools
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +35,26 @@ def is_name(source: str | Path) -> bool:
     return str(source).startswith(HUB)
 
 
-def parse(text: str) -> Name:
+def meant(path: str | Path) -> str:
+    """The end of an error about a path where nothing is: how it is written as a name, if it may be meant as one."""
+    names_a_file = Path(path).suffix in (".safetensors", *PICKLES)
+    if names_a_file or re.fullmatch(r"\w[\w-]*/\w[\w.-]*", str(path), re.ASCII) is None:
+        return ""
+    return f"; a repository on the Hugging Face Hub is written {HUB}{path}"
+
+
+def parse(text: str, *, name: str = "") -> Name:
     """
+    Args:
+      name: of the field that gives it; for the error.
+
     Raises:
       UserError: not of the form of a name.
     """
     match = _NAME.fullmatch(text)
     if match is None or any(part in (".", "..") for part in re.split("[/@:]", text)):
-        raise UserError(f"{text} is no name on the Hugging Face Hub; it is written {GRAMMAR}")
+        given = f"{name}={text}" if name else text
+        raise UserError(f"{given} is no name on the Hugging Face Hub; it is written {GRAMMAR}")
     return Name(text, match[1], match[2].lstrip("/"), match[3])
 
 
@@ -101,7 +113,7 @@ def _download(name: Name, patterns: list[str], *, revision: str | None, but: lis
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
-        """For somebody who watches: a file that a log is written to gets none."""
+        """Shown on a terminal only."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **({"disable": None} | kwargs))
@@ -188,9 +200,10 @@ def push(folder: Path, name: Name, *, message: str) -> str:
             )
     # What the transport raises depends on the version of the library.
     except Exception as error:
+        branch = f" --revision {shlex.quote(name.revision)}" if name.revision else ""
         raise UserError(
             f"{name.text} cannot be pushed to {constants.ENDPOINT}: {_reason(error)}; {folder} is written, and "
-            f"hf upload {name.repository} {folder} tries again"
+            f"hf upload --private {name.repository} {shlex.quote(str(folder))}{branch} tries again"
         ) from error
     return commit.commit_url
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_json
-from mvlm_jax.interop.family import ACTIVATIONS, Family, Params, Resizable, Shapes
+from mvlm_jax.interop.family import Family, Params, Resizable, Shapes
 from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.tensors import PREPROCESSOR, Tensors
 from mvlm_jax.interop.transformers_folder import write_model
@@ -108,7 +108,7 @@ class ImageFamily(Family):
         return False
 
     def notes(self, source: Tensors, *, encoder: ConfigDict, image: ImageFormat) -> list[str]:
-        epsilon = source.config.get(self.config_names.epsilon)
+        epsilon = source.number(self.config_names.epsilon)
         notes = [
             f"{note}; with --config.image_encoder.epsilon={epsilon:g} they are the same"
             for note in self.epsilon_note(source, ours=encoder.epsilon)
@@ -124,7 +124,7 @@ class ImageFamily(Family):
     def write(self, folder: Path, params: Params, *, encoder: ConfigDict, image: ImageFormat) -> None:
         """A folder that transformers loads."""
         fields = self.folder_fields(params, encoder=encoder, image=image)
-        write_model(folder, params, family=self, heads=encoder.heads, fields=fields)
+        write_model(folder, params, family=self, encoder=encoder, fields=fields)
         preprocessor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
@@ -144,7 +144,6 @@ class ImageFamily(Family):
             "image_size": image.size,
             "patch_size": image.patch,
             "num_channels": 3,
-            self.config_names.activation: ACTIVATIONS[self.activation_of(encoder)][0],
             self.config_names.epsilon: encoder.epsilon,
             **dict(self.config_extra),
         }

@@ -13,11 +13,11 @@ from mvlm_jax.interop import hub
 from mvlm_jax.interop.families import TEXT_FAMILIES, every_family, image_family, text_family
 from mvlm_jax.interop.family import Family, Shapes
 from mvlm_jax.interop.image_family import image_format
-from mvlm_jax.interop.matching import recognise
+from mvlm_jax.interop.matching import Match, instead, recognise
 from mvlm_jax.interop.parameters import Flat, flat, within
 from mvlm_jax.interop.reader import Reader
 from mvlm_jax.interop.report import Report, start_weights
-from mvlm_jax.interop.tensors import open_tensors
+from mvlm_jax.interop.tensors import Tensors, open_tensors
 from mvlm_jax.interop.unreadable import check_text_encoder
 from mvlm_jax.interop.vocabulary import check_tokenizer, tokenizer_file
 from mvlm_jax.models.image_encoder import ImageFormat
@@ -67,6 +67,22 @@ def import_encoder(
     Raises:
       UserError: the source cannot be read or does not fit, in one line.
     """
+    source, match = open_encoder(path, family=family)
+    reader = Reader(source, match, family=family, encoder=encoder)
+    resizable = family.fit(reader, shapes=shapes)
+    loaded, report = reader.load(shapes, resizable={each.path: each for each in resizable})
+    report.resized += [each.change for each in resizable if each.change]
+    report.revision = hub.commit_of(path)
+    report.notes += family.notes(source, encoder=encoder, image=image)
+    return loaded, report
+
+
+def open_encoder(path: str | Path, *, family: Family) -> tuple[Tensors, Match]:
+    """A source of this family, with the config.json of the encoder alone.
+
+    Raises:
+      UserError: the source cannot be read, or is of another family.
+    """
     source = open_tensors(path)
     if family.part == "text_encoder":
         check_text_encoder(source, kinds=TEXT_FAMILIES)
@@ -75,19 +91,10 @@ def import_encoder(
         wanted = family.wanted or f"{family.part}.kind={family.kind!r}"
         legal = ", ".join(family.model_types)
         message = f"{source.path} is a {model_type!r} by its config.json; {wanted} needs one of {legal}"
-        for other in every_family():
-            if other.part == family.part and model_type in other.model_types:
-                message += f"; give --config.{family.part}.kind={other.kind}"
-        raise UserError(message)
-    source = source._replace(config=family.config_of(source.config))
-    match = recognise(source.tensors, wanted=(family,), known=every_family(), source=str(path))
-    reader = Reader(source, match, family=family, encoder=encoder)
-    resizable = family.fit(reader, shapes=shapes)
-    loaded, report = reader.load(shapes, resizable={each.path: each for each in resizable})
-    report.resized += [each.change for each in resizable if each.change]
-    report.revision = hub.commit_of(path)
-    report.notes += family.notes(source, encoder=encoder, image=image)
-    return loaded, report
+        other = next((each for each in every_family() if model_type in each.model_types), None)
+        raise UserError(message + (instead(other, of=family.part) if other else ""))
+    source = source._replace(config=family.config_of(source))
+    return source, recognise(source.tensors, wanted=(family,), known=every_family(), source=str(path))
 
 
 def inspect(path: str | Path) -> list[str]:

@@ -116,10 +116,19 @@ def _most_alike(names: set[str], families: Sequence[Family], *, least: float) ->
 
 
 def _is_other(family: Family, naming: Naming, *, wanted: Sequence[Family], titles: str) -> str:
+    return f"is {_named(family)} ({naming.title}); {titles} is wanted here{instead(family, of=wanted[0].part)}"
+
+
+def instead(family: Family, *, of: str) -> str:
+    """What to change where a source is of this family and was given as a part `of` the model; the end of an error."""
+    if family.part == of:
+        return f"; give --config.{of}.kind={family.kind}"
+    return f"; {_named(family)} is given as --config.init_from.{family.part.removesuffix('_encoder')}"
+
+
+def _named(family: Family) -> str:
     article = "an" if family.part[0] in "aeiou" else "a"
-    same_part = any(each.part == family.part for each in wanted)
-    flag = f"; give --config.{family.part}.kind={family.kind}" if same_part else ""
-    return f"is {article} {family.part.replace('_', ' ')} ({naming.title}); {titles} is wanted here{flag}"
+    return f"{article} {family.part.replace('_', ' ')}"
 
 
 def _is_unknown(names: set[str], *, titles: str, known: Sequence[Family], prefixes: Sequence[str]) -> str:

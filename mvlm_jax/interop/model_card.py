@@ -27,8 +27,8 @@ model = mvlm_jax.load("FOLDER")
 {example}  # Pillow images and strings
 ```
 
-`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers' `{image_class}` and `{text_class}`
-{without_pooler}.
+`image_encoder/` and `text_encoder/` are the two encoders alone, for transformers'
+`{image_class}` and `{text_class}`{without_pooler}.
 
 ## Model
 
@@ -102,9 +102,7 @@ def model_card(
         cross=config.cross,
         image_class=image_class,
         text_class=text_class,
-        without_pooler=f"(give `add_pooling_layer=False` to {' and '.join(poolers)})"
-        if poolers
-        else "(no other argument)",
+        without_pooler=f"; give `add_pooling_layer=False` to {' and '.join(poolers)}" if poolers else "",
         image_pooled=_POOLED[config.image_encoder.pooling].format("image's class token", "image's patches"),
         text_pooled=_POOLED[config.text_encoder.pooling].format("text's first token", "text's tokens"),
         millions=parameters / 1e6,

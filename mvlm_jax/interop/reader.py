@@ -53,13 +53,14 @@ class Reader:
           UserError: the source has another width, depth, number of heads or activation.
         """
         path, part, encoder, names = self.path, self._family.part, self.encoder, self._family.config_names
-        if shape is not None and shape[-1] != encoder.width:
-            raise UserError(f"{path} is {shape[-1]} wide; config.{part}.width={encoder.width}")
-        if self._match.layers != encoder.layers:
-            raise UserError(f"{path} has {self._match.layers} layers; config.{part}.layers={encoder.layers}")
-        heads = self.config.get(names.heads, encoder.heads)
-        if heads != encoder.heads:
-            raise UserError(f"{path} has {heads} heads; config.{part}.heads={encoder.heads}")
+        for field, said, theirs in (
+            ("width", "is {} wide", encoder.width if shape is None else shape[-1]),
+            ("layers", "has {} layers", self._match.layers),
+            ("heads", "has {} heads", self.config.get(names.heads, encoder.heads)),
+        ):
+            if theirs != encoder[field]:
+                flag = f"config.{part}.{field}"
+                raise UserError(f"{path} {said.format(theirs)}; {flag}={encoder[field]}, give --{flag}={theirs}")
         ours, theirs = self._family.activation_of(encoder), self.config.get(names.activation)
         if theirs is not None and theirs not in ACTIVATIONS[ours]:
             message = f"{path} computes with {names.activation}={theirs!r}"

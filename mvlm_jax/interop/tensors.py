@@ -50,11 +50,22 @@ class Tensors(NamedTuple):
 
     def preprocessing(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation that pixels in [0, 1] were normalised with, where the folder says so."""
-        said = self.config.get("pretrained_cfg", {})
+        said = self.config.get("pretrained_cfg")
         if (self.folder / PREPROCESSOR).is_file():
             said = read_json(self.folder / PREPROCESSOR)
+        if not isinstance(said, Mapping):
+            return None
         mean, std = (said.get(f"image_{name}", said.get(name)) for name in ("mean", "std"))
-        return None if not mean or not std else (tuple(mean), tuple(std))
+        return (tuple(mean), tuple(std)) if _are_channels(mean) and _are_channels(std) else None
+
+    def number(self, field: str) -> float | None:
+        """Of the config; None: it says none."""
+        value = self.config.get(field)
+        return value if isinstance(value, int | float) else None
+
+
+def _are_channels(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(each, int | float) for each in values)
 
 
 def open_tensors(path: str | Path) -> Tensors:
@@ -69,7 +80,7 @@ def open_tensors(path: str | Path) -> Tensors:
     """
     given, path = path, hub.local_path(path)
     if not (path.is_dir() or path.is_file()):
-        raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one")
+        raise UserError(f"there is no {path}; give a .safetensors file or a folder that holds one{hub.meant(given)}")
     file = _weight_file(path) if path.is_dir() else path
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     shards: Mapping[Path, set[str] | None] = {file: None}

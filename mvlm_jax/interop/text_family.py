@@ -67,7 +67,7 @@ class TextFamily(Family):
             before = np.zeros((pad + 1, table.shape[1]), table.dtype)
             params = {**params, _POSITIONS: np.concatenate([before, table[first:]])}
         fields = self.folder_fields(params, tokenizer)
-        write_model(folder, params, family=self, heads=encoder.heads, fields=fields)
+        write_model(folder, params, family=self, encoder=encoder, fields=fields)
         write_tokenizer(folder, tokenizer, max_length=len(table) - first)
 
     def folder_fields(self, params: Params, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tokenizers import processors
 
@@ -18,9 +19,15 @@ from mvlm_jax.interop.vocabulary import library_tokenizer
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def write_model(folder: Path, params: Params, *, family: Family, heads: int, fields: Mapping[str, Any]) -> None:
-    """A new folder with weights and config.json, of which `fields` are those that are no sizes or differ from what
-    the family says."""
+def write_model(
+    folder: Path, params: Params, *, family: Family, encoder: ConfigDict, fields: Mapping[str, Any]
+) -> None:
+    """A new folder with weights and config.json.
+
+    Args:
+      encoder: the part's config.
+      fields: of config.json, beside the sizes, the activation and the class that loads it.
+    """
     entries = family.namings[0].entries
     if unnamed := sorted(params.keys() - {entry.path for entry in entries}):
         raise ValueError(f"the entries of {family.kind} do not cover the parameters {', '.join(unnamed)}")
@@ -29,12 +36,16 @@ def write_model(folder: Path, params: Params, *, family: Family, heads: int, fie
     sizes = {
         names.width: params[f"{STACK}mlp/down/bias"].shape[-1],
         names.layers: layers,
-        names.heads: heads,
+        names.heads: encoder.heads,
         names.hidden: hidden,
-        names.activation: ACTIVATIONS[family.activation][0],
+        names.activation: ACTIVATIONS[family.activation_of(encoder)][0],
     }
     sizes.pop("", None)  # a size that a config.json of this family does not say
-    start = {"architectures": [family.architecture], "model_type": family.model_types[0], "dtype": "float32"}
+    start = {
+        "architectures": [family.architecture_of(encoder)],
+        "model_type": family.model_type_of(encoder),
+        "dtype": "float32",
+    }
     write_json(folder / CONFIG, {**start, **sizes, **fields})
     tensors = {}
     for entry in entries:
@@ -43,7 +54,7 @@ def write_model(folder: Path, params: Params, *, family: Family, heads: int, fie
         value = params[entry.path]
         for n, single in enumerate(value) if entry.path.startswith(STACK) else ((None, value),):
             name = family.export_prefix + entry.name.format(n=n)
-            tensors[name] = np.ascontiguousarray(entry.layout.to_torch(single, heads), np.float32)
+            tensors[name] = np.ascontiguousarray(entry.layout.to_torch(single, encoder.heads), np.float32)
     # transformers refuses files that do not say which library wrote them.
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     # The library lets nobody but the owner read what it writes.

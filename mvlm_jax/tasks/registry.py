@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop import hub
 from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.entailment import Entailment
@@ -28,7 +29,7 @@ def task_type(config: ConfigDict) -> type[BaseTask]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks a whole config, with the kinds of its encoders and what its task asks of it.
+    """Checks a whole config, with the kinds of its encoders, its names on the Hub, and what its task asks of it.
 
     Raises:
       UserError: the field, the value received and what would be right.
@@ -36,6 +37,10 @@ def validate(config: ConfigDict) -> None:
     config_lib.validate(config)
     image_family(config.image_encoder.kind).check(config.image_encoder)
     text_family(config.text_encoder.kind)
+    sources = {f"init_from.{field}": source for field, source in config.init_from.items()}
+    for field, source in (sources | {"text.tokenizer": config.text.tokenizer}).items():
+        if hub.is_name(source):
+            hub.parse(source, name=f"config.{field}")
     task_type(config).check(config)
 
 

@@ -9,6 +9,8 @@ from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop import hub
 from mvlm_jax.interop.families import text_family
+from mvlm_jax.interop.importing import open_encoder
+from mvlm_jax.interop.text_family import TextFamily
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -23,11 +25,13 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None, texts: Cal
         checkpoints, but its tokenizer is missing.
     """
     size, file = config.text_encoder.vocab_size, _file(config, workdir=workdir)
-    kind = text_family(config.text_encoder.kind).tokenizer
-    if file is None:
-        tokenizer = train_tokenizer(texts(), kind=kind, vocab_size=size)
+    family = text_family(config.text_encoder.kind)
+    if file is not None:
+        tokenizer = Tokenizer.load(file, kind=family.tokenizer)
+    elif config.init_from.text:
+        tokenizer = _of_weights(config.init_from.text, family=family)
     else:
-        tokenizer = Tokenizer.load(file, kind=kind)
+        tokenizer = train_tokenizer(texts(), kind=family.tokenizer, vocab_size=size)
     if tokenizer.vocab_size > size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens but config.text_encoder.vocab_size={size}; "
@@ -37,7 +41,7 @@ def open_tokenizer(config: ConfigDict, *, workdir: str | Path | None, texts: Cal
 
 
 def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | None:
-    """None: the run trains a tokenizer."""
+    """None: neither the run nor the config has one."""
     if workdir and (own := Path(workdir) / TOKENIZER_FILE).is_file():
         return own
     if workdir and any(Path(workdir).glob("checkpoints/[0-9]*")):
@@ -55,9 +59,16 @@ def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | Non
                 f"folder that mvlm weights export wrote: there is no {TOKENIZER_FILE} in it"
             )
         return origin / TOKENIZER_FILE
-    if not config.init_from.text:
-        return None
-    return _beside(config.init_from.text, field="init_from.text")
+    return None
+
+
+def _of_weights(source: str, *, family: TextFamily) -> Tokenizer:
+    try:
+        return Tokenizer.load(_beside(source, field="init_from.text"), kind=family.tokenizer)
+    except UserError:
+        # Where the weights themselves are absent or of another kind, that is the cause.
+        open_encoder(source, family=family)
+        raise
 
 
 def _beside(source: str, *, field: str) -> Path:

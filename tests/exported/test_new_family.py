@@ -159,7 +159,7 @@ def test_exported_folders_are_imported_again(exported, demo_dir, tmp_path, capsy
 def test_a_parameter_without_a_name_is_not_left_out_of_an_export(tmp_path):
     params = {"stir/kernel": np.ones((2, 2), np.float32), "layers/block/mlp/up/bias": np.ones((1, 2), np.float32)}
     with pytest.raises(ValueError, match="the entries of mixer do not cover the parameters stir/kernel"):
-        write_model(tmp_path / "folder", params, family=MIXER, heads=1, fields={})
+        write_model(tmp_path / "folder", params, family=MIXER, encoder=recipe("demo").image_encoder, fields={})
     assert not (tmp_path / "folder").exists()
 
 

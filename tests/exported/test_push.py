@@ -69,14 +69,20 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
     assert not folder.exists() and server.requests == []
 
 
-@pytest.mark.parametrize("target, token", [("hf:others/model", TOKEN), ("hf:me/model", "hf_wrong")])
+@pytest.mark.parametrize(
+    "target, token, command",
+    [
+        ("hf:others/model", TOKEN, "hf upload --private others/model '{}'"),
+        ("hf:me/model@old", "hf_wrong", "hf upload --private me/model '{}' --revision old"),
+    ],
+)
 def test_a_push_that_the_hub_refuses_leaves_the_folder_and_says_how_to_go_on(
-    target, token, server, demo_run, tmp_path, capsys
+    target, token, command, server, demo_run, tmp_path, capsys
 ):
-    folder = tmp_path / "export"
+    folder = tmp_path / "an export"
     with environment(HF_TOKEN=token):
         assert weights.run(["export", f"--workdir={demo_run}", f"--push={target}", f"--output={folder}"]) == 2
     err = capsys.readouterr().err
     assert f"{target} cannot be pushed to {server.address}: it answered 40" in err and token not in err
-    assert f"{folder} is written, and hf upload {target[3:]} {folder} tries again" in err
+    assert err.endswith(f"; {folder} is written, and {command.format(folder)} tries again\n")
     assert (folder / "model.safetensors").is_file()

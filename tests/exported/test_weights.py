@@ -133,9 +133,9 @@ def test_a_resumed_run_does_not_import_again(started, published, demo_dir, tmp_p
             {"text_encoder__vocab_size": 300},
             "but config.text_encoder.vocab_size=300; the embedding table needs a row for each",
         ),
-        ({"text_encoder__kind": "bert"}, "[CLS]"),
+        ({"text_encoder__kind": "bert"}, "give --config.text_encoder.kind=roberta"),
         ({"init_from__image": "nowhere"}, "there is no nowhere; give a .safetensors file or a folder"),
-        ({"init_from__text": "IMAGE"}, "has no tokenizer.json or vocab.txt; name the tokenizer of these weights"),
+        ({"init_from__text": "IMAGE"}, "an image encoder is given as --config.init_from.image"),
         (
             {"init_from__text": "IMAGE", "text__tokenizer": "TOKENIZER"},
             "is a 'vit' by its config.json; text_encoder.kind=",

@@ -45,15 +45,26 @@ def towers(name, start):
 QUERY = "encoder.layer.1.attention.self.query.weight"
 WRONG = {
     # name: (imported as, the source's tensors, what the config asks for, what the line says)
-    "text for an image": ("vit", golden("bert"), {}, "is a text encoder (BERT or RoBERTa of transformers); ViT of"),
-    "an image for text": ("bert", golden("timm"), {}, "is an image encoder (ViT of timm (also DeiT, MAE)); BERT or"),
+    "text for an image": (
+        "vit", golden("bert"), {},
+        "is a text encoder (BERT or RoBERTa of transformers); ViT of transformers, ViT of transformers 5, ViT of timm "
+        "(also DeiT, MAE) is wanted here; a text encoder is given as --config.init_from.text",
+    ),
+    "an image for text": (
+        "bert", golden("timm"), {},
+        "is an image encoder (ViT of timm (also DeiT, MAE)); BERT or RoBERTa of transformers is wanted here; "
+        "an image encoder is given as --config.init_from.image",
+    ),
     "bert for roberta": ("roberta", golden("bert"), {}, "has 2 token types, as bert has; config.text_encoder.kind="),
     "a convolutional net": (
         "vit", {"conv1.weight": np.ones((8, 3, 7, 7), np.float32)}, {},
         "is none of these: ViT of transformers, ViT of transformers 5, ViT of timm (also DeiT, MAE); "
         "its 1 tensors begin with conv1.weight",
     ),
-    "width": ("vit", golden("vit"), {"width": 32}, "is 16 wide; config.image_encoder.width=32"),
+    "width": (
+        "vit", golden("vit"), {"width": 32},
+        "is 16 wide; config.image_encoder.width=32, give --config.image_encoder.width=16",
+    ),
     "width of timm": ("timm", golden("timm"), {"width": 32}, "is 16 wide; config.image_encoder.width=32"),
     "width of text": ("bert", golden("bert"), {"width": 8}, "is 16 wide; config.text_encoder.width=8"),
     "too few layers": ("roberta", golden("roberta"), {"layers": 3}, "has 2 layers; config.text_encoder.layers=3"),
@@ -180,7 +191,11 @@ def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
             "is a 'roberta' by its config.json; text_encoder.kind='bert' needs one of bert",
             {"model_type": "roberta"},
         ),
-        ("vit", "has 4 heads; config.image_encoder.heads=2", {"num_attention_heads": 4}),
+        (
+            "vit",
+            "has 4 heads; config.image_encoder.heads=2, give --config.image_encoder.heads=4",
+            {"num_attention_heads": 4},
+        ),
         (
             "vit",
             "is a 'dinov2' by its config.json; a ViT needs one of vit, vit_mae, deit; "
@@ -194,6 +209,8 @@ def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
         ),
         ("dinov2", "has SwiGLU layers (use_swiglu_ffn in its config.json)", {"use_swiglu_ffn": True}),
         ("clip", "has 12 heads; config.image_encoder.heads=2", {"vision_config": {}}),
+        ("clip", "has vision_config=None in its config.json; an object with the sizes", {"vision_config": None}),
+        ("siglip", "has vision_config=[1] in its config.json", {"model_type": "siglip", "vision_config": [1]}),
         (
             "siglip",
             "computes with hidden_act='gelu'; config.image_encoder.activation='gelu_tanh', "
@@ -201,6 +218,13 @@ def test_a_source_that_does_not_fit_is_refused_with_the_cause(case, tmp_path):
             {"hidden_act": "gelu"},
         ),
         ("siglip", "computes with hidden_act='relu'; the layers here compute gelu_tanh", {"hidden_act": "relu"}),
+        (
+            "dinov2",
+            "is a 'bert' by its config.json; a DINOv2 needs one of dinov2, dinov2_with_registers; "
+            "a text encoder is given as --config.init_from.text",
+            {"model_type": "bert"},
+        ),
+        ("bert", "an image encoder is given as --config.init_from.image", {"model_type": "dinov2"}),
         ("bert", "computes with hidden_act='gelu_new'", {"hidden_act": "gelu_new"}),
         ("bert", "has relative_key positions; absolute ones are needed", {"position_embedding_type": "relative_key"}),
         ("roberta", "has pad_token_id=0", {"pad_token_id": 0}),
@@ -324,6 +348,15 @@ def test_other_normalisation_is_noted(tmp_path):
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
     [note] = imported(folder, "vit").notes
     assert "(0.485, 0.456, 0.406)" in note and "config.image.mean=(0.5, 0.5, 0.5)" in note
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"layer_norm_eps": None}, {"layer_norm_eps": "1e-6"}, {"pretrained_cfg": None}, {"pretrained_cfg": {"mean": 0.5}}],
+    ids=str,
+)
+def test_what_is_only_noted_is_passed_over_where_it_is_no_number(changes, tmp_path):
+    assert imported(folder_of(tmp_path / "folder", "vit", **changes), "vit").notes == []
 
 
 # Files and folders

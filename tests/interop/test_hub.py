@@ -58,6 +58,18 @@ def test_an_encoder_is_fetched_once_and_is_the_same_as_from_its_folder(server):
     assert server.requests == []
 
 
+def test_another_commit_is_another_set_of_start_weights(server):
+    """Processes of one run compare these lines: they refuse to start from different commits of a repository."""
+    first = server.serve("tiny/vit", GOLDEN / "vit")
+    before = started_from("hf:tiny/vit").lines
+    second = server.serve("tiny/vit", GOLDEN / "vit", README__md=b"the same weights")
+    forget()
+    after = started_from("hf:tiny/vit").lines
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
+        (f"  revision: {first}", f"  revision: {second}")
+    ]
+
+
 def test_without_a_network_the_cached_commit_is_used(server):
     old = server.serve("tiny/vit", GOLDEN / "vit")
     inspect("hf:tiny/vit")
@@ -133,6 +145,24 @@ def test_what_cannot_be_fetched_is_one_line(source, message, server, tmp_path, c
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.startswith(f"mvlm weights inspect: {source}") and message in line and "\n" not in line
     assert not any(path.endswith(".bin") for path in server.fetched())
+
+
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        (
+            "facebook/dinov2-small",
+            "holds one; a repository on the Hugging Face Hub is written hf:facebook/dinov2-small",
+        ),
+        ("weights/vit.safetensors", "holds one"),
+        ("/nowhere/vit", "holds one"),
+        ("../nowhere", "holds one"),
+    ],
+)
+def test_a_missing_path_that_may_be_a_name_is_shown_as_one(source, end):
+    with pytest.raises(UserError) as error:
+        inspect(source)
+    assert str(error.value) == f"there is no {source}; give a .safetensors file or a folder that {end}"
 
 
 def test_a_login_opens_what_is_gated(server):

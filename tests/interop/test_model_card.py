@@ -1,8 +1,24 @@
+import pytest
 from tiny import recipe
 
 from mvlm_jax.interop.model_card import model_card
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.workdir import Evaluation
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "sentence"),
+    [
+        ("vit", "bert", "`ViTModel` and `BertModel`; give `add_pooling_layer=False` to `ViTModel` and `BertModel`."),
+        ("dinov2", "mpnet", "`Dinov2Model` and `MPNetModel`; give `add_pooling_layer=False` to `MPNetModel`."),
+        ("clip", "distilbert", "`CLIPVisionModel` and `DistilBertModel`."),
+    ],
+)
+def test_the_classes_that_load_the_encoders_are_a_whole_sentence(image, text, sentence):
+    config = recipe("demo")
+    config.image_encoder.kind, config.text_encoder.kind = image, text
+    card = model_card(config, Pretrain.about, step=3, parameters=10**6, evaluations={}, weights=None)
+    assert f"the two encoders alone, for transformers'\n{sentence}\n\n## Model" in card
 
 
 def test_every_metric_has_a_row_whatever_it_is():

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from sources import GOLDEN, folder_of
+from tiny import recipe
 
 from mvlm_jax.data.text import Tokenizer, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.transformers_folder import write_tokenizer
 from mvlm_jax.interop.vocabulary import check_tokenizer
+from mvlm_jax.tasks.tokenizer import open_tokenizer
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the", "dog"]
 CAPTIONS = ["a red circle", "two blue squares above a red disc"]
@@ -37,6 +40,30 @@ def test_the_same_vocabulary_with_another_treatment_of_capitals_is_refused(tmp_p
         check_tokenizer(uncased, weights=tmp_path / "cased", vocab_size=8)
     with pytest.raises(UserError, match=r"another normalizer.lowercase \(false, not true\)"):
         check_tokenizer(cased, weights=tmp_path / "uncased", vocab_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("absent", "bert", "there is no .*absent; give a .safetensors file or a folder that holds one"),
+        (
+            "dinov2",
+            "bert",
+            "is a 'dinov2' by its config.json; .*; an image encoder is given as --config.init_from.image",
+        ),
+        ("with a tokenizer", "roberta", "is a 'bert' by its config.json; .*; give --config.text_encoder.kind=bert"),
+        ("bert", "bert", "has no tokenizer.json or vocab.txt; name the tokenizer of these weights in config.text.tok"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_before_their_tokenizer(name, kind, said, tmp_path):
+    folder = GOLDEN / name
+    if name == "with a tokenizer":
+        folder = folder_of(tmp_path / "folder", "bert")
+        train_tokenizer(CAPTIONS, kind="bert", vocab_size=48).save(folder / "tokenizer.json")
+    config = recipe("demo")
+    config.text_encoder.kind, config.init_from.text = kind, str(folder)
+    with pytest.raises(UserError, match=said):
+        open_tokenizer(config, workdir=None, texts=list)
 
 
 @pytest.mark.parametrize(
