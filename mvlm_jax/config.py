@@ -23,7 +23,9 @@ CHANGEABLE_ON_RESUME = (
 # Fields that an evaluation may set otherwise than the training it evaluates.
 CHANGEABLE_IN_EVALUATION = (
     *CHANGEABLE_ON_RESUME, "data.", "dtype", "seed", "optimizer.", "steps", "batch_size", "init_from.",
-    "vqa.candidates",
+    "vqa.candidates", "image_encoder.trained_layers", "text_encoder.trained_layers",
+    "image_encoder.dropout", "text_encoder.dropout", "cross.dropout",
+    "image_encoder.stochastic_depth", "text_encoder.stochastic_depth", "cross.stochastic_depth",
 )  # fmt: skip
 CHOICES = {
     "config_version": (VERSION,),

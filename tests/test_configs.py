@@ -132,3 +132,19 @@ def test_where_a_run_may_go_on_with_other_values():
     new.seed = 9
     found = config_lib.differences(old, new, changeable=config_lib.CHANGEABLE_ON_RESUME)
     assert found == "config.seed is 0 there and 9 here"
+
+
+PARTS = ("image_encoder", "text_encoder", "cross")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(f"{part}.{rate}", 0.5) for part in PARTS for rate in ("dropout", "stochastic_depth")]
+    + [(f"{part}.trained_layers", 1) for part in PARTS[:2]],
+)
+def test_an_evaluation_may_have_other_values_of_what_training_alone_reads(name, value):
+    old, new = config_lib.default(), config_lib.default()
+    new.update_from_flattened_dict({name: value})
+    assert config_lib.differences(old, new, changeable=config_lib.CHANGEABLE_IN_EVALUATION) == ""
+    found = config_lib.differences(old, new, changeable=config_lib.CHANGEABLE_ON_RESUME)
+    assert found.startswith(f"config.{name} is ")

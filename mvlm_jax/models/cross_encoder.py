@@ -63,7 +63,7 @@ class CrossEncoder(nn.Module):
             wanted = rows if index == self.layers - 1 else None
             dropout = self.rates.of_layer(dropout_keys, index, layers=self.layers)
 
-            # Rows are closed over, as a slice is not an argument that remat can take.
+            # Rows and dropout are closed over: a slice and a `LayerDropout` are no arguments that remat can take.
             def apply(block, *arguments, wanted=wanted, dropout=dropout):
                 return block(*arguments, wanted, dropout)
 

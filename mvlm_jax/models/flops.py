@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from mvlm_jax.models.maskvlm import MaskVLM
 
-# Passes, in forward ones.
-_FORWARD, _BACKWARD, _BOTH = 1.0, 2.0, 3.0
+# Passes, in forward ones. The gradient of the kernel alone is half of a backward pass.
+_FORWARD, _OF_KERNEL, _BACKWARD, _BOTH = 1.0, 1.0, 2.0, 3.0
 
 
 def _block(*, rows: int, tokens: int, context: int, width: int, ratio: int) -> float:
@@ -31,11 +31,13 @@ def _encoder(model: MaskVLM, encoder: nn.Module, *, tokens: int) -> float:
     return _BOTH * (encoder.layers * layer + resized) - _BACKWARD * encoder.frozen_layers * layer
 
 
-def _images(model: MaskVLM, *, views: int) -> float:
+def _images(model: MaskVLM, *, views: int, patches_trained: bool) -> float:
     """Both passes of one image, embedded once and seen through so many masks."""
     image, encoder = model.image, model.image_encoder
     embedding = 2.0 * image.patches * image.pixels * encoder.width
-    passes = _FORWARD if encoder.frozen_layers else _BOTH
+    # Pixels need no gradient.
+    passes = _FORWARD + (_OF_KERNEL if patches_trained and not encoder.frozen_layers else 0)
+    # Not every family has these fields: its module need not be an `ImageEncoder`.
     tokens = image.patches + int(getattr(encoder, "class_token", True)) + getattr(encoder, "registers", 0)
     return passes * embedding + views * _encoder(model, encoder, tokens=tokens)
 
@@ -55,7 +57,14 @@ def _token_classifier(model: MaskVLM, *, tokens: int) -> float:
 
 
 def pretraining_step_flops(
-    model: MaskVLM, *, losses: Collection[str], batch_size: int, max_length: int, masked_patches: int, text_slots: int
+    model: MaskVLM,
+    *,
+    losses: Collection[str],
+    batch_size: int,
+    max_length: int,
+    masked_patches: int,
+    text_slots: int,
+    patches_trained: bool = True,
 ) -> float:
     """Forward and backward pass over a global batch; a backward pass counts twice a forward one.
 
@@ -63,10 +72,12 @@ def pretraining_step_flops(
 
     Args:
       losses: those that are computed, of mim, mlm, itc and itm.
+      patches_trained: whether the patch embedding is; below frozen layers it never is.
     """
     sizes, d, text = model.cross, model.width, max_length
     image, views = model.image.patches + 1, 2 if {"mim", "mlm"} & set(losses) else 1
-    encoders = _images(model, views=views) + views * _encoder(model, model.text_encoder, tokens=text)
+    encoders = _images(model, views=views, patches_trained=patches_trained)
+    encoders += views * _encoder(model, model.text_encoder, tokens=text)
     mim = _cross(model, layers=sizes.layers, rows=image, tokens=image, context=text)
     mim += _cross(model, layers=sizes.decoder_layers, rows=masked_patches, tokens=image, context=text)
     mim += 2.0 * masked_patches * d * model.image.pixels
@@ -88,6 +99,7 @@ def fused_step_flops(
     every_token: bool,
     decoded: int = 0,
     decoder_layers: int = 0,
+    patches_trained: bool = True,
 ) -> float:
     """Forward and backward pass of a downstream task: whole images beside a text through both cross encoders.
 
@@ -95,9 +107,11 @@ def fused_step_flops(
       images: beside each text.
       every_token: whether all fused tokens are read, or the first of each.
       decoded: tokens of answers to each question, the slots of all of them.
+      patches_trained: as in `pretraining_step_flops`.
     """
     layers, d, text, image = model.cross.layers, model.width, max_length, model.image.patches + 1
-    encoded = images * _images(model, views=1) + _encoder(model, model.text_encoder, tokens=text)
+    encoded = images * _images(model, views=1, patches_trained=patches_trained)
+    encoded += _encoder(model, model.text_encoder, tokens=text)
     fused = _cross(model, layers=layers, rows=image if every_token else 1, tokens=image, context=text)
     fused += _cross(model, layers=layers, rows=text if every_token else 1, tokens=text, context=image)
     # Answers do not see each other; their few tokens are counted as if they did, which hardly changes the sum.

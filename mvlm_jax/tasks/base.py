@@ -181,6 +181,11 @@ class BaseTask(Task):
             config[part].trained_layers = 0
         return config
 
+    @property
+    def patches_trained(self) -> bool:
+        """Whether the patch embedding is: with any number of `trained_layers` it is frozen."""
+        return self._with_frozen_encoders().image_encoder.trained_layers < 0
+
     def dropout_keys(self, streams: Streams, *, examples: int) -> Key[Array, " B"] | None:
         """One for each example of a global batch; None where the config drops nothing."""
         parts = [self.config[part] for part in PARTS]

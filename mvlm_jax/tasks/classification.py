@@ -38,6 +38,7 @@ class ClassificationTask(LabelledTask):
             max_length=self.config.text.max_length,
             images=self.images,
             every_token=False,
+            patches_trained=self.patches_trained,
         )
 
     @property

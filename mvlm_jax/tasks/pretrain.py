@@ -100,6 +100,7 @@ class Pretrain(BaseTask):
             max_length=length,
             masked_patches=self.masking.masked_patches,
             text_slots=self.masking.text_slots(length),
+            patches_trained=self.patches_trained,
         )
 
     @property

@@ -112,6 +112,7 @@ class Vqa(LabelledTask):
             every_token=True,
             decoded=options.answers_per_question * (options.answer_length - 1),
             decoder_layers=options.decoder_layers,
+            patches_trained=self.patches_trained,
         )
 
     @property

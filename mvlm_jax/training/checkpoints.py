@@ -181,7 +181,7 @@ class Checkpoints:
         def read(step: int) -> PyTree:
             shapes = {"params": self._stored(step, "params") if abstract is None else abstract}
             if averaged:
-                shapes["ema"] = _sharded_as(shapes["params"], self._stored(step, "ema"))
+                shapes["ema"] = self._average_of(step, shapes["params"])
             items = self._read_items(step, shapes)
             return with_trained(items["params"], items["ema"]) if averaged else items["params"]
 
@@ -235,7 +235,8 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
         items = _items(abstract)
-        older = self._has_one_group_of_encoders(step)
+        # A process that cannot tell must read what the others read.
+        older = _anywhere(self._has_one_group_of_encoders(step), items)
         if older:
             items["optimizer"] |= {"opt_state": one_group_of_encoders(abstract.opt_state)}
         restored = self._read_items(step, items)
@@ -250,6 +251,17 @@ class Checkpoints:
             return False
         paths = (path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(stored))
         return any("/inner_states/encoder/" in path for path in paths)
+
+    def _average_of(self, step: int, params: PyTree) -> PyTree:
+        """Shapes of the average of a step, with the shardings of `params`."""
+        average, failure = None, ""
+        try:
+            average = _sharded_as(params, self._stored(step, "ema"))
+        except Damaged as error:
+            failure = str(error) or "its average cannot be read"
+        if _anywhere(bool(failure), params):
+            raise Damaged(failure or "another process cannot read it")
+        return average
 
     def _stored(self, step: int, item: str) -> PyTree:
         """Shapes of the parameters of a step, or of their average, for the memory of this host."""
@@ -275,8 +287,7 @@ class Checkpoints:
             raise  # no memory for it here, which says nothing about the checkpoint
         except Exception as error:  # broken bytes make Orbax and TensorStore raise anything
             failure = _in_one_line(error)
-        shared = any(not leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
-        if _anywhere(bool(failure)) if shared else failure:
+        if _anywhere(bool(failure), abstract):
             raise Damaged(failure or "another process cannot read it")
         changed = [name for name, item in restored.items() if fingerprints(item) != written[name]]
         if changed:
@@ -348,13 +359,18 @@ def _items(state: TrainState) -> dict[str, PyTree]:
 
 
 def _sharded_as(params: PyTree, shapes: PyTree) -> PyTree:
-    """The shapes of some parameters, or of their last rows, with the shardings that `params` have."""
+    """The shapes of some parameters, or of their last rows, with the shardings that `params` have.
+
+    Raises:
+      Damaged: there is no such parameter.
+    """
     shardings = {path: leaf.sharding for path, leaf in flatten_dict(params).items()}
+    leaves = flatten_dict(shapes)
+    other = ["/".join(path) for path in leaves if path not in shardings]
+    if other:
+        raise Damaged(f"its average has {other[0]}, which the parameters have not")
     return unflatten_dict(
-        {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-            for path, leaf in flatten_dict(shapes).items()
-        }
+        {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path]) for path, leaf in leaves.items()}
     )
 
 
@@ -370,9 +386,17 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _anywhere(failed: bool) -> bool:
-    """Whether it failed in any process: processes that share one state must all continue from the same step."""
-    return bool(multihost_utils.process_allgather(np.array(failed)).any())
+def _anywhere(found: bool, abstract: PyTree) -> bool:
+    """Whether any process of those that share these arrays found it: all of them must read the same step."""
+    return _across_processes(found) if _is_shared(abstract) else found
+
+
+def _is_shared(abstract: PyTree) -> bool:
+    return any(not leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract))
+
+
+def _across_processes(found: bool) -> bool:
+    return bool(multihost_utils.process_allgather(np.array(found)).any())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -88,7 +88,8 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
             state = _started_from(start, state, directory=directory, writes=writes)
         with MetricsLog(directory, resumed_step=first, writes=writes) as log:
             results = _evaluated(directory, step=first, config=config)
-            if _is_due(first, every=config.eval.every, steps=steps) and not log.has_evaluation(first):
+            evaluated = log.has_evaluation(first, ema=config.eval.ema)
+            if _is_due(first, every=config.eval.every, steps=steps) and not evaluated:
                 results = evaluate(state, step=first, log=log)
 
             if first == steps:
@@ -179,5 +180,5 @@ def _evaluate(
     results = task.evaluate(state.averaged if average else state.params)
     if writes:
         workdir_lib.write_evaluations(directory, results, step=step, source=config.data.eval, ema=average)
-    log.write_evaluation(step, results)
+    log.write_evaluation(step, results, ema=average)
     return results

@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mvlm_jax.files import plain, write_text
-from mvlm_jax.training.workdir import METRICS, writing
+from mvlm_jax.training.workdir import AVERAGE, METRICS, writing
 
 
 class MetricsLog:
@@ -24,7 +24,7 @@ class MetricsLog:
         """Drops what was logged after `resumed_step`. Every process of a run opens the log; one of them `writes`."""
         path = directory / METRICS
         lines = [line for line in read_metrics(path) if line["step"] <= resumed_step]
-        self._evaluated = {line["step"] for line in lines if _is_evaluation(line)}
+        self._evaluated = {(line["step"], ema) for line in lines for ema in _evaluations(line)}
         self._file = self._events = None
         if writes:
             with writing(directory):
@@ -42,8 +42,9 @@ class MetricsLog:
                 self._events.close()
                 self._file.close()
 
-    def has_evaluation(self, step: int) -> bool:
-        return step in self._evaluated
+    def has_evaluation(self, step: int, *, ema: bool = False) -> bool:
+        """Whether an earlier start of the run has logged one, of the average where `ema` says so."""
+        return (step, ema) in self._evaluated
 
     def write(self, step: int, metrics: dict[str, float | int], *, timing: dict[str, float] | None = None) -> None:
         if not (self._file and self._events):
@@ -58,9 +59,13 @@ class MetricsLog:
                 self._events.add_scalar(f"timing/{name}", value, step)
             self._events.flush()
 
-    def write_evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
-        """The metrics of each file stem as `eval/<stem>/<name>`; see `scalars`."""
-        self.write(step, dict(scalars({f"eval/{stem}": metrics for stem, metrics in results.items()})))
+    def write_evaluation(self, step: int, results: dict[str, dict[str, Any]], *, ema: bool = False) -> None:
+        """The metrics of each `<task>-<split>` as `eval/<task>-<split>/<name>`; see `scalars`.
+
+        Those of the average are `eval/<task>-<split>-ema/<name>`: a run may evaluate both at one step.
+        """
+        suffix = AVERAGE if ema else ""
+        self.write(step, dict(scalars({f"eval/{name}{suffix}": metrics for name, metrics in results.items()})))
 
 
 class EventsFile(EventsWriter):
@@ -123,5 +128,6 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def _is_evaluation(line: dict[str, Any]) -> bool:
-    return any(name.startswith("eval/") for name in line)
+def _evaluations(line: dict[str, Any]) -> set[bool]:
+    """Whether those in a line are of the average."""
+    return {name.split("/")[1].endswith(AVERAGE) for name in line if name.startswith("eval/")}

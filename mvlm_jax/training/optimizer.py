@@ -92,7 +92,8 @@ def a_group_for_each_encoder(opt_state: PyTree) -> PyTree:
         lambda groups: {
             "image_encoder": groups["encoder"],
             "rest": groups["rest"],
-            "text_encoder": jax.tree.map(jnp.copy, groups["encoder"]),  # each is given away by itself
+            # The state is donated, so the two need buffers of their own.
+            "text_encoder": jax.tree.map(jnp.copy, groups["encoder"]),
         },
     )
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.training.rules import match_rules
@@ -68,11 +70,16 @@ def join(parts: Parts) -> Params:
 
 def with_trained(params: Params, trained: Params) -> Params:
     """`params` with other values for what is trained of them, whole parameters or the last rows."""
-    leaves = _flat(params)
-    for path, leaf in _flat(trained).items():
-        first = len(leaves[path]) - len(leaf) if leaf.ndim else 0
-        leaves[path] = jnp.concatenate([leaves[path][:first], leaf]) if first else leaf
-    return unflatten_dict(leaves, sep="/")
+    leaves, others = _flat(params), _flat(trained)
+    parts = {path: (leaves[path], leaf) for path, leaf in others.items() if leaf.ndim and len(leaf) < len(leaves[path])}
+    # One program, in which each process keeps its own part of what others share.
+    shardings = {path: whole.sharding for path, (whole, _) in parts.items()}
+    joined = jax.jit(_with_last_rows, out_shardings=shardings)(parts) if parts else {}
+    return unflatten_dict(leaves | others | joined, sep="/")
+
+
+def _with_last_rows(parts: dict[str, tuple[Array, Array]]) -> dict[str, Array]:
+    return {path: jnp.concatenate([whole[: len(whole) - len(last)], last]) for path, (whole, last) in parts.items()}
 
 
 @dataclasses.dataclass(frozen=True)

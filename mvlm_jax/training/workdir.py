@@ -22,6 +22,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
+AVERAGE = "-ema"  # behind the name of an evaluation of the moving average of the parameters
 WEIGHTS = "weights.json"  # what the run started from
 ORIGIN = ("step", "source", "dataset", "task", "split", "ema")  # in the file of an evaluation, before the metrics
 
@@ -130,7 +131,7 @@ def write_evaluations(
     """
     with writing(directory):
         for name, values in with_origin(results, step=step, source=source, ema=ema).items():
-            stem = evaluation_stem(name, source) + ("-ema" if ema else "")
+            stem = evaluation_stem(name, source) + (AVERAGE if ema else "")
             write_json(directory / EVALUATIONS / f"{stem}.json", values)
 
 

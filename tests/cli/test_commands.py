@@ -256,7 +256,8 @@ def test_a_shipped_recipe_is_found_by_name_from_any_directory(tmp_path, monkeypa
 
 
 def test_a_run_is_evaluated_with_its_own_config(copied, capsys):
-    assert evaluate.run([f"--workdir={copied}", "--config.data.eval=tfds:shapes:test", "--step=4"]) == 0
+    of_training = ["--config.image_encoder.trained_layers=0", "--config.cross.dropout=0.5"]
+    assert evaluate.run([f"--workdir={copied}", "--config.data.eval=tfds:shapes:test", "--step=4", *of_training]) == 0
     found = read_eval(copied, "retrieval-shapes-test")
     assert (found["step"], found["source"], found["images"]) == (4, "tfds:shapes:test", 12)
     assert evaluate.run([f"--workdir={copied}", "--config.cross.heads=1"]) == 2

@@ -11,6 +11,7 @@ from flax import linen as nn
 from tiny import tiny_model
 
 from mvlm_jax.models.compute import Compute
+from mvlm_jax.models.cross_encoder import CrossEncoder
 from mvlm_jax.models.dropout import LayerDropout, Rates, copies, drop, example_keys, fold
 from mvlm_jax.models.layers import CrossBlock, LayerStack, PreNormBlock
 
@@ -198,3 +199,23 @@ def test_every_part_of_a_model_drops_in_training(variables):
     # The views of an image drop apart, and the first as the whole image by itself.
     np.testing.assert_allclose(trained["views"][:, 0], trained["v"], atol=1e-5)
     assert np.abs(trained["views"][:, 0] - trained["views"][:, 1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_cross_blocks_drop_the_same_where_the_backward_pass_computes_them_again(x, remat):
+    def encoder(remat):
+        sizes = {"layers": 2, "heads": 2, "mlp_ratio": 2, "rates": Rates(0.3, 0.5)}
+        return CrossEncoder(**sizes, compute=Compute(remat=remat))
+
+    params = encoder("none").init(jax.random.key(0), x, None, x, None)
+
+    def value_and_gradient(remat, keys=KEYS[:4]):
+        def loss(params, x):
+            return jnp.sin(encoder(remat).apply(params, x, None, jnp.cos(x), None, slice(0, 2), keys)).sum()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+    expected, kept = value_and_gradient("none"), value_and_gradient("none", None)
+    assert abs(float(expected[0] - kept[0])) > 0.1
+    for one, other in zip(jax.tree.leaves(value_and_gradient(remat)), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

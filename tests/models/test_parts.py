@@ -98,8 +98,10 @@ def test_features_of_both_encoders_have_the_width_of_the_cross_encoders():
 
 
 # Multiply-adds by hand, for 4 pairs, 17 image tokens of 192 pixels, 8 text tokens, 2 layers, ratio 2 and a cross width
-# of 16. A layer takes 8 S D D + 2 S S D; an image is embedded once and encoded twice, a text is encoded twice.
-IMAGE_OF_24, IMAGE_OF_16 = 16 * 192 * 24 + 2 * (2 * 92_208 + 17 * 24 * 16), 16 * 192 * 16 + 2 * 2 * 44_064
+# of 16. A layer takes 8 S D D + 2 S S D; an image is embedded once and encoded twice, a text is encoded twice. A
+# backward pass takes twice as much; that of the patch embedding as much, since pixels need no gradient.
+PATCHES_OF_24, PATCHES_OF_16 = 16 * 192 * 24, 16 * 192 * 16
+IMAGE_OF_24, IMAGE_OF_16 = 2 * (2 * 92_208 + 17 * 24 * 16), 2 * 2 * 44_064
 TEXT_OF_8, TEXT_OF_16 = 2 * 5_120 + 8 * 8 * 16, 2 * 18_432
 OPTIONS = {"batch_size": 4, "max_length": 8}
 
@@ -107,25 +109,27 @@ OPTIONS = {"batch_size": 4, "max_length": 8}
 LOSSES = ("mim", "mlm", "itc", "itm")
 
 
-def flops_of(losses=LOSSES, **fields):
+def flops_of(losses=LOSSES, *, patches_trained=True, **fields):
     model = tiny_model(pad_id=0, text_encoder__vocab_size=40, **fields)
-    return pretraining_step_flops(model, losses=losses, masked_patches=12, text_slots=2, **OPTIONS)
+    options = OPTIONS | {"patches_trained": patches_trained}
+    return pretraining_step_flops(model, losses=losses, masked_patches=12, text_slots=2, **options)
 
 
 def test_only_losses_that_are_computed_are_counted():
     encoders = flops_of(())
     # One view of 17 image tokens, embedded from 16 patches, and one of 8 text tokens.
-    assert encoders == 3 * 4 * 2 * (16 * 192 * 16 + 2 * 44_064 + TEXT_OF_16)
+    assert encoders == 4 * 2 * (2 * PATCHES_OF_16 + 3 * (2 * 44_064 + TEXT_OF_16))
     # 16 -> 256 numbers for an image and for a text, and 4 products of 256 for each pair.
     assert flops_of(("itc",)) - encoders == 3 * 4 * 2 * (2 * 16 * 256 + 4 * 256)
-    whole = 3 * 4 * 2 * (16 * 192 * 16 + 2 * (2 * 44_064 + TEXT_OF_16))
+    whole = 4 * 2 * (2 * PATCHES_OF_16 + 3 * 2 * (2 * 44_064 + TEXT_OF_16))
     assert flops_of(LOSSES) - flops_of(("mim", "mlm")) == flops_of(("itc", "itm")) - encoders
     assert flops_of(("mim",)) > whole and flops_of(("mlm",)) > whole
 
 
 def test_operations_are_counted_by_the_width_of_each_part():
     plain = flops_of()
-    assert flops_of(image_encoder__width=24) - plain == 3 * 4 * 2 * (IMAGE_OF_24 - IMAGE_OF_16) == 5_524_992
+    wider = 4 * 2 * (2 * (PATCHES_OF_24 - PATCHES_OF_16) + 3 * (IMAGE_OF_24 - IMAGE_OF_16))
+    assert flops_of(image_encoder__width=24) - plain == wider == 5_328_384
     assert plain - flops_of(text_encoder__width=8) == 3 * 4 * 2 * 2 * (TEXT_OF_16 - TEXT_OF_8) == 1_228_800
     # Two masked words: 2 x (16 x 16 + 16 x 40) of the tied head against 2 x (16 x 8 + 8 x 40).
     tied = (flops_of(model__token_head="tied", **fields) for fields in ({}, {"text_encoder__width": 8}))
@@ -136,8 +140,11 @@ def test_frozen_layers_have_no_backward_pass():
     plain = flops_of()
     # A layer of 16: 8 x 17 x 16 x 16 + 2 x 17 x 17 x 16 = 44,064 multiply-adds; the patches are embedded once.
     one, both = (flops_of(image_encoder__trained_layers=layers) for layers in (1, 0))
-    assert plain - one == 2 * 4 * 2 * (16 * 192 * 16 + 2 * 44_064)
-    assert plain - both == 2 * 4 * 2 * IMAGE_OF_16
+    assert plain - one == 4 * 2 * (PATCHES_OF_16 + 2 * 2 * 44_064)
+    assert plain - both == 4 * 2 * (PATCHES_OF_16 + 2 * IMAGE_OF_16)
+    # All layers are trained, and what lies before them is not.
+    assert plain - flops_of(patches_trained=False) == 4 * 2 * PATCHES_OF_16
+    assert flops_of(patches_trained=False, image_encoder__trained_layers=0) == both
     assert plain - flops_of(text_encoder__trained_layers=0) == 2 * 4 * 2 * 2 * TEXT_OF_16
 
 

@@ -11,7 +11,8 @@ import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training import checkpoints as checkpoints_lib
+from mvlm_jax.training.checkpoints import Checkpoints, Damaged
 from mvlm_jax.training.loop import train
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
@@ -132,3 +133,81 @@ def test_where_every_step_is_damaged_the_run_does_not_start_over(workdir):
     with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read \(steps 6, 9\); move"):
         train(ToyTask(), config=toy_config(), workdir=workdir)
     assert files_of(workdir / "checkpoints") == before
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("averaged")
+    train(ToyTask(), config=toy_config(**{"optimizer.ema": 0.9}), workdir=workdir)
+    return workdir / "checkpoints"
+
+
+def unreadable_average(checkpoints, monkeypatch):
+    stored = checkpoints._stored
+
+    def fails(step, item):
+        if step == 9:
+            raise Damaged("Input/output error")
+        return stored(step, item)
+
+    monkeypatch.setattr(checkpoints, "_stored", fails)
+
+
+def several_processes(monkeypatch, *, others):
+    """What this process tells the others, each time; they answer with `others` in turn."""
+    told, answers = [], iter(others)
+
+    def exchanged(found):
+        told.append(found)
+        return found or next(answers)
+
+    monkeypatch.setattr(checkpoints_lib, "_is_shared", lambda abstract: True)
+    monkeypatch.setattr(checkpoints_lib, "_across_processes", exchanged)
+    return told
+
+
+def test_an_average_that_one_process_cannot_read_is_read_by_none(averaged, monkeypatch):
+    params = program().state.params
+    with Checkpoints.for_reading(averaged) as checkpoints:
+        expected = checkpoints.restore_params(6, params, averaged=True)
+        with monkeypatch.context() as patch:  # the other one cannot
+            told = several_processes(patch, others=[True, False, False])
+            received = checkpoints.restore_params(None, params, averaged=True)
+            assert received[0] == 6 and same(received[1], expected[1])
+            assert told == [False, False, False]
+        with monkeypatch.context() as patch:  # this one cannot
+            unreadable_average(checkpoints, patch)
+            told = several_processes(patch, others=[False, False])
+            received = checkpoints.restore_params(None, params, averaged=True)
+            assert received[0] == 6 and same(received[1], expected[1])
+            assert told == [True, False, False]  # step 9: its shapes; step 6: its shapes, its values
+
+
+def test_a_given_step_whose_average_cannot_be_read_ends_every_process(averaged, monkeypatch):
+    params = program().state.params
+    with Checkpoints.for_reading(averaged) as checkpoints:
+        with monkeypatch.context() as patch:
+            told = several_processes(patch, others=[True])
+            with pytest.raises(UserError, match="step 9 in .* is damaged: another process cannot read it"):
+                checkpoints.restore_params(9, params, averaged=True)
+        unreadable_average(checkpoints, monkeypatch)
+        told_of_its_own = several_processes(monkeypatch, others=[])
+        with pytest.raises(UserError, match="step 9 in .* is damaged: Input/output error"):
+            checkpoints.restore_params(9, params, averaged=True)
+        assert (told, told_of_its_own) == ([False], [True])
+
+
+def test_processes_read_an_older_optimizer_state_together(finished, monkeypatch):
+    """Where this one could not tell that it is an older one: all read the same structure, and all fail."""
+    told = several_processes(monkeypatch, others=[True, False])
+    with Checkpoints.for_reading(finished / "checkpoints") as checkpoints:
+        with pytest.raises(UserError, match="step 9 in .* is damaged"):  # it is no older one
+            checkpoints.restore(9, program().state)
+    assert told == [False, True]
+
+
+def test_an_average_of_other_parameters_is_damage(averaged):
+    params = program().state.params
+    with Checkpoints.for_reading(averaged) as checkpoints:
+        with pytest.raises(UserError, match="its average has head/bias, which the parameters have not"):
+            checkpoints.restore_params(9, {"encoder": params["encoder"]}, averaged=True)

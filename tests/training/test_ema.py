@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 from tiny import demo_flags
 from toy import ToyTask, toy_config
@@ -92,6 +92,16 @@ def test_of_a_stack_the_average_may_have_the_last_layers():
     whole = with_trained({"a": {"b": jnp.arange(3.0), "c": jnp.float32(1)}}, {"a": {"b": jnp.full(2, 9.0)}})
     np.testing.assert_array_equal(whole["a"]["b"], [0, 9, 9])
     assert whole["a"]["c"] == 1
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_the_average_of_the_last_layers_is_put_in_their_place_where_they_are():
+    """No device gets more of the parameters than its own part."""
+    sharding = NamedSharding(make_mesh(data=1, fsdp=8, tensor=1), PartitionSpec(None, "fsdp"))
+    layers, average = jnp.zeros((3, 16), device=sharding), jnp.ones((2, 16), device=sharding)
+    layers = with_trained({"a": layers}, {"a": average})["a"]
+    assert layers.sharding == sharding and {shard.data.shape for shard in layers.addressable_shards} == {(3, 2)}
+    np.testing.assert_array_equal(layers[:, 0], [0, 1, 1])
 
 
 def stored(directory, step, *, averaged):

@@ -107,9 +107,11 @@ def test_a_mistyped_pattern_ends_the_command_before_anything_is_written(demo_dir
         ("image_encoder.trained_layers", 0),
         ("optimizer.layer_decay", 0.5),
         ("optimizer.ema", 0.5),
+        ("cross.dropout", 0.5),
+        ("text_encoder.stochastic_depth", 0.5),
     ],
 )
-def test_a_run_is_not_continued_with_other_parts_trained(name, value, tmp_path):
+def test_a_run_is_not_continued_with_what_trains_otherwise(name, value, tmp_path):
     (tmp_path / "config.json").write_text(config_lib.to_json(toy_config()))
     with pytest.raises(UserError, match=f"is the workdir of another config: config.{name} is .* there and .* here"):
         check_workdir(tmp_path, config=toy_config(**{name: value}))
@@ -193,16 +195,47 @@ def test_the_gradient_is_that_of_the_same_parameters_where_nothing_is_frozen(fie
 
 def test_a_pattern_over_a_whole_encoder_counts_as_no_trained_layers(shapes_dir):
     """In the operations that utilisation is measured by, as in those that are computed."""
-    plain, by_pattern, by_layers, by_part = (
+    plain, by_pattern, by_layers, by_part, all_layers = (
         open_task(config_of(shapes_dir, **fields), workdir=shapes_dir).flops_per_step
         for fields in (
             {},
             {"optimizer.frozen": (IMAGE_ENCODER,)},
             {"image_encoder.trained_layers": 0},
             {"optimizer.frozen": (r"image_encoder/(?!mask_token).*",)},  # differentiated for the mask token
+            {"image_encoder.trained_layers": 1},
         )
     )
     assert by_pattern == by_layers < by_part == plain
+    # 16 images of 16 patches of 192 numbers: the kernel of the embedding, of width 16, has no gradient.
+    assert plain - all_layers == 2 * 16 * 16 * 192 * 16
+
+
+def test_a_pattern_over_a_whole_encoder_drops_as_little_as_no_trained_layers(shapes_dir):
+    """Its layers drop nothing, by whichever field it is frozen; the rest of the model drops as it did."""
+    dropping = {f"{part}.dropout": 0.5 for part in ("image_encoder", "text_encoder", "cross")}
+    by_pattern, by_layers, by_part = (
+        first_loss(config_of(shapes_dir, **{"batch_size": 8, "loss.mlm": 0.0, "loss.itm": 0.0}, **dropping, **fields))
+        for fields in (
+            {"optimizer.frozen": (IMAGE_ENCODER,)},
+            {"image_encoder.trained_layers": 0},
+            {"optimizer.frozen": (r"image_encoder/(?!mask_token).*",)},
+        )
+    )
+    assert by_pattern == by_layers
+    assert abs(by_part - by_layers) > 1e-3
+
+
+def first_loss(config):
+    task = open_task(config, workdir=config.data.data_dir)
+    params = jax.jit(task.init)(jax.random.key(0))
+
+    def loss(params, batch):
+        rows = task.prepare(batch, Streams(seed=0, step=jnp.int32(3)))
+        one_device = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+        shardings = param_shardings(params, mesh=one_device, rules=task.sharding_rules)
+        return value_and_grad(task.objective, params, rows, accumulate=1, mesh=one_device, shardings=shardings)[0][0]
+
+    return float(jax.jit(loss)(params, next(task.train_batches(0))))
 
 
 @pytest.mark.slow

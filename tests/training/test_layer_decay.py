@@ -1,11 +1,16 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from toy import ToyTask, toy_config
+from toy import ToyTask, metrics_lines, toy_config
 
 from mvlm_jax.models.parameter_rules import LAYER_RULES
+from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.layer_decay import layer_scales
+from mvlm_jax.training.loop import train
 from mvlm_jax.training.mesh import make_mesh, shard_batch
 from mvlm_jax.training.program import make_program
 
@@ -81,3 +86,37 @@ def test_without_decay_the_optimizer_keeps_its_state_as_it_was():
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     program = make_program(task=Stacked(), config=toy_config(**{"optimizer.layer_decay": 1.0}), mesh=mesh)
     assert len(program.state.opt_state) == 4  # clipping, Adam, weight decay, rates
+
+
+class Varying(Stacked):
+    """The forces differ from step to step, and so do moments."""
+
+    def losses(self, params, rows):
+        pulled = sum(jnp.square(leaf - rows["y"].mean()).sum() for leaf in jax.tree.leaves(params))
+        return {"squared_error": (pulled * rows["y"].size, jnp.float32(rows["y"].size))}
+
+    def evaluate(self, params):
+        return {"toy-val": {"head": float(params["head"][0])}}
+
+
+def test_a_run_with_a_rate_for_each_layer_above_a_frozen_one_resumes_bit_for_bit(tmp_path):
+    config = toy_config(**{"optimizer.layer_decay": 0.5})
+    task = Varying()
+    task.first = 1
+    train(task, config=config, workdir=tmp_path / "through")
+    shutil.copytree(tmp_path / "through", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/9")
+    train(task, config=config, workdir=tmp_path / "resumed")
+    assert metrics_lines(tmp_path / "resumed") == metrics_lines(tmp_path / "through")
+    program = make_program(task=task, config=config, mesh=make_mesh(**config.mesh))
+    through, resumed = (state_of(tmp_path / name, program) for name in ("through", "resumed"))
+    jax.tree.map(np.testing.assert_array_equal, through, resumed)
+    moments = optax.tree.get(resumed.opt_state, "nu")["encoder"]["layers"]["kernel"]
+    assert moments.shape == (2, 1) and (np.asarray(moments) > 0).all()
+    # The frozen layer is as it was; the others are not.
+    assert (np.asarray(resumed.params["encoder"]["layers"]["kernel"] != 4.0)).ravel().tolist() == [False, True, True]
+
+
+def state_of(workdir, program):
+    with Checkpoints.for_reading(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore(9, program.state)

@@ -111,6 +111,24 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_evaluates_the_average_when_asked_and_logs_it_apart(tmp_path):
+    plain = toy_config(**{"optimizer.ema": 0.9})
+    raw = train(ToyTask(), config=plain, workdir=tmp_path).results["toy-val"]["norm"]
+    average = toy_config(**{"optimizer.ema": 0.9, "eval.ema": True})
+    task = ToyTask()
+    outcome = train(task, config=average, workdir=tmp_path)
+    averaged = outcome.results["toy-val"]["norm"]
+    assert task.evaluations == 1 and averaged != raw
+    evaluations = [line for line in metrics_lines(tmp_path) if "loss" not in line]
+    assert evaluations == [{"step": 9, "eval/toy-val/norm": raw}, {"step": 9, "eval/toy-val-ema/norm": averaged}]
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    # Both are there now, whichever is asked for.
+    assert train(task, config=average, workdir=tmp_path) == outcome
+    assert train(task, config=plain, workdir=tmp_path).results["toy-val"]["norm"] == raw
+    assert task.evaluations == 1
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 @pytest.mark.parametrize(("group", "warned"), [(1, False), (2, True)])
 def test_devices_that_do_not_hold_whole_groups_are_warned_of(tmp_path, caplog, group, warned):

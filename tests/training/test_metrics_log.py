@@ -70,6 +70,7 @@ def test_every_number_of_an_evaluation_is_logged_and_it_is_remembered_across_sta
     with MetricsLog(tmp_path, resumed_step=4) as log:
         assert log.has_evaluation(4)
         assert not log.has_evaluation(3)
+        assert not log.has_evaluation(4, ema=True)
     logged = {
         "recall": 0.25,
         "pairs": 3,
