@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mvlm_jax.config_migration import PARTS, VERSION, migrate
+from mvlm_jax.config_migration import ENCODERS, PARTS, VERSION, migrate
 from mvlm_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
@@ -266,7 +266,7 @@ def validate(config: ConfigDict) -> None:
         width, heads = config[part].width, config[part].heads
         if width % heads:
             raise UserError(f"config.{part}.width={width} must be a multiple of config.{part}.heads={heads}")
-    for part in PARTS[:2]:
+    for part in ENCODERS:
         trained, layers = config[part].trained_layers, config[part].layers
         if trained > layers:
             raise UserError(

@@ -12,7 +12,8 @@ from mvlm_jax.errors import UserError
 VERSION = 3
 Fields = dict[str, Any]  # values by dotted names
 
-PARTS = ("image_encoder", "text_encoder", "cross")
+ENCODERS = ("image_encoder", "text_encoder")
+PARTS = (*ENCODERS, "cross")
 MOVED_IN_2 = {
     "blind": ("hide_modality",),
     "image.patch": ("image_encoder.patch",),
@@ -28,7 +29,7 @@ MOVED_IN_2 = {
 # What the program did before there was a choice.
 ADDED_IN_2 = {"image_encoder.kind": "vit", "model.attention": "xla", "model.layer_loop": "scan"}
 MOVED_IN_3 = {
-    f"optimizer.encoder_{name}": tuple(f"optimizer.{encoder}_{name}" for encoder in PARTS[:2])
+    f"optimizer.encoder_{name}": tuple(f"optimizer.{encoder}_{name}" for encoder in ENCODERS)
     for name in ("peak", "final")
 }
 MOVED = MOVED_IN_2 | MOVED_IN_3
@@ -37,7 +38,7 @@ ADDED_IN_3: Fields = {
     "image_encoder.registers": 0,
     **{
         f"{encoder}.{name}": value
-        for encoder in PARTS[:2]
+        for encoder in ENCODERS
         for name, value in (("pooling", "first"), ("trained_layers", -1))
     },
     **{f"{part}.{name}": 0.0 for part in PARTS for name in ("dropout", "stochastic_depth")},

@@ -4,6 +4,8 @@ from tiny import recipe
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.formats.vqa import MINIVAL_PART
 from mvlm_jax.errors import UserError
+from mvlm_jax.interop.family import ACTIVATION_NAMES
+from mvlm_jax.models.activations import ACTIVATIONS
 from mvlm_jax.tasks import registry
 
 FINETUNED = [("finetune_retrieval", ("flickr30k",)), ("finetune_retrieval", ("flickr8k",))] + [
@@ -148,3 +150,7 @@ def test_an_evaluation_may_have_other_values_of_what_training_alone_reads(name, 
     assert config_lib.differences(old, new, changeable=config_lib.CHANGEABLE_IN_EVALUATION) == ""
     found = config_lib.differences(old, new, changeable=config_lib.CHANGEABLE_ON_RESUME)
     assert found.startswith(f"config.{name} is ")
+
+
+def test_every_activation_is_a_choice_and_has_its_names_in_published_configs():
+    assert config_lib.CHOICES["image_encoder.activation"] == tuple(ACTIVATIONS) == tuple(ACTIVATION_NAMES)

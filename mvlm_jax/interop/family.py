@@ -188,7 +188,7 @@ class Naming(NamedTuple):
 
 
 # As a config.json says it.
-ACTIVATIONS = {
+ACTIVATION_NAMES = {
     "gelu": ("gelu", "gelu_python"),
     "quick_gelu": ("quick_gelu",),
     "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_python_tanh", "gelu_fast"),
@@ -229,7 +229,7 @@ class Family:
     anchor: str  # a tensor in front of whose name an unknown prefix is recognised
     module: Callable[..., nn.Module]
     wanted: str = ""  # what a source must be, in an error; empty: of this kind
-    activation: str = "gelu"  # of the MLPs, a name of `ACTIVATIONS`
+    activation: str = "gelu"  # of the MLPs, a key of `ACTIVATION_NAMES`
     activation_is_free: bool = False  # whether the config says which
     config_names: ConfigNames = ConfigNames()
     config_part: str = ""  # of a larger model's config.json, which describes the encoder

@@ -7,7 +7,7 @@ from jaxtyping import Num
 from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.interop.family import ACTIVATIONS, STACK, Family, Resizable, Shapes
+from mvlm_jax.interop.family import ACTIVATION_NAMES, STACK, Family, Resizable, Shapes
 from mvlm_jax.interop.matching import Match, check_names
 from mvlm_jax.interop.parameters import Flat
 from mvlm_jax.interop.report import Report
@@ -62,9 +62,9 @@ class Reader:
                 flag = f"config.{part}.{field}"
                 raise UserError(f"{path} {said.format(theirs)}; {flag}={encoder[field]}, give --{flag}={theirs}")
         ours, theirs = self._family.activation_of(encoder), self.config.get(names.activation)
-        if theirs is not None and theirs not in ACTIVATIONS[ours]:
+        if theirs is not None and theirs not in ACTIVATION_NAMES[ours]:
             message = f"{path} computes with {names.activation}={theirs!r}"
-            known = next((name for name, spellings in ACTIVATIONS.items() if theirs in spellings), None)
+            known = next((name for name, spellings in ACTIVATION_NAMES.items() if theirs in spellings), None)
             if known and self._family.activation_is_free:
                 flag = f"config.{part}.activation"
                 raise UserError(f"{message}; {flag}={ours!r}, give --{flag}={known}")

@@ -13,7 +13,7 @@ from tokenizers import processors
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.files import write_json
-from mvlm_jax.interop.family import ACTIVATIONS, STACK, Family, Params
+from mvlm_jax.interop.family import ACTIVATION_NAMES, STACK, Family, Params
 from mvlm_jax.interop.vocabulary import library_tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -38,7 +38,7 @@ def write_model(
         names.layers: layers,
         names.heads: encoder.heads,
         names.hidden: hidden,
-        names.activation: ACTIVATIONS[family.activation_of(encoder)][0],
+        names.activation: ACTIVATION_NAMES[family.activation_of(encoder)][0],
     }
     sizes.pop("", None)  # a size that a config.json of this family does not say
     start = {
