@@ -1,6 +1,7 @@
 """Every benchmark runs at toy size as its documented command does, and ends with another status than 0 on a failure."""
 
 import argparse
+import functools
 import importlib.util
 import json
 import shlex
@@ -21,7 +22,7 @@ from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.training.metrics_log import MetricsLog
 
 BENCHMARKS = ROOT / "benchmarks"
-RUN_HERE = {"curve", "doctor", "downstream", "index", "input_pipeline", "retrieval_memory", "scaling"}
+RUN_HERE = {"curve", "doctor", "downstream", "frozen", "index", "input_pipeline", "retrieval_memory", "scaling"}
 # With torch, or with a file of tests of its own.
 RUN_ELSEWHERE = {"step", "contenders", "kernels", "torch_maskvlm", "torch_pretraining", "torch_pipeline"}
 WORDS = "dog cat man girl boat tree hill road ball car red blue green old young small runs sits jumps waits".split()
@@ -68,6 +69,23 @@ def test_a_workdir_without_losses_is_no_curve(tmp_path, monkeypatch, capsys):
     assert benchmark("curve", monkeypatch).main(arguments) == 1
     assert "metrics.jsonl holds no losses" in capsys.readouterr().err
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_step_has_fewer_operations_the_less_of_the_image_encoder_is_trained(monkeypatch, capsys):
+    module = benchmark("frozen", monkeypatch)
+    small = {
+        **{f"{part}__width": 64 for part in ("image_encoder", "text_encoder", "cross")},
+        **{f"{part}__heads": 1 for part in ("image_encoder", "text_encoder", "cross")},
+        **{"image_encoder__layers": 2, "text_encoder__layers": 1, "text_encoder__vocab_size": 300},
+    }
+    monkeypatch.setattr(module, "step_flops", functools.partial(module.step_flops, **small))
+    assert module.main(["--batch_size=8", "--trained_layers", "-1", "0"]) == 0
+    rows = [list(map(float, line.split())) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == [-1, 0]
+    assert rows[0][1] > rows[1][1]
+    for _, _, below, counted in rows[1:]:
+        # Norms and softmax, which are not counted, are a larger part of a narrow model.
+        assert counted <= below <= 1.5 * counted
 
 
 def published(directory, *, images):
