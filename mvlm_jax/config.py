@@ -18,7 +18,7 @@ from mvlm_jax.errors import UserError
 CHANGEABLE_ON_RESUME = (
     "mesh.", "accumulate", "model.attention", "model.layer_loop", "model.remat", "data.workers", "data.prefetch",
     "data.data_dir", "checkpoint.", "log_every",
-    "max_skipped_updates", "eval.",
+    "max_skipped_updates", "eval.", "compilation_cache",
 )  # fmt: skip
 # Fields that an evaluation may set otherwise than the training it evaluates.
 CHANGEABLE_IN_EVALUATION = (
@@ -32,6 +32,7 @@ CHOICES = {
     "hide_modality": ("none", "image", "text"),
     "dtype": ("auto", "float32", "bfloat16"),
     "mask.condition_on": ("unmasked", "masked", "none"),
+    "loss.pixels": ("l1", "l2"),
     "model.token_head": ("dense", "tied"),
     "image_encoder.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "image_encoder.pooling": ("first", "mean"),
@@ -82,6 +83,8 @@ def default() -> ConfigDict:
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
     config.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), float32, bfloat16
     config.log_every = 20  # steps between two lines of metrics.jsonl
+    # Where compiled programs are kept for the next start: auto (the user's cache directory), off, or a directory.
+    config.compilation_cache = "auto"
     config.max_skipped_updates = 10  # in a row, for a loss or gradient that is not finite, before the run stops
 
     config.image = ConfigDict()
@@ -148,6 +151,7 @@ def default() -> ConfigDict:
     config.loss.mlm = 1.0
     config.loss.itc = 1.0
     config.loss.itm = 1.0
+    config.loss.pixels = "l1"  # of mim: l1 (the paper) or l2, the squared error
 
     config.matching = ConfigDict()
     config.matching.group = 32  # consecutive pairs among which hard negatives are sought (the paper's batch per GPU)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mvlm_jax.errors import UserError
 
-VERSION = 3
+VERSION = 4
 Fields = dict[str, Any]  # values by dotted names
 
 ENCODERS = ("image_encoder", "text_encoder")
@@ -48,6 +48,7 @@ ADDED_IN_3: Fields = {
     "eval.rerank_by": "itm",
     "eval.ema": False,
 }
+ADDED_IN_4: Fields = {"compilation_cache": "auto", "loss.pixels": "l1"}
 
 
 def migrate(fields: Fields) -> Fields:
@@ -79,6 +80,10 @@ def _to_3(old: Fields) -> Fields:
     return ADDED_IN_3 | _moved(old, MOVED_IN_3)
 
 
+def _to_4(old: Fields) -> Fields:
+    return ADDED_IN_4 | old
+
+
 def _moved(old: Fields, places: Mapping[str, tuple[str, ...]]) -> Fields:
     return {new: value for name, value in old.items() for new in places.get(name, (name,))}
 
@@ -89,4 +94,4 @@ def modern_uri(mixture: str) -> str:
     return "".join(re.sub(old, r"\1?split=\2", term) for term in re.split(r"(\s\+(?=\s|$))", mixture))
 
 
-STEPS: tuple[Callable[[Fields], Fields], ...] = (_to_2, _to_3)  # the first leads from version 1 to 2
+STEPS: tuple[Callable[[Fields], Fields], ...] = (_to_2, _to_3, _to_4)  # the first leads from version 1 to 2

@@ -205,7 +205,7 @@ def test_an_evaluation_that_fails_reports_it_to_the_other_processes(demo_run, de
             ["--config=demo", "--workdir=W", "--config.model.layers=2"],
             "config.model.layers is config.image_encoder.layers and config.text_encoder.layers now",
         ),
-        (["--config=DEMO", "--workdir=W", "--config.config_version=1"], "config_version=1 is not one of 3"),
+        (["--config=DEMO", "--workdir=W", "--config.config_version=1"], "config_version=1 is not one of 4"),
         (["--config=DEMO"], "--workdir"),
         (["--config=DEMO", "--workdir=W", "surplus"], "'surplus'"),
         (["--config=DEMO", "--workdir=W", "--stopped_status=300"], "stopped_status"),
