@@ -71,6 +71,7 @@ class Pretraining:
     condition_on: str  # what the other modality shows a reconstruction: unmasked, masked, none
     group: int  # consecutive pairs among which hard negatives are sought
     weights: Mapping[str, float]  # of mim, mlm, itc and itm
+    pixel_loss: str = "l1"  # of MIM: l1 or l2
 
     @property
     def dtype(self) -> DTypeLike:
@@ -98,7 +99,8 @@ class Pretraining:
             fused = model.fuse_image(v_masked, context, text_mask, None, rebuilding)
             predicted = model.decode_image(fused, context, text_mask, slots, rebuilding)
             target = jnp.take_along_axis(patches, slots[:, :, None], axis=1)
-            sums["mim"] = _totals(losses.masked_image_loss(predicted, target))
+            power = {"l1": 1, "l2": 2}[self.pixel_loss]
+            sums["mim"] = _totals(losses.masked_image_loss(predicted, target, power=power))
 
         if self.weights["mlm"]:
             context = {"unmasked": v, "masked": v_masked, "none": None}[self.condition_on]

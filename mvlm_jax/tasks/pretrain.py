@@ -91,11 +91,15 @@ class Pretrain(BaseTask):
         )
 
     @property
+    def _weights(self) -> dict[str, float]:
+        return {name: self.config.loss[name] for name in ("mim", "mlm", "itc", "itm")}
+
+    @property
     def flops_per_step(self) -> float:
         length = self.config.text.max_length
         return pretraining_step_flops(
             self.model,
-            losses=[name for name, weight in self.config.loss.items() if weight],
+            losses=[name for name, weight in self._weights.items() if weight],
             batch_size=self.config.batch_size,
             max_length=length,
             masked_patches=self.masking.masked_patches,
@@ -120,7 +124,8 @@ class Pretrain(BaseTask):
             self.model,
             condition_on=config.mask.condition_on,
             group=self.group(config),
-            weights=config.loss.to_dict(),
+            weights=self._weights,
+            pixel_loss=config.loss.pixels,
         )
 
     def prepare(self, batch: Batch, streams: Streams) -> Pairs:

@@ -23,6 +23,18 @@ from mvlm_jax.objectives.matching import (
 )
 
 
+def test_a_rare_value_is_predicted_as_the_background_under_l1_and_as_its_share_under_l2():
+    target = jnp.array([1.0, 0.0, 0.0, 0.0]).reshape(4, 1, 1)
+    guesses = np.linspace(0, 1, 101)
+
+    def best(power):
+        total = [masked_image_loss(jnp.full((4, 1, 1), guess), target, power=power)[0].sum() for guess in guesses]
+        return guesses[int(np.argmin(total))]
+
+    assert best(1) == 0.0
+    np.testing.assert_allclose(best(2), 0.25)
+
+
 def test_masked_image_loss_is_the_l1_over_the_given_values():
     predicted = jnp.array([[[1.0, 2.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
     target = jnp.array([[[0.0, 4.0], [0.0, -1.0]], [[1.0, 1.0], [1.0, 0.5]]])
