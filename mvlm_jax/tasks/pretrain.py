@@ -30,7 +30,10 @@ from mvlm_jax.training.task import Batch, Params
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain(BaseTask):
-    """MIM, MLM, ITC and ITM over pairs; reports retrieval and the reconstruction gain."""
+    """MIM, MLM, ITC and ITM over pairs; reports retrieval and the reconstruction gain.
+
+    A head that no loss trains is not evaluated.
+    """
 
     name = "pretrain"
     about = About(
@@ -147,24 +150,27 @@ class Pretrain(BaseTask):
             params,
             self.split,
             batch_size=options.batch_size,
-            rerank=options.rerank,
+            rerank=options.rerank if self._weights["itm"] else 0,
             rerank_by=options.rerank_by,
-            sweep=options.sweep,
+            sweep=options.sweep if self._weights["itm"] else (),
             host_bytes=options.host_bytes,
         )
         return {f"retrieval-{self.eval_name}": metrics | left_out(self.split.left_out)}
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        rebuilt = evaluate_reconstruction(
-            self.model,
-            params,
-            self.split,
-            masking=self.masking,
-            batch_size=self.config.eval.batch_size,
-            seed=self.config.seed,
-            bootstrap=self.config.eval.bootstrap,
-        )
-        return self.recalls(params) | {f"reconstruction-{self.eval_name}": rebuilt | left_out(self.split.left_out)}
+        results = self.recalls(params)
+        if self._weights["mim"] or self._weights["mlm"]:
+            rebuilt = evaluate_reconstruction(
+                self.model,
+                params,
+                self.split,
+                masking=self.masking,
+                batch_size=self.config.eval.batch_size,
+                seed=self.config.seed,
+                bootstrap=self.config.eval.bootstrap,
+            )
+            results[f"reconstruction-{self.eval_name}"] = rebuilt | left_out(self.split.left_out)
+        return results
 
     def classify(
         self, params: Params, directory: Path, *, class_names: Path | None, templates: Path | None

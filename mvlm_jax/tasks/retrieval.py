@@ -1,12 +1,9 @@
 """Retrieval: contrast and matching of whole images and texts, fine-tuned (paper, section 4.2)."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.tasks.pretrain import Pretrain
-from mvlm_jax.training.task import Params
 
 
 class Retrieval(Pretrain):
@@ -25,6 +22,3 @@ class Retrieval(Pretrain):
                 f"config.loss.mim={config.loss.mim} and config.loss.mlm={config.loss.mlm} must be 0 in "
                 f"config.task={cls.name}, which rebuilds nothing"
             )
-
-    def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:
-        return self.recalls(params)

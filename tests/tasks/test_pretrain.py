@@ -6,7 +6,9 @@ import pytest
 from tiny import SMALLER, recipe, sizes
 
 from mvlm_jax.data.text import train_tokenizer
+from mvlm_jax.tasks import pretrain
 from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.tasks.registry import open_task
 from mvlm_jax.training.mesh import make_mesh, shard_batch
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Task
@@ -71,3 +73,13 @@ def test_each_line_says_how_many_examples_it_is_of_and_how_many_were_skipped(his
 
 def test_nothing_is_ever_not_a_number(history):
     assert all(np.isfinite(value) for line in history for value in line.values())
+
+
+def test_a_head_that_no_loss_trains_is_not_evaluated(demo_dir, monkeypatch):
+    monkeypatch.setattr(pretrain, "evaluate_retrieval", lambda *arguments, **options: options)
+    config = recipe("demo")
+    untrained = {"loss.mim": 0.0, "loss.mlm": 0.0, "loss.itm": 0.0}
+    config.update_from_flattened_dict(SMALLER | untrained | {"data.data_dir": str(demo_dir), "eval.sweep": (2,)})
+    (name, options), *others = open_task(config, workdir=demo_dir).evaluate({}).items()
+    assert (name, others) == ("retrieval-val", [])
+    assert (options["rerank"], options["sweep"]) == (0, ())
