@@ -1,6 +1,6 @@
 """Flickr8k: `flickr8k` from scratch in under an hour on a laptop, `flickr8k:small` from scratch on one GPU,
 `flickr8k:minilm` with the text encoder of a published 6-layer BERT, on a laptop; from DINOv2-small and MiniLM
-`flickr8k:published` on a laptop and `flickr8k:published_gpu` on one GPU.
+`flickr8k:published` in about an hour on a laptop and `flickr8k:published_gpu` on one GPU.
 
 mvlm prepare --dataset=flickr8k --source=FLICKR8K --data_dir=runs/data
 mvlm train --config=flickr8k --workdir=runs/flickr8k --config.data.data_dir=runs/data

@@ -210,8 +210,8 @@ def default() -> ConfigDict:
     config.eval.every = 0  # steps between two evaluations; 0: after the last step only
     config.eval.batch_size = 64  # does not change any metric
     config.eval.rerank = 32  # candidates per query that the matching head sorts again; 0: none
-    # itm: the matching head's log-odds. itm+itc: cosine / temperature is added (BLIP adds the cosine alone).
-    config.eval.rerank_by = "itm"
+    # itm+itc: the matching head's log-odds and cosine / temperature. itm: the log-odds alone, as in the paper.
+    config.eval.rerank_by = "itm+itc"
     config.eval.ema = False  # evaluate the moving average of the parameters
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
