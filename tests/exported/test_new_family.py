@@ -26,6 +26,8 @@ from mvlm_jax.models.layers import LayerStack, Mlp, token_init
 from mvlm_jax.models.norm import LayerNorm
 from mvlm_jax.tasks.model import maskvlm_fields
 
+pytestmark = pytest.mark.slow
+
 
 class Layer(nn.Module):
     """An MLP over each token; the class token gets the mean of all."""

@@ -92,6 +92,7 @@ def test_the_tokenizer_of_the_folder_comes_along(demo_run, started):
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_import_again(started, published, demo_dir, tmp_path, monkeypatch, caplog):
     sources = tmp_path / "sources"
     sources.mkdir()

@@ -132,7 +132,7 @@ def whole_batch(result, one_device):
     ("switched_on", "devices", "accumulate"),
     [
         (LOSSES, 1, 4),
-        (LOSSES, 8, 4),
+        pytest.param(LOSSES, 8, 4, marks=pytest.mark.slow),
         pytest.param(LOSSES, 8, 2, marks=pytest.mark.slow),
         *(pytest.param((name,), 1, 4, marks=pytest.mark.slow) for name in LOSSES),
     ],

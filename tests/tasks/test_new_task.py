@@ -25,6 +25,8 @@ from mvlm_jax.tasks import registry
 from mvlm_jax.tasks.labelled import LabelledTask, reasons
 from mvlm_jax.tasks.model import maskvlm_fields
 
+pytestmark = pytest.mark.slow
+
 
 class CountingModel(FusedMaskVLM):
     def setup(self):

@@ -178,6 +178,7 @@ def gradient(config, task, *, mesh, partition=ALL_TRAINED):
 
 
 @needs_eight
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", FREEZING)
 def test_the_gradient_is_that_of_the_same_parameters_where_nothing_is_frozen(fields, shapes_dir):
     """On one device, and in four microbatches on a mesh."""
@@ -210,6 +211,7 @@ def test_a_pattern_over_a_whole_encoder_counts_as_no_trained_layers(shapes_dir):
     assert plain - all_layers == 2 * 16 * 16 * 192 * 16
 
 
+@pytest.mark.slow
 def test_a_pattern_over_a_whole_encoder_drops_as_little_as_no_trained_layers(shapes_dir):
     """Its layers drop nothing, by whichever field it is frozen; the rest of the model drops as it did."""
     dropping = {f"{part}.dropout": 0.5 for part in ("image_encoder", "text_encoder", "cross")}
