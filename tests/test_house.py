@@ -26,7 +26,7 @@ LAYERS = (
     "models  data  training",
     "configs",  # the shipped recipes
     "config",
-    "config_migration",
+    "config_migration  compilation_cache  compile_time",
     "files  lock  signals",
     "errors",
 )

@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from mvlm_jax import signals
+from mvlm_jax import compilation_cache, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
@@ -169,6 +169,24 @@ def connect(values: flags.FlagValues) -> None:
         num_processes=values.num_processes,
         process_id=values.process_id,
     )
+
+
+def use_compilation_cache(config: ConfigDict) -> None:
+    """Must be called in every process of a run, after `connect`.
+
+    Raises:
+      UserError: as `compilation_cache.find`.
+    """
+    with hosts.together():
+        directory = compilation_cache.find(config.compilation_cache)
+    if not hosts.share(directory) and directory is not None:
+        logging.warning(
+            "compiled programs are not kept for the next start: not all processes see the same %s; "
+            "set config.compilation_cache to a directory that all hosts share",
+            directory,
+        )
+        directory = None
+    compilation_cache.use(directory)
 
 
 def checked_config(values: flags.FlagValues) -> ConfigDict:
