@@ -9,17 +9,21 @@ if TYPE_CHECKING:
     from mvlm_jax.inference import Inference
 
 
-def load(folder: str | Path, *, batch_size: int = 32) -> "Inference":
+def load(folder: str | Path, *, batch_size: int = 32, compilation_cache: str = "auto") -> "Inference":
     """The model that `mvlm weights export` wrote to a folder, ready for Pillow images and strings.
 
     Args:
       folder: or the name that it was pushed to, as "hf:owner/name".
       batch_size: images or texts computed at once.
+      compilation_cache: where JAX keeps what this process compiles, for the next start: auto (the user's cache
+        directory), off, or a directory. What is set through JAX itself stays.
 
     Raises:
       mvlm_jax.errors.UserError: not such a folder, or one that is damaged.
     """
     # JAX takes seconds to import, which the package's version does not need.
+    from mvlm_jax import compilation_cache as cache
     from mvlm_jax import inference
 
+    cache.use(cache.find(compilation_cache))
     return inference.load(folder, batch_size=batch_size)

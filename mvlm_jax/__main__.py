@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mvlm_jax import signals
+from mvlm_jax import cli, signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.unraisablehook = _report
     # Silences the resource tracker's warning about shared memory of workers that were killed.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    # Takes seconds, hence after the signals.
-    from mvlm_jax.cli import commands
-
     try:
-        status = commands.main(argv)
+        status = cli.main(argv)
         if sys.stdout:
             sys.stdout.flush()
         return status

@@ -10,12 +10,13 @@ from absl import flags
 from launchers import recorded
 from tiny import ROOT
 
+from mvlm_jax import cli
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands, weights
 from mvlm_jax.tasks import registry
 
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
-         *(ROOT / "mvlm_jax" / "cli" / f"{command}.py" for command in commands.COMMANDS)]  # fmt: skip
+         *(ROOT / "mvlm_jax" / "cli" / f"{command}.py" for command in cli.COMMANDS)]  # fmt: skip
 BLOCK = re.compile(r"^ *((?:mvlm|python3? -m mvlm_jax )(?:[^`\\\n]|\\\n)*)", re.MULTILINE)
 INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax )[^`]*)`")
 LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax )(.*)")
@@ -53,7 +54,7 @@ def defined_flags(words, monkeypatch):
         return 0
 
     monkeypatch.setattr(commands, "run", run)
-    assert commands.main(words) == 0
+    assert cli.main(words) == 0
     [values] = defined
     return values
 
@@ -82,7 +83,7 @@ def parse(words, monkeypatch):
 @pytest.mark.parametrize("words", list(documented(INLINE)))
 def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if words[0] in commands.COMMANDS and words[0] != "weights":
+    if words[0] in cli.COMMANDS and words[0] != "weights":
         values = defined_flags([words[0], "--help"], monkeypatch)
         fields = {f"config.{name}" for name, _ in config_lib.flatten(config_lib.default())}
         for word in words[1:]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mvlm_jax import cli
 from mvlm_jax.cli import commands
 
 RECIPE = """
@@ -45,7 +46,7 @@ def parsed(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=taken.append, **given))
 
     def parse(argv):
-        assert commands.main(argv) == 0
+        assert cli.main(argv) == 0
         return taken.pop()
 
     return parse
@@ -77,6 +78,6 @@ def test_every_flag_that_is_a_path_is_looked_at(parsed):
 @pytest.mark.usefixtures("parsed")
 @pytest.mark.parametrize("command", [["weights", "inspect", "--source={}"], ["train", CONFIG, "--workdir={}"]])
 def test_a_path_that_is_none_is_one_line_with_its_flag(command, given, message, capsys):
-    assert commands.main([word.format(given) for word in command]) == 2
+    assert cli.main([word.format(given) for word in command]) == 2
     error = capsys.readouterr().err.strip()
     assert command[-1].format(given) in error and message in error and "\n" not in error

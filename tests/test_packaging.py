@@ -14,7 +14,7 @@ import setuptools
 from tiny import ROOT
 
 import mvlm_jax
-from mvlm_jax.cli import commands
+from mvlm_jax import cli
 
 # Imported only where they are installed: torch reads its own files and runs the reference model, timm makes goldens.
 UNDECLARED = {"torch", "timm"}
@@ -34,7 +34,7 @@ def test_the_version_has_one_value(declared, capsys):
     assert declared["version"] == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert version in (ROOT / "CHANGELOG.md").read_text()
-    assert commands.main(["--version"]) == 0
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"mvlm {version}\n"
 
 

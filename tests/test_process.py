@@ -31,9 +31,9 @@ def own_process(monkeypatch):
         signal.signal(number, handler)
 
 
-def test_signals_are_taken_before_anything_slow_is_imported():
+def test_nothing_slow_is_imported_before_signals_are_taken_or_for_the_list_of_commands():
     slow = "{'jax', 'orbax', 'absl', 'ml_collections', 'numpy'} & set(sys.modules)"
-    code = f"import sys, mvlm_jax.__main__; assert not {slow}, {slow}"
+    code = f"import sys, mvlm_jax.__main__ as program; program.main(['--help']); assert not {slow}, {slow}"
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
 
 
@@ -102,7 +102,7 @@ def test_an_error_that_is_not_of_the_output_is_raised(monkeypatch):
     def fail(argv):
         raise BrokenPipeError("of a worker process")
 
-    monkeypatch.setattr("mvlm_jax.cli.commands.main", fail)
+    monkeypatch.setattr("mvlm_jax.cli.main", fail)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     with pytest.raises(BrokenPipeError, match="of a worker process"):
         main(["train"])

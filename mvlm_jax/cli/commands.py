@@ -2,7 +2,6 @@
 status 2 for the user's mistakes, 1 for a run that cannot go on, 130 for Ctrl-C."""
 
 import difflib
-import importlib
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from mvlm_jax import __version__, signals
+from mvlm_jax import compilation_cache, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
@@ -26,7 +25,6 @@ from mvlm_jax.tasks import registry
 from mvlm_jax.training import hosts
 from mvlm_jax.training.workdir import read_config
 
-COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
 HELP = {"--help", "-h", "-help"}
 RECIPES = Path(config_lib.__file__).with_name("configs")
 
@@ -173,6 +171,24 @@ def connect(values: flags.FlagValues) -> None:
     )
 
 
+def use_compilation_cache(config: ConfigDict) -> None:
+    """Must be called in every process of a run, after `connect`.
+
+    Raises:
+      UserError: as `compilation_cache.find`.
+    """
+    with hosts.together():
+        directory = compilation_cache.find(config.compilation_cache)
+    if not hosts.share(directory) and directory is not None:
+        logging.warning(
+            "compiled programs are not kept for the next start: not all processes see the same %s; "
+            "set config.compilation_cache to a directory that all hosts share",
+            directory,
+        )
+        directory = None
+    compilation_cache.use(directory)
+
+
 def checked_config(values: flags.FlagValues) -> ConfigDict:
     """The config that the flags describe, the same in every process.
 
@@ -183,23 +199,6 @@ def checked_config(values: flags.FlagValues) -> ConfigDict:
         registry.validate(values.config)
     hosts.check_same(config=config_lib.to_json(values.config))
     return values.config
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that `argv` (without the program's name) begins with; its exit status. See also `__main__`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    usage = f"usage: mvlm {{{','.join(COMMANDS)}}} --flag=value …  (mvlm <command> --help shows an example)"
-    if argv[:1] in (["--help"], ["-h"]):
-        print(usage)
-        return 0
-    if argv[:1] == ["--version"]:
-        print(f"mvlm {__version__}")
-        return 0
-    if not argv or argv[0] not in COMMANDS:
-        received = f"{argv[0]!r} is not a command; " if argv else ""
-        print(f"mvlm: {received}{usage}", file=sys.stderr)
-        return 2
-    return importlib.import_module(f"mvlm_jax.cli.{argv[0]}").run(argv[1:])
 
 
 def recipe_file(name: str) -> Path:

@@ -16,6 +16,7 @@ from mvlm_jax.aot.ahead import compile_step, fit
 from mvlm_jax.aot.report import summary, table, what_to_change
 from mvlm_jax.aot.topology import EXAMPLES, describe
 from mvlm_jax.cli import commands
+from mvlm_jax.compile_time import compiling
 from mvlm_jax.files import write_json
 from mvlm_jax.training.mesh import batch_parts, make_mesh
 
@@ -45,7 +46,8 @@ def main(values: flags.FlagValues) -> None:
         # The run sees as many pairs as the config asked for.
         config.steps = max(1, round(asked.steps * asked.batch_size / config.batch_size))
     else:
-        step = compile_step(config, topology.devices)
+        with compiling(f"the training step for {values.topology}"):
+            step = compile_step(config, topology.devices)
     figures = summary(step, topology=topology, steps=config.steps)
     print(table(figures, step=step, topology=topology, config=config))
     if not figures["fits"]:

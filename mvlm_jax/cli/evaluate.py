@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands
+from mvlm_jax.compile_time import timed
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
 from mvlm_jax.tasks.registry import open_task, task_type
@@ -78,6 +79,7 @@ def main(values: flags.FlagValues) -> None:
         with Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
             if not checkpoints.steps():
                 raise UserError(f"{directory} has no finished checkpoint; train it first")
+    commands.use_compilation_cache(config)
     average = config.eval.ema
     task = open_task(config, workdir=directory)
     mesh = make_mesh(**config.mesh)
@@ -85,12 +87,15 @@ def main(values: flags.FlagValues) -> None:
     with Heartbeat(), jax.set_mesh(mesh), Checkpoints.for_reading(directory / workdir_lib.CHECKPOINTS) as checkpoints:
         step, params = checkpoints.restore_params(values.step, program.state.params, averaged=average)
         submission = None
-        if values.classify:
-            results = task.classify(params, values.classify, class_names=values.class_names, templates=values.templates)
-        elif values.submission:
-            results, submission = task.submission(params)
-        else:
-            results = task.evaluate(params)
+        with timed(f"evaluating step {step}"):
+            if values.classify:
+                results = task.classify(
+                    params, values.classify, class_names=values.class_names, templates=values.templates
+                )
+            elif values.submission:
+                results, submission = task.submission(params)
+            else:
+                results = task.evaluate(params)
     source = _classified(values) if values.classify else config.data.eval
     writes = jax.process_index() == 0
     with hosts.together():

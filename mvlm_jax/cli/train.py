@@ -39,6 +39,7 @@ def main(values: flags.FlagValues) -> int:
     with hosts.together():
         # Before a tokenizer is trained, which may take long.
         workdir_lib.check_workdir(values.workdir, config=config)
+    commands.use_compilation_cache(config)
     outcome = train(open_task(config, workdir=values.workdir), config=config, workdir=values.workdir)
     return values.stopped_status if outcome.stopped else 0
 

@@ -5,7 +5,9 @@ import hashlib
 import itertools
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -112,6 +114,27 @@ def together() -> Iterator[None]:
                 failed = UserError(f"process {process}: {message}")
     if failed is not None:
         raise failed
+
+
+def share(directory: Path | None) -> bool:
+    """Whether all processes see the same directory; all must call it. None stands for a process that has none.
+
+    One process that reads compiled programs while the others compile them leaves them waiting for its part of it: on
+    GPUs they share the tuning of kernels.
+    """
+    if not jax.distributed.is_initialized():
+        return directory is not None
+    token = bytes(_gathered(secrets.token_bytes(16))[0])[:16].hex()
+    mark = None if directory is None else directory / f".shared-{token}"
+    if mark is not None and jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            mark.touch()
+    _gathered(b"")  # it is there now
+    sees = mark is not None and mark.exists()
+    shared = all(row[0] for row in _gathered(bytes([sees])))
+    if mark is not None and jax.process_index() == 0:
+        mark.unlink(missing_ok=True)
+    return shared
 
 
 def check_same(**values: str) -> None:

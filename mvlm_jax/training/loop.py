@@ -1,7 +1,7 @@
 """Training, from the first step or from the last checkpoint."""
 
 import functools
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mvlm_jax.compile_time import compiling, timed
 from mvlm_jax.files import user_path
 from mvlm_jax.training import hosts
 from mvlm_jax.training import workdir as workdir_lib
@@ -20,7 +21,7 @@ from mvlm_jax.training.mesh import batch_parts, make_mesh, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.per_device import has_own_rows
-from mvlm_jax.training.program import make_program
+from mvlm_jax.training.program import Program, make_program
 from mvlm_jax.training.state import TrainState, with_weights
 from mvlm_jax.training.task import StartWeights, Task
 from mvlm_jax.training.throughput import Throughput, progress_line
@@ -82,7 +83,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
         ) as checkpoints,
     ):
         restored = checkpoints.restore_latest(program.state)
-        first, state = restored or (0, program.init())
+        first, state = restored or (0, _init(program))
         # Another run, ended since the check above, may have left a checkpoint.
         if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
@@ -99,7 +100,8 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
                 batch: dict[str, Any] | None = shard_batch(next(batches), program.batch_sharding)
                 before = None
                 for step in range(first + 1, steps + 1):
-                    state, metrics = program.step(state, batch)
+                    with compiling("the training step") if step == first + 1 else nullcontext():
+                        state, metrics = program.step(state, batch)
                     interruption.step_begun()
                     # The device works on this step while the host makes the next batch.
                     batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
@@ -126,6 +128,11 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) ->
                         results = evaluate(state, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
+
+
+def _init(program: Program) -> TrainState:
+    with compiling("the initialization of the parameters"):
+        return program.init()
 
 
 def _check_own_rows(task: Task, *, config: ConfigDict, mesh: Mesh) -> None:
@@ -177,7 +184,8 @@ def _evaluate(
     task: Task, state: TrainState, *, step: int, config: ConfigDict, directory: Path, log: MetricsLog, writes: bool
 ) -> dict[str, dict[str, Any]]:
     average = config.eval.ema
-    results = task.evaluate(state.averaged if average else state.params)
+    with timed(f"evaluating step {step}"):
+        results = task.evaluate(state.averaged if average else state.params)
     if writes:
         workdir_lib.write_evaluations(directory, results, step=step, source=config.data.eval, ema=average)
     log.write_evaluation(step, results, ema=average)

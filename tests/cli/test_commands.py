@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from tiny import DEMO_RUN, ROOT, demo_flags
 
+from mvlm_jax import cli
 from mvlm_jax.cli import commands, evaluate, train
 from mvlm_jax.data.pipeline import stable_hash
 from mvlm_jax.errors import UserError
@@ -289,11 +290,11 @@ def test_an_evaluation_without_its_run_is_one_line(flags, message, demo_run, cap
     ],
 )
 def test_help_shows_an_example(command, example, capsys):
-    assert command in commands.COMMANDS
-    assert commands.main([command, "--help"]) == 0
+    assert command in cli.COMMANDS
+    assert cli.main([command, "--help"]) == 0
     assert example in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert commands.main(["trian"]) == 2
+    assert cli.main(["trian"]) == 2
     assert "'trian'" in capsys.readouterr().err

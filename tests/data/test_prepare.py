@@ -15,7 +15,7 @@ import pytest
 from examples import ListSource, encoded, pair_source, picture, png_header, write_tar
 from PIL import Image
 
-from mvlm_jax.cli import commands
+from mvlm_jax import cli
 from mvlm_jax.cli import prepare as prepare_command
 from mvlm_jax.data.builders import flickr8k, registry
 from mvlm_jax.data.builders.shapes import collection as shapes_collection
@@ -537,7 +537,7 @@ def test_unwritable_data_dir_is_refused(tmp_path, capsys):
 def test_help_shows_an_example(capsys):
     assert prepare_command.run(["--help"]) == 0
     assert "mvlm prepare --dataset=shapes" in capsys.readouterr().out
-    assert "prepare" in commands.COMMANDS
+    assert "prepare" in cli.COMMANDS
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not in $MVLM_FLICKR8K")

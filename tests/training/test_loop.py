@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +129,17 @@ def test_a_finished_run_evaluates_the_average_when_asked_and_logs_it_apart(tmp_p
     assert train(task, config=plain, workdir=tmp_path).results["toy-val"]["norm"] == raw
     assert task.evaluations == 1
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_says_what_it_waits_for(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(ToyTask(), config=toy_config(steps=3), workdir=tmp_path)
+    lines = [record.message for record in caplog.records if "compil" in record.message or "cache" in record.message]
+    assert lines[0] == "compiling the initialization of the parameters ..."
+    assert lines[2] == "compiling the training step ..."
+    assert re.fullmatch(r"(compiled the training step|read the training step from the cache) in \d+\.\d s", lines[3])
+    evaluation = [record.message for record in caplog.records if "evaluating" in record.message]
+    assert evaluation[0] == "evaluating step 3 ..." and evaluation[1].startswith("evaluating step 3 took ")
 
 
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
