@@ -52,7 +52,7 @@ LIMITS = (
     ("optimizer.peak optimizer.final optimizer.weight_decay image_encoder.registers "
      "optimizer.image_encoder_peak optimizer.image_encoder_final "
      "optimizer.text_encoder_peak optimizer.text_encoder_final "
-     "optimizer.warmup_steps optimizer.clip_norm loss.mim loss.mlm loss.itc loss.itm data.workers "
+     "optimizer.warmup_steps optimizer.clip_norm loss.mim loss.mlm loss.itc loss.itm "
      "data.augment.operations checkpoint.keep_every eval.every eval.rerank",
      lambda value: value >= 0, "must not be negative"),
     ("mask.image_ratio mask.text_ratio image_encoder.epsilon", lambda value: 0 < value < 1,
@@ -62,6 +62,7 @@ LIMITS = (
      "must be at least 0 and below 1"),
     ("image_encoder.trained_layers text_encoder.trained_layers", lambda value: value >= -1,
      "must be at least -1, which trains all"),
+    ("data.workers", lambda value: value >= -1, "must be at least -1, which suits the machine"),
     ("optimizer.layer_decay data.fraction data.augment.min_scale", lambda value: 0 < value <= 1,
      "must lie above 0 and at most at 1"),
     ("data.augment.magnitude", lambda value: 0 <= value <= 10, "must lie between 0 and 10"),
@@ -187,7 +188,8 @@ def default() -> ConfigDict:
     config.data.fraction_seed = 0  # which ones: the same at every `seed`
     config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
     config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.workers = 0  # processes that decode and augment; 0: threads of this process
+    # Processes that decode and augment; 0: threads of this process. -1: two for each accelerator, none on a CPU.
+    config.data.workers = -1
     config.data.prefetch = 2  # batches kept ready
     config.data.max_image_pixels = 89_478_485  # larger images are refused before they are decoded (Pillow's own limit)
     config.data.augment = ConfigDict()

@@ -1,6 +1,7 @@
 """Labelled examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
 
 import dataclasses
+import functools
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from mvlm_jax.data.augmentation import PlannedImage
 from mvlm_jax.data.background import Batch
 from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.labelled import LabelledExample, LabelledRow, LabelledSource, row_of
@@ -63,10 +65,10 @@ class WeightedAnswers:
 
 
 class TargetExample(NamedTuple):
-    """A labelled example with augmented images and encoded targets."""
+    """A labelled example with encoded targets, and how its images are augmented."""
 
     example_id: str
-    images: UInt8[np.ndarray, "n S S 3"]
+    images: tuple[PlannedImage, ...]
     text: str
     targets: dict[str, np.ndarray]
     skipped: int = 0  # unusable examples that were stepped over to reach it
@@ -74,28 +76,27 @@ class TargetExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledExamples(TrainingExamples):
-    """The labelled examples of a run."""
+    """The labelled examples of a run.
+
+    Raises:
+      UserError: an example with another number of images than `images`.
+    """
 
     targets: Targets
-    images: int  # in each example
 
-    def __getitem__(self, index: int) -> TargetExample:
-        """
-        Raises:
-          UserError: another number of images, or so many unusable records in a row that the source must be broken.
-        """
-        made, skipped, _ = self.first_usable(index, self._made)
+    def example(self, index: int, *, decode: bool) -> TargetExample:
+        made, skipped, _ = self.first_usable(index, functools.partial(self._made, decode=decode))
         return made._replace(skipped=skipped)
 
-    def _made(self, example: LabelledExample, rng: random.Random) -> TargetExample:
+    def _made(self, example: LabelledExample, rng: random.Random, *, decode: bool) -> TargetExample:
         targets = self.targets.encode(example["answers"])
         if targets is None:
             raise UnusableExample("its answers are none that can be learned")
         _check_images(example, images=self.images)
         # An answer that says left or right is as wrong for a flipped image as a question that does.
         text = " ".join([example["text"], *example["answers"]])
-        images = [self.augmented(image, text=text, rng=rng) for image in example["images"]]
-        return TargetExample(example["example_id"], np.stack(images), example["text"], targets)
+        images = tuple(self.planned(image, text=text, rng=rng, decode=decode) for image in example["images"])
+        return TargetExample(example["example_id"], images, example["text"], targets)
 
 
 class LabelledBatches(TrainingBatches):
@@ -106,14 +107,15 @@ class LabelledBatches(TrainingBatches):
     """
 
     def __getitem__(self, step: int) -> Batch:
-        first = int(step) * self.batch_size
-        made = [self.examples[first + row] for row in self.rows]
-        return {
-            "image": np.stack([example.images for example in made]),
-            "text": self.tokenizer.encode([example.text for example in made], max_length=self.max_length),
-            "skipped": np.array([example.skipped for example in made], np.int32),
-            **{name: np.stack([example.targets[name] for example in made]) for name in made[0].targets},
-        }
+        count, size = self.examples.images, self.examples.spec.size
+        with self.new_array((len(self.rows), count, size, size, 3), np.uint8) as image:
+            made = self.filled(np.asarray(image), step=step)
+            return {
+                "image": image,
+                "text": self.tokenizer.encode([example.text for example in made], max_length=self.max_length),
+                "skipped": np.array([example.skipped for example in made], np.int32),
+                **{name: np.stack([example.targets[name] for example in made]) for name in made[0].targets},
+            }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Examples to batches: the batch of step t is a function of (mixture, seed, t) alone."""
 
 import dataclasses
+import functools
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32, UInt8
 
+from mvlm_jax.data.augmentation import PlannedImage
 from mvlm_jax.data.background import Batch
 from mvlm_jax.data.examples import Example, Source
 from mvlm_jax.data.images import ImageSpec, UnusableImage
@@ -23,31 +25,30 @@ from mvlm_jax.errors import UserError
 
 
 class Pair(NamedTuple):
-    """One caption of an image, and the augmented image."""
+    """One caption of an image, and how the image is augmented."""
 
     image_id: str  # unique to an image, also across the components of a mixture
     caption: str
-    image: UInt8[np.ndarray, "S S 3"]
+    images: tuple[PlannedImage]
     skipped: int = 0  # unusable records that were stepped over to reach it
 
 
 class PairExamples(TrainingExamples):
     """The pairs of a run."""
 
-    def __getitem__(self, index: int) -> Pair:
-        """
-        Raises:
-          UserError: so many unusable records in a row that the source must be broken.
-        """
-        made, skipped, number = self.first_usable(index, self._made)
-        return made._replace(image_id=self.mixture.identity(number, made.image_id), skipped=skipped)
+    def example(self, index: int, *, decode: bool) -> Pair:
+        made, skipped, number = self.first_usable(index, functools.partial(self._made, decode=decode))
+        image_id, caption, images, _ = made
+        return Pair(self.mixture.identity(number, image_id), caption, images, skipped)
 
-    def _made(self, example: Example, rng: random.Random) -> Pair:
-        captions = _without_blanks(example)["captions"]
+    def _made(self, example: Example, rng: random.Random, *, decode: bool) -> Pair:
+        # Prepared datasets have no blank captions; a list that is read as it is may.
+        captions = without_blanks(example["captions"])
         if not captions:
             raise UnusableExample("no_captions")
-        caption = rng.choices(captions)[0]
-        return Pair(example["image_id"], caption, self.augmented(example["image"], text=caption, rng=rng))
+        caption = captions[int(rng.random() * len(captions))]
+        image = self.planned(example["image"], text=caption, rng=rng, decode=decode)
+        return Pair(example["image_id"], caption, (image,))
 
 
 class PairBatches(TrainingBatches):
@@ -58,16 +59,15 @@ class PairBatches(TrainingBatches):
     """
 
     def __getitem__(self, step: int) -> Batch:
-        first, size = int(step) * self.batch_size, self.examples.spec.size
-        image = np.empty((len(self.rows), size, size, 3), np.uint8)
-        image_id, skipped = np.empty(len(self.rows), np.int32), np.empty(len(self.rows), np.int32)
-        captions = []
-        for place, row in enumerate(self.rows):
-            example_id, caption, image[place], skipped[place] = self.examples[first + row]
-            image_id[place] = stable_hash(example_id)
-            captions.append(caption)
-        text = self.tokenizer.encode(captions, max_length=self.max_length)
-        return {"image": image, "text": text, "image_id": image_id, "skipped": skipped}
+        size = self.examples.spec.size
+        with self.new_array((len(self.rows), size, size, 3), np.uint8) as image:
+            pairs = self.filled(np.asarray(image)[:, None], step=step)
+            return {
+                "image": image,
+                "text": self.tokenizer.encode([pair.caption for pair in pairs], max_length=self.max_length),
+                "image_id": np.array([stable_hash(pair.image_id) for pair in pairs], np.int32),
+                "skipped": np.array([pair.skipped for pair in pairs], np.int32),
+            }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,8 @@ def eval_split(source: Source, tokenizer: Tokenizer, *, max_length: int, spec: I
 
     def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
-            example = _without_blanks(source[index])
+            example = source[index]
+            example = {**example, "captions": without_blanks(example["captions"])}
             if not example["captions"]:
                 return "no_captions"
             return example, spec.unaugmented(example["image"])
@@ -169,6 +170,5 @@ def stable_hash(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=4).digest(), signed=True)
 
 
-def _without_blanks(example: Example) -> Example:
-    # Prepared datasets have none; a list that is read as it is may.
-    return {**example, "captions": [caption for caption in example["captions"] if caption.strip()]}
+def without_blanks(captions: Sequence[str]) -> list[str]:
+    return [caption for caption in captions if caption.strip()]

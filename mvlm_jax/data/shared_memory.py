@@ -1,12 +1,14 @@
 """The memory through which worker processes hand over batches."""
 
 import errno
+import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 from jaxtyping import Shaped
 
 from mvlm_jax.errors import RunError
@@ -16,19 +18,40 @@ PLACE = "/dev/shm"
 _ERRORS = (errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSYS)
 
 
-def check_room(batch: Mapping[str, Shaped[np.ndarray, "B ..."]]) -> None:
-    """To be called by a worker: the kernel ends a process that writes more than there is room for.
+@contextmanager
+def new_array(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[Shaped[np.ndarray, "..."]]:
+    """An array that Grain hands over as it is, where it would copy any other; it is given up when the block fails.
 
     Raises:
-      RunError: the batch does not fit.
+      RunError: it does not fit.
     """
-    needed = sum(array.nbytes for array in batch.values())
+    check_room(math.prod(shape) * np.dtype(dtype).itemsize)
+    array = SharedMemoryArray(shape, dtype)
+    try:
+        yield array
+    except BaseException:
+        array.metadata.close_and_unlink_shm()
+        raise
+
+
+def check_room(needed: int) -> None:
+    """To be called by a worker before it writes `needed` bytes: the kernel ends a process that writes more than fit.
+
+    Raises:
+      RunError: they do not fit.
+    """
+    free = free_bytes()
+    if free is not None and free < needed:
+        raise too_small(f"a batch takes {_mebibytes(needed)}, {_mebibytes(free)} are free")
+
+
+def free_bytes() -> int | None:
+    """None: this system has its shared memory elsewhere, or without a limit."""
     try:
         disk = os.statvfs(PLACE)
     except OSError:
-        return  # a system that has its shared memory elsewhere
-    if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
-        raise too_small(f"a batch takes {_mebibytes(needed)}, {_mebibytes(disk.f_bavail * disk.f_frsize)} are free")
+        return None
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
 @contextmanager

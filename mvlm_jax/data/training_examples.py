@@ -3,21 +3,22 @@
 import dataclasses
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from mvlm_jax.data.augmentation import Augment, training_image
-from mvlm_jax.data.background import Batch
+from mvlm_jax.data.augmentation import Augment, PlannedImage, planned_image
+from mvlm_jax.data.background import Batch, NewArray, in_this_process
 from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 
 LONGEST_GAP = 1000  # consecutive unusable records after which a run stops
+READ_TOGETHER = 64  # examples, before the first of their images is decoded
 
 Made = TypeVar("Made")
 
@@ -38,6 +39,7 @@ class TrainingExamples:
     seed: int
     spec: ImageSpec
     augment: Augment
+    images: int = 1  # in each example
     reported: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -45,6 +47,18 @@ class TrainingExamples:
             raise UserError(f"config.seed={self.seed} must lie between 0 and {2**32 - 1}")
 
     def __getitem__(self, index: int) -> Any:
+        return self.example(index, decode=True)
+
+    def example(self, index: int, *, decode: bool) -> Any:
+        """An example that begins with its id, and has its `images` planned.
+
+        Args:
+          decode: True makes sure that the images can be made. False leaves that to whoever makes them: where one is
+            broken, the example is the one that True gives.
+
+        Raises:
+          UserError: so many unusable records in a row that the source must be broken.
+        """
         raise NotImplementedError
 
     def first_usable(self, index: int, make: Callable[[Any, random.Random], Made]) -> tuple[Made, int, int]:
@@ -77,12 +91,12 @@ class TrainingExamples:
         first = component.record(position)
         raise UserError(f"{gap} records in a row cannot be used, from record {first} on; the last one: {reason}")
 
-    def augmented(self, image: bytes, *, text: str, rng: random.Random) -> UInt8[np.ndarray, "S S 3"]:
+    def planned(self, image: bytes, *, text: str, rng: random.Random, decode: bool) -> PlannedImage:
         """
         Raises:
-          UndecodableImage: as `decode_image`.
+          UndecodableImage: as `planned_image`.
         """
-        return training_image(image, rng=rng, caption=text, spec=self.spec, augment=self.augment)
+        return planned_image(image, rng=rng, caption=text, spec=self.spec, augment=self.augment, decode=decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +109,39 @@ class TrainingBatches:
     max_length: int
     batch_size: int
     rows: tuple[int, ...]  # positions in the global batch that this process reads
+    new_array: NewArray = in_this_process  # for the images
+
+    def with_arrays_from(self, new_array: NewArray) -> "TrainingBatches":
+        return dataclasses.replace(self, new_array=new_array)
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size
 
     def __getitem__(self, step: int) -> Batch:
         raise NotImplementedError
+
+    @property
+    def image_bytes(self) -> int:
+        """Of a batch."""
+        return len(self.rows) * self.examples.images * 3 * self.examples.spec.size**2
+
+    def filled(self, images: UInt8[np.ndarray, "b n S S 3"], *, step: int) -> list[Any]:
+        """The examples of a step; their images are written to `images`."""
+        first, examples = int(step) * self.batch_size, []
+        for start in range(0, len(self.rows), READ_TOGETHER):
+            indices = [first + row for row in self.rows[start : start + READ_TOGETHER]]
+            # Each of the two has code and data of its own; taken in turns, they push each other out of the caches.
+            read = [self.examples.example(index, decode=False) for index in indices]
+            for place, (index, example) in enumerate(zip(indices, read), start):
+                try:
+                    _make(example.images, images[place])
+                except UnusableImage:
+                    example = self.examples.example(index, decode=True)
+                    _make(example.images, images[place])
+                examples.append(example)
+        return examples
+
+
+def _make(images: Sequence[PlannedImage], out: UInt8[np.ndarray, "n S S 3"]) -> None:
+    for image, place in zip(images, out, strict=True):
+        image.made(out=place)

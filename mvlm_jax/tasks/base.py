@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mvlm_jax.config_migration import PARTS
 from mvlm_jax.data.augmentation import Augment
 from mvlm_jax.data.background import Batch as HostBatch
-from mvlm_jax.data.background import in_background
+from mvlm_jax.data.background import in_background, worker_count
 from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import ImageSpec
 from mvlm_jax.data.mixtures import Mixture, open_mixture
@@ -247,7 +247,10 @@ class BaseTask(Task):
             batch_size=config.batch_size,
             rows=tuple(map(int, process_rows(config.batch_size, sharding))),
         )
-        return in_background(batches, start_step=start_step, workers=config.data.workers, prefetch=config.data.prefetch)
+        prefetch = config.data.prefetch
+        devices = jax.local_device_count() if jax.default_backend() != "cpu" else 0
+        workers = worker_count(config.data.workers, devices=devices, batch_bytes=batches.image_bytes, prefetch=prefetch)
+        return in_background(batches, start_step=start_step, workers=workers, prefetch=prefetch)
 
     def example_ids(self, step: int) -> list[str]:
         examples, size = self.training_examples, self.config.batch_size

@@ -1,13 +1,21 @@
 import dataclasses
 import random
 
+import cv2
 import numpy as np
 import pytest
 from examples import encoded, picture
 from PIL import Image, ImageEnhance, ImageOps
 
 from mvlm_jax.data import augmentation
-from mvlm_jax.data.augmentation import OPERATIONS, Augment, distorted, random_crop, resized_crop, training_image
+from mvlm_jax.data.augmentation import (
+    OPERATIONS,
+    Augment,
+    drawn_distortions,
+    random_crop,
+    resized_crop,
+    training_image,
+)
 from mvlm_jax.data.images import ImageSpec, UndecodableImage
 
 SPEC = ImageSpec(size=32, max_pixels=10_000_000)
@@ -125,11 +133,44 @@ def test_operation_does_what_pillow_does(name, sign):
     blocks = np.random.default_rng(0).integers(60, 180, (28, 28, 3), dtype=np.uint8)
     image = Image.fromarray(blocks).resize((112, 112), Image.Resampling.NEAREST)
     changed = OPERATIONS[name](np.asarray(image), 0.7, sign)
+    place = np.zeros_like(changed)
+    np.testing.assert_array_equal(OPERATIONS[name](np.asarray(image), 0.7, sign, place), changed)
+    assert (place == changed).all() or name == "identity"
     expected = np.asarray(BY_PILLOW[name](image, sign)).astype(int)
     assert (changed.shape, changed.dtype) == ((112, 112, 3), np.uint8)
     # Pillow shears about the middle of a pixel, OpenCV about its corner.
     assert np.abs(changed - expected).mean() < (2 if name.startswith("shear") else 0.75)
     assert np.abs(np.asarray(image) - expected).mean() > 2 or name == "identity"
+
+
+@pytest.mark.parametrize("size", [16, 224])
+@pytest.mark.parametrize("name", ["shear_x", "shear_y"])
+def test_shears_are_those_of_opencv_to_the_last_bit(name, size):
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    down, across = np.mgrid[:size, :size].astype(np.float32)
+    for level in (magnitude / 10 for magnitude in range(11)):
+        for sign in (-1, 1):
+            factor = sign * 0.3 * level
+            x, y = (across + factor * down, down) if name == "shear_x" else (across, down + factor * across)
+            maps = cv2.convertMaps(x, y, cv2.CV_16SC2)
+            expected = cv2.remap(image, *maps, cv2.INTER_LINEAR, borderValue=augmentation.GREY)
+            np.testing.assert_array_equal(OPERATIONS[name](image, level, sign), expected)
+
+
+@pytest.mark.parametrize(
+    "operations", [(), ("identity",), ("autocontrast",), ("shear_x", "rotate"), ("rotate", "autocontrast")]
+)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_distortions_are_written_where_they_are_wanted(flipped, operations):
+    image = np.random.default_rng(0).integers(
+        0, 256, (16, 16, 3), dtype=np.uint8
+    )  # with nothing for autocontrast to do
+    image[0, 0], image[0, 1] = 0, 255
+    distortions = augmentation.Distortions(flipped, tuple((name, 1) for name in operations), 0.7)
+    place, before = np.zeros_like(image), image.copy()
+    assert distortions.applied(image, out=place) is place
+    np.testing.assert_array_equal(place, distortions.applied(image))
+    np.testing.assert_array_equal(image, before)
 
 
 def test_one_colour_survives_operations_on_its_histogram():
@@ -139,8 +180,7 @@ def test_one_colour_survives_operations_on_its_histogram():
 
 
 def test_each_of_the_drawn_operations_is_applied_every_other_time(monkeypatch):
-    monkeypatch.setattr(augmentation, "OPERATIONS", {name: lambda image, level, sign: image + 1 for name in OPERATIONS})
-    image, rng = np.zeros((4, 4, 3), np.uint8), random.Random(0)
-    augment = dataclasses.replace(PLAIN, operations=2)
-    applied = [int(distorted(image, rng=rng, augment=augment)[0, 0, 0]) for _ in range(400)]
+    monkeypatch.setattr(augmentation, "NAMES", sorted(OPERATIONS.keys() - {"identity"}))
+    rng, augment = random.Random(0), dataclasses.replace(PLAIN, operations=2)
+    applied = [len(drawn_distortions(rng, caption="", augment=augment).operations) for _ in range(400)]
     assert np.abs(np.bincount(applied) / 400 - (0.25, 0.5, 0.25)).max() < 0.08

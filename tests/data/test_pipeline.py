@@ -227,6 +227,22 @@ def test_unusable_record_is_replaced_by_the_next_and_counted(tokenizer):
         assert found == sorted((stable_hash(f"image-{i}"), skipped) for i, skipped in expected)
 
 
+def test_an_image_whose_body_is_broken_changes_nothing_for_the_next_one(tokenizer):
+    """A batch reads the headers of all its images before it decodes one; an example alone is made in one go."""
+    source = pair_source(24)
+    for index in range(0, 24, 3):
+        source.examples[index]["image"] = encoded(picture(seed=index), "JPEG")[:-200]  # the header is sound
+    examples = PairExamples(mixture=Mixture([Component(source)]), seed=5, spec=SPEC, augment=AUGMENT)
+    batches = take(6, source, tokenizer)
+    alone = [examples[index] for index in range(6 * BATCH_SIZE)]
+    images = np.stack([example.images[0].made() for example in alone])
+    np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images)
+    skipped = np.concatenate([batch["skipped"] for batch in batches]).tolist()
+    assert skipped == [example.skipped for example in alone] and sorted(set(skipped)) == [0, 1]
+    text = tokenizer.encode([example.caption for example in alone], max_length=16)
+    np.testing.assert_array_equal(np.concatenate([batch["text"] for batch in batches]), text)
+
+
 def test_record_without_captions_is_replaced(tokenizer):
     source = pair_source(2)
     source.examples[0]["captions"] = []
