@@ -153,7 +153,8 @@ class Bench:
         source = self._arguments.source or self._photos()
         with self._table.row_of("input pipeline"):
             command = [
-                "benchmarks/input_pipeline.py", f"--source={source}", f"--data_dir={self._arguments.data_dir}",
+                str(startup.ROOT / "benchmarks" / "input_pipeline.py"),
+                f"--source={source}", f"--data_dir={self._arguments.data_dir}",
                 f"--image_size={self._arguments.image_size}", f"--batch_size={self._arguments.batch_size}",
                 f"--rounds={self._arguments.rounds}", "--parts=core", f"--output={file}",
             ]  # fmt: skip

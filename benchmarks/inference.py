@@ -7,7 +7,6 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,12 +53,27 @@ class Inference:
         return {"seconds": time.perf_counter() - started}
 
 
+class NoSource:
+    """Of a split whose images are all in memory."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError(index)
+
+    def example_id(self, index: int) -> str:
+        raise IndexError(index)
+
+
 class Jax(Inference):
     """What `mvlm_jax.load` and `mvlm evaluate` run."""
 
     def __init__(self, setup: Setup):
         import jax
 
+        from mvlm_jax.data.images import ImageSpec
+        from mvlm_jax.data.pipeline import EvalSplit
         from mvlm_jax.evaluation import retrieval
         from mvlm_jax.evaluation.batching import compute, place
         from mvlm_jax.models.maskvlm import MaskVLM
@@ -76,9 +90,11 @@ class Jax(Inference):
         def computed(method, *inputs):
             return np.asarray(compute(model, params, *place(inputs, params=params), method=method))
 
-        whole = SimpleNamespace(
-            captions=text, image_batches=lambda batch_size: iter([(image, np.arange(self.requests.rows))])
-        )
+        split = EvalSplit(
+            captions=text, caption_image=np.arange(len(text), dtype=np.int32), pixels=image,
+            image_ids=[str(index) for index in range(len(image))], records=list(range(len(image))), left_out={},
+            source=NoSource(), spec=ImageSpec(size=setup.image_size, max_pixels=setup.image_size**2),
+        )  # fmt: skip
         no_images = np.zeros((len(text), 0), np.int64)
         pairs = retrieval.Pairs(self.requests.candidates, no_images, captions=len(text))
         texts = functools.cache(lambda: computed(MaskVLM.encode_text, text))
@@ -87,7 +103,7 @@ class Jax(Inference):
             "encode_text": lambda: computed(MaskVLM.embed_text, text),
             "match": lambda: computed(MaskVLM.pair_logits, image, text),
             "rerank": lambda: retrieval.match_pairs(
-                model, params, whole, pairs, texts(), batch_size=self.requests.rows
+                model, params, split, pairs, texts(), batch_size=self.requests.rows
             ),
         }
 
