@@ -81,10 +81,10 @@ class Jax(Inference):
         from mvlm_jax.training.streams import Streams
 
         self.requests = Requests(setup)
-        model = describe_task(setup.config()).model
         image, text = self.requests.image, self.requests.text
-        init = jax.jit(lambda key: model.init(key, image[:1], text[:1])["params"])
-        params = init(Streams(seed=0, step=jax.numpy.int32(0)).key("init"))
+        task = describe_task(setup.config())
+        model = task.model
+        params = jax.jit(task.init)(Streams(seed=0, step=jax.numpy.int32(0)).key("init"))
         self.where = f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
 
         def computed(method, *inputs):
