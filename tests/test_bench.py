@@ -132,6 +132,7 @@ def test_starts_and_input_have_rows_and_a_start_that_ends_early_is_a_failure(fak
     assert "not measured: mvlm train ended with status 2: no room" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_our_reranking_is_of_the_pairs_that_matching_scores():
     import processes
 
