@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from processes import NotHere
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import TokenIds, train_tokenizer
@@ -75,6 +79,29 @@ def check_reference(config: ConfigDict, *, text_kinds: Collection[str]) -> None:
             raise UserError(f"config.{name}={value!r}; the PyTorch reference has {default[name]!r} alone")
 
 
+def reference_model(config: ConfigDict) -> Any:
+    """The PyTorch reference with random parameters, the same ones each time.
+
+    Raises:
+      UserError: as `check_reference`.
+    """
+    import torch
+    import torch_maskvlm
+
+    check_reference(config, text_kinds=torch_maskvlm.FIRST_POSITION)
+    torch.manual_seed(0)
+    parts = {name: torch_maskvlm.Part(**{field: config[name][field] for field in _SIZES}) for name in config_lib.PARTS}
+    sizes = torch_maskvlm.Sizes(
+        image_size=config.image.size, patch=config.image_encoder.patch,
+        mean=config.image.mean, std=config.image.std, vocab_size=config.text_encoder.vocab_size,
+        positions=config.text_encoder.positions, pad_id=special_tokens(config).pad, text_kind=config.text_encoder.kind,
+        **parts, decoder_layers=config.cross.decoder_layers,
+        projection=config.model.projection, token_head=config.model.token_head,
+        image_pooling=config.image_encoder.pooling, text_pooling=config.text_encoder.pooling,
+    )  # fmt: skip
+    return torch_maskvlm.MaskVLM(sizes)
+
+
 def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
     """Noise in place of images, captions of 4 to 25 tokens (a few at full length), and a new image id in each pair."""
     ids, rng = special_tokens(config), np.random.default_rng(0)
@@ -98,51 +125,64 @@ def make_batches(config: ConfigDict) -> list[dict[str, np.ndarray]]:
     return batches
 
 
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    task: Any
+    program: Any
+    mesh: Any
+    run: Any  # (state, batch) -> (state, metrics)
+    seconds: float
+
+
 class Jax:
     """The very step that training runs, on one device. Each variant is compiled once and can be prepared again."""
 
     def __init__(self, setup: Setup):
         import jax
 
-        self._jax, self._setup, self._compiled = jax, setup, {}
+        self._jax, self._setup = jax, setup
         self._device = jax.devices()[0]
+        self._compiled: dict[str, futures.Future[CompiledStep]] = {}
+        self._tracing = threading.Lock()
         self._state = self._step = None
+
+    def compile(self, variants: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Begins to compile the steps of all these variants at the same time, and does not wait for them."""
+        pool = futures.ThreadPoolExecutor(max_workers=len(variants))
+        for fields in variants:
+            key = _key(fields)
+            if key not in self._compiled:
+                self._compiled[key] = pool.submit(self._compile, fields)
+        return {"compiling": len(variants)}
+
+    def compiled(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Whether `prepare` would have to wait for the compiler, and the seconds that it took."""
+        future = self._compiled[_key(fields)]
+        done = future.done()
+        return {"done": done, "seconds": future.result().seconds if done and not future.exception() else None}
 
     def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Compiles the step with other values for these config fields, and runs it for the first time.
 
         A field `xla:NAME` is an option of the compiler.
         """
-        from mvlm_jax.models.compute import check_attention
-        from mvlm_jax.tasks.registry import describe_task, validate
-        from mvlm_jax.training.mesh import make_mesh, shard_batch
-        from mvlm_jax.training.program import make_program
-
         self._state = self._step = None  # frees its memory for the next one
-        config = self._setup.config()
-        config.update_from_flattened_dict({name: v for name, v in fields.items() if not name.startswith("xla:")})
-        validate(config)
-        options = {name.removeprefix("xla:"): v for name, v in fields.items() if name.startswith("xla:")}
-        task = describe_task(config)
-        check_attention(task.model.compute, platform=self._device.platform)
-        mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=[self._device])
-        program = make_program(task=task, config=config, mesh=mesh)
-        self._batches = make_batches(config)
-        self._place = lambda batch: shard_batch(batch, program.batch_sharding)
+        key = _key(fields)
+        if key not in self._compiled:
+            self._compiled[key] = futures.Future()
+            try:
+                self._compiled[key].set_result(self._compile(fields))
+            except Exception as error:
+                self._compiled[key].set_exception(error)
+        step = self._compiled[key].result()
+        self._batches = make_batches(self._config(fields))
+        self._place = functools.partial(_placed, sharding=step.program.batch_sharding)
         started = time.perf_counter()
-        key = repr(sorted(fields.items()))
-        with self._jax.set_mesh(mesh):
-            if key not in self._compiled:
-                batch = {
-                    name: self._jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
-                    for name, rows in task.batch_shapes.items()
-                }
-                lowered = program.step.lower(program.state, batch)
-                self._compiled[key] = lowered.compile(compiler_options=options or None)
-            self._state = program.init()
-        self._step = self._compiled[key]
+        with self._jax.set_mesh(step.mesh):
+            self._state = step.program.init()
+        self._step = step.run
         self.run(1)
-        seconds = time.perf_counter() - started
+        seconds = step.seconds + time.perf_counter() - started
         self.run(1)
         reset_process_peak()
         memory = self._step.memory_analysis()
@@ -150,8 +190,8 @@ class Jax:
             "first_step_s": seconds,
             "where": f"jax {self._jax.__version__}, {self._device.device_kind}",
             "compiler_mib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20 if memory else None,
-            "tflop": task.flops_per_step / 1e12,
-            "compute": str(task.model.compute),
+            "tflop": step.task.flops_per_step / 1e12,
+            "compute": str(step.task.model.compute),
         }
 
     def run(self, steps: int) -> dict[str, Any]:
@@ -162,14 +202,52 @@ class Jax:
         return {"seconds": time.perf_counter() - started, "loss": float(metrics["loss"]), "peak_mib": self._peak()}
 
     def trace(self, steps: int) -> dict[str, Any]:
-        """The device's time by kind of kernel."""
+        """The device's time by kind of kernel, and by part of the model where the profile names the operations."""
         import kernels
 
         with tempfile.TemporaryDirectory() as directory:
             with self._jax.profiler.trace(directory):
-                self.run(steps)
-            ran = kernels.device_kernels(Path(directory))
-        return {"kinds": kernels.by_kind(ran, steps=steps), "longest": kernels.longest(ran, steps=steps, count=40)}
+                seconds = self.run(steps)["seconds"]
+            profile = kernels.read_profile(Path(directory))
+        return kernels.summary(profile, text=self._step.as_text(), steps=steps) | {"wall_ms": 1000 * seconds / steps}
+
+    def _config(self, fields: Mapping[str, Any]) -> ConfigDict:
+        config = self._setup.config()
+        config.update_from_flattened_dict({name: v for name, v in fields.items() if not name.startswith("xla:")})
+        return config
+
+    def _compile(self, fields: Mapping[str, Any]) -> CompiledStep:
+        """
+        Raises:
+          UserError: the config refuses a value.
+          NotHere: the device lacks what the config asks for.
+        """
+        from mvlm_jax.models.compute import check_attention
+        from mvlm_jax.tasks.registry import describe_task, validate
+        from mvlm_jax.training.mesh import make_mesh
+        from mvlm_jax.training.program import make_program
+
+        config = self._config(fields)
+        validate(config)
+        options = {name.removeprefix("xla:"): v for name, v in fields.items() if name.startswith("xla:")}
+        started = time.perf_counter()
+        with self._tracing:  # in Python, so several at once would only disturb each other
+            task = describe_task(config)
+            try:
+                check_attention(task.model.compute, platform=self._device.platform)
+            except UserError as error:
+                raise NotHere(f"not on this backend: {error}") from error
+            mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=[self._device])
+            program = make_program(task=task, config=config, mesh=mesh)
+            with self._jax.set_mesh(mesh):
+                batch = {
+                    name: self._jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=program.batch_sharding)
+                    for name, rows in task.batch_shapes.items()
+                }
+                lowered = program.step.lower(program.state, batch)
+        with self._jax.set_mesh(mesh):
+            step = lowered.compile(compiler_options=options or None)
+        return CompiledStep(task, program, mesh, step, time.perf_counter() - started)
 
     def matrix_peak(self) -> dict[str, Any]:
         """TFLOP/s of one large product of bfloat16 matrices, which is what the device's matrix unit can reach."""
@@ -192,6 +270,16 @@ class Jax:
         return stats["peak_bytes_in_use"] / 2**20 if stats else process_peak()
 
 
+def _key(fields: Mapping[str, Any]) -> str:
+    return repr(sorted(fields.items()))
+
+
+def _placed(batch: dict[str, np.ndarray], *, sharding: Any) -> dict[str, Any]:
+    from mvlm_jax.training.mesh import shard_batch
+
+    return shard_batch(batch, sharding)
+
+
 class Torch:
     """The PyTorch reference. `compiled`: torch.compile of the masks and the losses. AdamW is fused either way."""
 
@@ -207,27 +295,13 @@ class Torch:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        import torch_maskvlm
         import torch_pretraining as pretraining
 
         torch, config = self._torch, self._setup.config()
         config.update_from_flattened_dict(fields)
-        check_reference(config, text_kinds=torch_maskvlm.FIRST_POSITION)
         self._batches = make_batches(config)
         ids = special_tokens(config)
-        torch.manual_seed(0)
-        parts = {
-            name: torch_maskvlm.Part(**{field: config[name][field] for field in _SIZES}) for name in config_lib.PARTS
-        }
-        sizes = torch_maskvlm.Sizes(
-            image_size=config.image.size, patch=config.image_encoder.patch,
-            mean=config.image.mean, std=config.image.std, vocab_size=config.text_encoder.vocab_size,
-            positions=config.text_encoder.positions, pad_id=ids.pad, text_kind=config.text_encoder.kind,
-            **parts, decoder_layers=config.cross.decoder_layers,
-            projection=config.model.projection, token_head=config.model.token_head,
-            image_pooling=config.image_encoder.pooling, text_pooling=config.text_encoder.pooling,
-        )  # fmt: skip
-        model = torch_maskvlm.MaskVLM(sizes).to(self._device)
+        model = reference_model(config).to(self._device)
         special = torch.tensor(tuple(ids), device=self._device)
         grid = config.image.size // config.image_encoder.patch
         autocast = torch.bfloat16 if config.dtype == "bfloat16" else None

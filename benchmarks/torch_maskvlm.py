@@ -153,11 +153,16 @@ class ImageEncoder(nn.Module):
         """Whole and masked images, in one pass over 2B."""
         whole = self.patch_embedding(patches)
         masked = torch.where(patch_mask[:, :, None], self.mask_token.to(whole.dtype), whole)
-        x = torch.cat([whole, masked])
+        return self._features(torch.cat([whole, masked])).chunk(2)
+
+    def encode_whole(self, patches: Tensor) -> Tensor:
+        return self._features(self.patch_embedding(patches))
+
+    def _features(self, x: Tensor) -> Tensor:
         x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1) + self.position_embedding
         for layer in self.layers:
             x = layer(x)
-        return self.final_norm(x).chunk(2)
+        return self.final_norm(x)
 
 
 class TextEncoder(nn.Module):
@@ -256,19 +261,43 @@ class MaskVLM(nn.Module):
         return self.text_to_cross(self.text_encoder(text, text_mask))
 
     def project(self, v: Tensor, w: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The class token, or the mean of the patches; the start token, or the mean of all but padding."""
-        image, text = v[:, 0], w[:, 0]
-        if self.sizes.image_pooling == "mean":
-            image = v[:, 1:].mean(dim=1)
-        if self.sizes.text_pooling == "mean":
-            kept = text_mask[:, :, None].to(w.dtype)
-            text = (w * kept).sum(dim=1) / kept.sum(dim=1)
-        return self.image_projection(image), self.text_projection(text)
+        return self.project_image(v), self.project_text(w, text_mask)
+
+    def project_image(self, v: Tensor) -> Tensor:
+        """The class token, or the mean of the patches."""
+        return self.image_projection(v[:, 1:].mean(dim=1) if self.sizes.image_pooling == "mean" else v[:, 0])
+
+    def project_text(self, w: Tensor, text_mask: Tensor) -> Tensor:
+        """The start token, or the mean of all but padding."""
+        if self.sizes.text_pooling == "first":
+            return self.text_projection(w[:, 0])
+        kept = text_mask[:, :, None].to(w.dtype)
+        return self.text_projection((w * kept).sum(dim=1) / kept.sum(dim=1))
 
     def classify_tokens(self, x: Tensor) -> Tensor:
         if self.sizes.token_head == "tied":
             return self.token_classifier(x, self.text_encoder.token_embedding.weight)
         return self.token_classifier(x)
+
+    def encode_whole_image(self, image: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3], nothing masked."""
+        dtype = self.image_encoder.patch_embedding.weight.dtype
+        return self.image_to_cross(self.image_encoder.encode_whole(self.patches(image).to(dtype)))
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        return self.project_image(self.encode_whole_image(image))
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        text_mask = text != self.sizes.pad_id
+        return self.project_text(self.encode_text(text, text_mask), text_mask)
+
+    def match_features(self, v: Tensor, w: Tensor, text: Tensor) -> Tensor:
+        """Logits [B, 2] of (no match, match) of encoded images and texts."""
+        text_mask = text != self.sizes.pad_id
+        first = torch.zeros(len(v), 1, dtype=torch.long, device=v.device)
+        fused_image = self.image_cross_encoder(v, None, w, text_mask, first)[:, 0]
+        fused_text = self.text_cross_encoder(w, text_mask, v, None, first)[:, 0]
+        return self.matching_head(fused_image * fused_text)
 
     def clipped_temperature(self) -> Tensor:
         """In [0.001, 0.5]; the gradient passes as if it were not clipped."""

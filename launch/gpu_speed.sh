@@ -4,22 +4,29 @@
 #   launch/gpu_speed.sh [RESULTS.jsonl] [flags of benchmarks/step.py ...]
 #
 # Rows are printed and written as they come; nothing new is begun after DEADLINE seconds (default 450).
-# WHEELS=DIR installs the Python packages that are missing from a folder of wheels, for a machine without a network.
+# WHEELS=DIR installs the Python packages that are missing from a folder of wheels into SITE (default runs/site), for a
+# machine without a network.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-results=${1:-runs/gpu_speed.jsonl}
+results=$(realpath -m "${1:-runs/gpu_speed.jsonl}")
 shift || true
-if [[ -n "${WHEELS:-}" ]]; then
-  python3 -m pip install --quiet --no-index --no-deps --no-compile --target runs/site --upgrade "$WHEELS"/*.whl
-  export PYTHONPATH="$PWD/runs/site${PYTHONPATH:+:$PYTHONPATH}"
+wheels=${WHEELS:+$(realpath "$WHEELS")}
+cd "$(dirname "$0")/.."
+if [[ -n "$wheels" ]]; then
+  site=${SITE:-$PWD/runs/site}
+  python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" --upgrade "$wheels"/*.whl
+  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 mkdir -p "$(dirname "$results")"
-# The first variant is the default of the platform; the others change one thing.
+# The first variant is the default of the platform; each of the others changes what its name says.
 variants=(
   default
   xla_attention:model.attention=xla
   scan:model.layer_loop=scan
   scan_xla_attention:model.layer_loop=scan,model.attention=xla
+  remat_inputs:model.remat=inputs
   remat_dots:model.remat=dots
+  remat_full:model.remat=full
 )
-exec python3 -u benchmarks/step.py --json="$results" --deadline="${DEADLINE:-450}" --variants "${variants[@]}" --trace "$@"
+# The compiler takes longest of all; the variants compile at the same time, and are measured one after the other.
+exec python3 -u benchmarks/step.py --json="$results" --deadline="${DEADLINE:-450}" --variants "${variants[@]}" \
+  --compile_together --trace "$@"

@@ -24,7 +24,10 @@ from mvlm_jax.training.metrics_log import MetricsLog
 BENCHMARKS = ROOT / "benchmarks"
 RUN_HERE = {"curve", "doctor", "downstream", "frozen", "index", "input_pipeline", "retrieval_memory", "scaling"}
 # With torch, or with a file of tests of its own.
-RUN_ELSEWHERE = {"step", "contenders", "kernels", "torch_maskvlm", "torch_pretraining", "torch_pipeline"}
+RUN_ELSEWHERE = {
+    *("bench", "contenders", "inference", "kernels", "noise_photos", "processes", "startup", "step"),
+    *("torch_maskvlm", "torch_pretraining", "torch_pipeline"),
+}
 WORDS = "dog cat man girl boat tree hill road ball car red blue green old young small runs sits jumps waits".split()
 
 

@@ -59,7 +59,7 @@ def test_what_tests_and_benchmarks_import_is_declared(declared):
     assert {module for module in imported if not providers(module) & allowed} == set()
     imported = imported_modules("benchmarks")
     assert names(extras["benchmarks"]) - set().union(*map(providers, imported)) == set()
-    allowed = names([*declared["install_requires"], *extras["benchmarks"]]) | UNDECLARED
+    allowed = names([*declared["install_requires"], *extras["benchmarks"], *extras["parity"]]) | UNDECLARED
     assert {module for module in imported if not providers(module) & allowed} == set()
 
 

@@ -193,6 +193,18 @@ def test_losses_and_gradients_with_roberta(roberta, condition_on):
     assert_same_losses_and_gradients(roberta, condition_on)
 
 
+def test_embeddings_and_matches(roberta):
+    image, text, _ = roberta.batch
+    ours = roberta.ours.bind({"params": roberta.params})
+    theirs, pixels, tokens = roberta.reference, torch.from_numpy(image), torch.from_numpy(text)
+    with torch.inference_mode():
+        v, w = theirs.encode_whole_image(pixels), theirs.encode_text(tokens, tokens != SIZES.pad_id)
+        found = theirs.embed_image(pixels), theirs.embed_text(tokens), theirs.match_features(v, w, tokens)
+    image, text = jnp.asarray(image), jnp.asarray(text)
+    for value, expected in zip(found, (ours.embed_image(image), ours.embed_text(text), ours.pair_logits(image, text))):
+        np.testing.assert_allclose(value.numpy(), expected, atol=1e-5)
+
+
 def test_losses_and_gradients_with_bert(batch):
     assert_same_losses_and_gradients(Pair(batch, kind="bert", token_head="tied"), "unmasked")
 
