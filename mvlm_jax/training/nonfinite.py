@@ -6,7 +6,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
 from jaxtyping import Array, Bool, PyTree
 
@@ -35,15 +34,8 @@ class Skipped:
 
 
 def kept_unless(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """`new` where the update is finite, else `old`. Schedules advance either way, as the step does."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    def chosen(new, old):
-        return new if is_schedule(new) else jnp.where(finite, new, old)
-
-    return jax.tree.map(chosen, new, old, is_leaf=is_schedule)
+    """`new` where the update is finite, else `old`."""
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
 
 class NonFiniteWatch:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 from optax.transforms import PartitionState
 
 from mvlm_jax.errors import UserError
@@ -74,10 +74,32 @@ def make_optimizer(
     }
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
-        optax.scale_by_adam(b1=b1, b2=b2),
+        scale_by_adam(b1=b1, b2=b2),
         optax.add_decayed_weights(weight_decay, mask=match_rules(decay_rules, params)),
         optax.partition(steps_down, match_rules(rules, params)),
     )
+
+
+def scale_by_adam(*, b1: float, b2: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_adam`, whose moments change where they lie in memory.
+
+    Its `update` takes `finite`: where it is false the state stays as it is. If old or new moments are chosen only after
+    the update, XLA copies all of them first on a CPU, as the parameters are computed from the new ones too.
+    """
+    epsilon = 1e-8
+
+    def update(gradients, state, params=None, *, finite: Bool[Array, ""] | bool = True, **unused):
+        def moment(gradient, old, decay, order):
+            return jnp.where(finite, (1 - decay) * gradient**order + decay * old, old)
+
+        count = jnp.where(finite, optax.safe_increment(state.count), state.count)
+        mu = jax.tree.map(lambda gradient, old: moment(gradient, old, b1, 1), gradients, state.mu)
+        nu = jax.tree.map(lambda gradient, old: moment(gradient, old, b2, 2), gradients, state.nu)
+        of_mu, of_nu = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: (m / of_mu) / (jnp.sqrt(v / of_nu) + epsilon), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1=b1, b2=b2).init, update)
 
 
 def one_group_of_encoders(opt_state: PyTree) -> PyTree:

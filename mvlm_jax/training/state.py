@@ -137,16 +137,16 @@ def make_train_step(
         streams = Streams(seed=seed, step=state.step)
         (total, sums), gradients = value_and_grad(state.params, batch, streams)
         before = partition.split(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, before.trained)
         update = state.step + 1
         metrics = {name: numerator / count for name, (numerator, count) in sums.items()}
         metrics |= {f"learning_rate/{group}": rate(update) for group, rate in schedules.items()}
         metrics |= {"loss": total, "grad_norm": optax.tree.norm(gradients)}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        # A skipped update changes no moment; schedules advance either way, as the step does.
+        updates, opt_state = optimizer.update(gradients, state.opt_state, before.trained, finite=finite)
         skipped = state.skipped.counted(finite)
         metrics |= {"skipped_updates": skipped.total, IN_A_ROW: skipped.in_a_row}
         trained = kept_unless(finite, optax.apply_updates(before.trained, updates), before.trained)
-        opt_state = kept_unless(finite, opt_state, state.opt_state)
         params = join(Parts(trained, before.frozen))
         average = None
         if state.ema is not None:

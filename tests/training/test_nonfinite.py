@@ -53,6 +53,16 @@ def test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment(only_gradi
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(later))
 
 
+def test_the_step_copies_no_moment_before_it_is_overwritten():
+    task, mesh = ToyTask(), make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    program = make_program(task=task, config=toy_config(), mesh=mesh)
+    batch = shard_batch(next(task.train_batches(0)), program.batch_sharding)
+    compiled = program.step.lower(program.state, batch).compile().as_text()
+    copies = [line for line in compiled.splitlines() if " copy(" in line]
+    assert "opt_state" in compiled
+    assert not [line for line in copies if "__mu__" in line or "__nu__" in line]
+
+
 def test_the_learning_rate_follows_the_step_though_updates_are_skipped():
     *_, (state, _) = states(Diverging(2, 3), 4)
     schedules = [

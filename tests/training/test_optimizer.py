@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.training.optimizer import learning_rates, make_optimizer, warmup_cosine
+from mvlm_jax.training.optimizer import learning_rates, make_optimizer, scale_by_adam, warmup_cosine
 
 PARAMS = {"encoder": {"kernel": jnp.full(2, 2.0), "bias": jnp.full(2, 2.0)}, "head": {"kernel": jnp.full(2, 4.0)}}
 RULES = [(r"encoder/.*", "encoder"), (r".*", "rest")]
@@ -114,3 +114,15 @@ def test_a_group_without_a_schedule_is_refused():
 def test_a_parameter_without_a_decay_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="no rule covers 1 of 3 parameters: head/kernel"):
         optimizer(decay_rules=[(r"encoder/.*", True)])
+
+
+def test_adam_is_that_of_optax_and_stays_as_it_is_where_an_update_is_not_finite():
+    ours, theirs = scale_by_adam(b1=0.8, b2=0.9), optax.scale_by_adam(b1=0.8, b2=0.9)
+    state = ours.init(PARAMS)
+    gradients = jax.tree.map(lambda leaf: leaf * 0.3, PARAMS)
+    for _ in range(2):
+        expected, expected_state = theirs.update(gradients, state)
+        updates, state = ours.update(gradients, state)
+        jax.tree.map(np.testing.assert_array_equal, (updates, state), (expected, expected_state))
+    _, after = ours.update(jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS), state, finite=jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
