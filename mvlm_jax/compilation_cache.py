@@ -75,9 +75,9 @@ def use(directory: Path | None) -> None:
         _report_failures()
     if directory is not None:
         for name, (default, value) in OPTIONS.items():
-            if getattr(jax.config, name) == default:
+            if jax.config.values[name] == default:
                 jax.config.update(name, value)
-        if jax.config.jax_compilation_cache_max_size == -1:
+        if jax.config.values["jax_compilation_cache_max_size"] == -1:
             delete_oldest(directory, max_bytes=MAX_BYTES)
     jax.config.update("jax_compilation_cache_dir", None if directory is None else str(directory))
     _used = directory
@@ -105,7 +105,8 @@ def delete_oldest(directory: Path, *, max_bytes: int) -> None:
 
 def _is_set_by_user() -> bool:
     ours = None if _used is None else str(_used)
-    return jax.config.jax_compilation_cache_dir != ours or not jax.config.jax_enable_compilation_cache
+    options = jax.config.values
+    return options["jax_compilation_cache_dir"] != ours or not options["jax_enable_compilation_cache"]
 
 
 def _of_user() -> Path:
@@ -133,7 +134,8 @@ def _report_failures() -> None:
 
     What is left of that program is deleted: JAX would neither use nor replace a damaged entry.
     """
-    show, reported = warnings.showwarning, []
+    show = warnings.showwarning
+    reported: list[str] = []
 
     def report(message, *details, **more):
         failure = FAILURE.match(str(message))

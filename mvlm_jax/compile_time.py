@@ -24,12 +24,12 @@ class CompileTime:
     def __exit__(self, *_) -> None:
         jax.monitoring.unregister_event_duration_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_) -> None:
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
-            self.compiling += seconds
+            self.compiling += duration_secs
         elif event == READ:
-            self.reading += seconds
-            self.compiling -= seconds
+            self.reading += duration_secs
+            self.compiling -= duration_secs
 
 
 @contextlib.contextmanager

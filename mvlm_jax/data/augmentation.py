@@ -268,9 +268,11 @@ def _shifted(image: np.ndarray, level: float, sign: int, *, axis: int, out: Out)
     pixels = round(SHIFT * len(image) * level)
     here = (slice(None),) * axis + (slice(pixels, None),)
     there = (slice(None),) * axis + (slice(0, len(image) - pixels),)
-    edges = [0, 0, 0, 0]  # top, bottom, left, right
+    edges = [0, 0, 0, 0]
     edges[2 * axis + (sign > 0)] = pixels
-    return cv2.copyMakeBorder(image[here if sign > 0 else there], *edges, cv2.BORDER_CONSTANT, dst=out, value=GREY)
+    top, bottom, left, right = edges
+    moved = image[here if sign > 0 else there]
+    return cv2.copyMakeBorder(moved, top, bottom, left, right, cv2.BORDER_CONSTANT, dst=out, value=GREY)
 
 
 class _ShearedRows(NamedTuple):

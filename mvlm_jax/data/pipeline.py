@@ -125,8 +125,8 @@ def eval_split(source: Source, tokenizer: Tokenizer, *, max_length: int, spec: I
 
     def check(index: int) -> tuple[Example, np.ndarray] | str:
         try:
-            example = source[index]
-            example = {**example, "captions": without_blanks(example["captions"])}
+            read: Example = source[index]
+            example: Example = {**read, "captions": without_blanks(read["captions"])}
             if not example["captions"]:
                 return "no_captions"
             return example, spec.unaugmented(example["image"])
