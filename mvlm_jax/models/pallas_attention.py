@@ -88,12 +88,15 @@ class Kernel:
 
     def on_each_device(self, *arrays: Array, width: int) -> tuple[Array, ...]:
         """Each device computes its own examples and heads: XLA cannot partition a kernel."""
+        mesh = jax.sharding.get_abstract_mesh()
         call = functools.partial(self.call, width=width)
+        # The interpreter cannot run inside a `shard_map`.
+        plain = functools.partial(self.plain, width=width)
+        on_cpu = plain if mesh.manual_axes else functools.partial(call, interpret=True)
 
         def run(*arrays: Array) -> tuple[Array, ...]:
-            return jax.lax.platform_dependent(*arrays, cpu=functools.partial(call, interpret=True), tpu=call)
+            return jax.lax.platform_dependent(*arrays, cpu=on_cpu, tpu=call)
 
-        mesh = jax.sharding.get_abstract_mesh()
         axes = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
         if not axes:
             return run(*arrays)
@@ -104,13 +107,27 @@ class Kernel:
             examples = ()
         heads = "tensor" if "tensor" in axes and features // width % mesh.shape["tensor"] == 0 else None
         specs = [PartitionSpec(examples, None, None if place == _MASK else heads) for place in range(len(arrays))]
-        return jax.shard_map(
+        results = jax.shard_map(
             run,
             in_specs=tuple(specs),
             out_specs=tuple(specs[place] for place in self.results),
             axis_names=set(axes),
             check_vma=False,
         )(*arrays)
+        # Without the check these axes are forgotten. What the examples give differs along all of them.
+        manual = tuple(mesh.manual_axes)
+        return tuple(jax.lax.pcast(x, manual, to="varying") for x in results) if manual else results
+
+    def plain(self, query: Array, key: Array, value: Array, mask: Array, *gradient: Array, width: int) -> tuple:
+        """The same without a kernel."""
+
+        def attend(*features: Array) -> Array:
+            by_head = (x.reshape(*x.shape[:2], -1, width) for x in features)
+            attended = jax.nn.dot_product_attention(*by_head, mask=mask[:, None] != 0)
+            return attended.reshape(features[0].shape)
+
+        attended, vjp = jax.vjp(attend, query, key, value)
+        return vjp(*gradient) if gradient else (attended,)
 
     def call(self, *arrays: Array, width: int, interpret: bool = False) -> tuple[Array, ...]:
         batch, queries, features = arrays[0].shape
