@@ -90,12 +90,15 @@ class Kernel:
         """Each device computes its own examples and heads: XLA cannot partition a kernel."""
         mesh = jax.sharding.get_abstract_mesh()
         call = functools.partial(self.call, width=width)
-        # The interpreter cannot run inside a `shard_map`.
-        plain = functools.partial(self.plain, width=width)
-        on_cpu = plain if mesh.manual_axes else functools.partial(call, interpret=True)
 
         def run(*arrays: Array) -> tuple[Array, ...]:
-            return jax.lax.platform_dependent(*arrays, cpu=on_cpu, tpu=call)
+            return jax.lax.platform_dependent(*arrays, cpu=functools.partial(call, interpret=True), tpu=call)
+
+        if mesh.manual_axes:
+            # Inside another `shard_map` JAX can neither interpret a kernel nor choose by the platform.
+            if mesh.abstract_device is None or mesh.abstract_device.platform != "tpu":
+                return self.plain(*arrays, width=width)
+            run = call
 
         axes = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
         if not axes:
