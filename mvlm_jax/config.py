@@ -38,9 +38,9 @@ CHOICES = {
     "image_encoder.pooling": ("first", "mean"),
     "text_encoder.pooling": ("first", "mean"),
     "eval.rerank_by": ("itm", "itm+itc"),
-    "model.attention": ("auto", "xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn", "pallas"),
     "model.layer_loop": ("auto", "scan", "unroll"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "inputs", "dots", "full"),
 }
 LIMITS = (
     ("steps batch_size accumulate log_every max_skipped_updates image.size image_encoder.patch text_encoder.vocab_size "
@@ -126,9 +126,12 @@ def default() -> ConfigDict:
     config.model.projection = 256  # width of the space in which images and texts are compared
     config.model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
     # How it is computed: no value changes beyond rounding.
-    config.model.attention = "auto"  # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), auto (the fastest of the platform)
+    # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), pallas (TPUs), auto (the fastest of the platform)
+    config.model.attention = "auto"
     config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
-    config.model.remat = "none"  # what the backward pass computes again: none, dots (all but matrix products), full
+    # what the backward pass computes again: none, inputs (norms, activations and softmax), dots (all but matrix
+    # products), full
+    config.model.remat = "none"
 
     # Sizes are declared by `model_size`.
     for part, sizes in model_size("base").items():

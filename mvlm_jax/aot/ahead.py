@@ -20,7 +20,7 @@ from mvlm_jax.training.program import Program as TrainingProgram
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Task
 
-REMAT = ("none", "dots", "full")  # cheapest first
+REMAT = ("none", "inputs", "dots", "full")  # cheapest first
 # With this many groups a chip its matrix units are busy: a larger batch gains nothing.
 MOST_GROUPS = 64
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -145,8 +145,8 @@ def fit(
 def largest_fit(fits: Callable[[int, str], bool], *, group: int) -> tuple[int, str] | None:
     """(pairs a chip, remat policy), the pairs a multiple of `group`; None where not even one group fits.
 
-    `fits(pairs, policy)` compiles for minutes, so it is called seldom: about 2 log2(n) + 4 times for n groups, at most
-    14 times. A policy that fits is assumed to fit with fewer pairs too, and to fit wherever a cheaper policy does.
+    `fits(pairs, policy)` compiles for minutes, so it is called seldom: about 2 log2(n) + 5 times for n groups, at most
+    15 times. A policy that fits is assumed to fit with fewer pairs too, and to fit wherever a cheaper policy does.
     """
     best, too_many = 0, 1
     while too_many <= MOST_GROUPS and fits(too_many * group, REMAT[-1]):

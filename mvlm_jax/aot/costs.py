@@ -1,4 +1,4 @@
-"""What one step of a compiled program costs each chip: matrix products and communication."""
+"""What one step of a compiled program costs each chip: matrix products, HBM traffic and communication."""
 
 import math
 import re
@@ -10,10 +10,16 @@ from mvlm_jax.aot.hlo import Computation, Instruction, Program, Shape, called, m
 # Operations that move no data themselves: they only rename it, or their work is counted elsewhere.
 _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "copy-done", "async-start", "async-update", "async-done", "all-gather-done", "all-reduce-done",
-    "collective-permute-done", "partition-id", "replica-id", "opt-barrier",
+    "async-start", "async-update", "partition-id", "replica-id", "opt-barrier",
 })  # fmt: skip
 _PARTS = ("dynamic-slice", "slice", "gather")
+# Operations that change where numbers lie, not what they are; a change of type moves them, too.
+_MOVES = frozenset({
+    "copy", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
+    "broadcast", "reverse", "convert", "bitcast-convert", "iota",
+})  # fmt: skip
+_ATTENTION = re.compile(r"\battend\b")  # the scope of `models.attention`
+KINDS = ("matrix products", "attention", "copies", "element-wise", "collectives")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 
@@ -43,8 +49,10 @@ class Operation(NamedTuple):
     """One instruction, a fusion counted as one, and how often a step runs it."""
 
     times: int
-    flops: int  # of its dots and convolutions, a multiply-add counted as two
+    flops: int  # of its dots, convolutions and kernels, a multiply-add counted as two
     bytes: int  # read from and written to HBM
+    kind: str  # one of KINDS
+    source: str  # the operation of the model from which it was compiled
 
 
 def operations(program: Program) -> list[Operation]:
@@ -58,16 +66,35 @@ def operations(program: Program) -> list[Operation]:
         for callee in called(instruction)
     }
     return [
-        Operation(times, _flops(instruction, computation, program), _bytes(instruction, computation, program))
+        Operation(
+            times,
+            _flops(instruction, computation, program),
+            _bytes(instruction, computation, program),
+            _kind(instruction, program),
+            _source(instruction),
+        )
         for name, times in counts.items()
         if name not in fused and (computation := program.computations[name])
         for instruction in computation.instructions.values()
-        if instruction.opcode not in _FREE and instruction.opcode.removesuffix("-start") not in COLLECTIVES
+        if not _is_free(instruction) and instruction.opcode.removesuffix("-start") not in COLLECTIVES
     ]
 
 
+def traffic_by_kind(program: Program) -> dict[str, int]:
+    """Bytes that one chip reads from and writes to HBM in a step, for each of KINDS.
+
+    A fusion is a matrix product where it holds one, and a copy where it only moves numbers. All that
+    `models.attention.attend` computes is attention. Collectives are counted by the arrays that they read and write.
+    """
+    totals = dict.fromkeys(KINDS, 0)
+    for operation in operations(program):
+        totals[operation.kind] += operation.times * operation.bytes
+    totals["collectives"] = sum(2 * each.bytes for each in collectives(program))
+    return totals
+
+
 def matrix_flops(program: Program) -> float:
-    """FLOPs of all dots and convolutions on one chip, each counted as often as it runs.
+    """FLOPs of all dots, convolutions and kernels on one chip, each counted as often as it runs.
 
     Raises:
       ValueError: a matrix product is hidden in a library call, or the program cannot be parsed.
@@ -99,6 +126,31 @@ def bytes_by_kind(collectives: list[Collective]) -> dict[str, int]:
     return {kind: sum(each.bytes for each in collectives if each.kind == kind) for kind in kinds}
 
 
+def _kind(instruction: Instruction, program: Program) -> str:
+    inside = [instruction]
+    if instruction.opcode == "fusion":
+        inside = [each for name in called(instruction) for each in program.computations[name].instructions.values()]
+    products = [each for each in inside if each.opcode in ("dot", "convolution")]
+    # A product is of the attention or of a dense layer, whatever else was fused with it.
+    if any(_ATTENTION.search(_source(each)) for each in products or [instruction]):
+        return "attention"
+    if products:
+        return "matrix products"
+    moves = all(_is_free(each) or each.opcode.removesuffix("-start") in _MOVES for each in inside)
+    return "copies" if moves else "element-wise"
+
+
+def _is_free(instruction: Instruction) -> bool:
+    # What an operation in two parts moves is counted at its start. A buffer that is allocated is not written.
+    allocates = 'custom_call_target="AllocateBuffer"' in instruction.attributes
+    return instruction.opcode in _FREE or instruction.opcode.endswith("-done") or allocates
+
+
+def _source(instruction: Instruction) -> str:
+    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return source[1] if source else ""
+
+
 def _flops(instruction: Instruction, computation: Computation, program: Program) -> int:
     if instruction.opcode == "dot":
         return _dot(instruction, computation)
@@ -108,6 +160,9 @@ def _flops(instruction: Instruction, computation: Computation, program: Program)
         target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
         if target and re.search(r"matmul|gemm|\$conv", target[1].lower()):
             raise ValueError(f"the matrix product {instruction.name} is hidden in a call of {target[1].lower()}")
+        # What the author of a Pallas kernel says of it.
+        stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+        return int(stated[1]) if stated else 0
     if instruction.opcode != "fusion":
         return 0
     bodies = [program.computations[name] for name in called(instruction)]
@@ -121,11 +176,15 @@ def _bytes(instruction: Instruction, computation: Computation, program: Program)
         body = program.computations[called(instruction)[0]]
         read = sum(_read(place, operand, body) for place, operand in enumerate(operands))
         return read + sum(_written(body, instruction.shapes))
-    if instruction.opcode in _PARTS:
-        return 2 * _hbm(instruction.shapes[0])
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * _hbm(operands[1])
-    written = instruction.shapes[:1] if instruction.opcode == "copy-start" else instruction.shapes
+    opcode, written = instruction.opcode.removesuffix("-start"), instruction.shapes
+    if opcode == "copy":
+        written = written[:1]
+    elif opcode != instruction.opcode:
+        written = written[len(operands) : len(operands) + 1]  # in front of it the operands, behind it the state
+    if opcode in _PARTS:
+        return written[0].bytes * operands[0].in_hbm + _hbm(written[0])
+    if opcode == "dynamic-update-slice":
+        return _hbm(operands[1]) + operands[1].bytes * operands[0].in_hbm
     return sum(map(_hbm, operands)) + sum(map(_hbm, written))
 
 
@@ -205,9 +264,8 @@ def _collective(
     # The fusion all-reduce-scatter of TPU programs keeps only a part of what it reduces.
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"
-    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     shapes = results if kind in ("all-gather", "collective-broadcast") else operands
-    return Collective(kind, shapes, group, times, source[1] if source else instruction.name)
+    return Collective(kind, shapes, group, times, _source(instruction) or instruction.name)
 
 
 def _group(instruction: Instruction, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mvlm_jax.aot import costs
-from mvlm_jax.aot.ahead import CompiledStep
+from mvlm_jax.aot.ahead import REMAT, CompiledStep
 from mvlm_jax.aot.hlo import Program
 from mvlm_jax.aot.topology import Topology
 from mvlm_jax.training.throughput import peak_flops
@@ -56,6 +56,7 @@ def summary(step: CompiledStep, *, topology: Topology, steps: int) -> dict[str, 
         },
         "model_flops_per_chip": step.task.flops_per_step / chips,
         "compiled_flops_per_chip": costs.matrix_flops(program) if program else None,
+        "hbm_traffic_bytes_per_chip": costs.traffic_by_kind(program) if program else None,
         "collective_bytes_per_chip": costs.bytes_by_kind(costs.collectives(program)) if program else None,
         "step_seconds_estimate": seconds,
         "hours_estimate": None if seconds is None else seconds * steps / 3600,
@@ -72,8 +73,8 @@ def table(values: Mapping[str, Any], *, step: CompiledStep, topology: Topology, 
 def what_to_change(config: ConfigDict, *, parts: int) -> str:
     """Changes that free memory, the cheapest first, for a step that does not fit."""
     changes = []
-    cheaper = {"none": ("dots", "full"), "dots": ("full",)}.get(config.model.remat, ())
-    changes += [f"--config.model.remat={policy}" for policy in cheaper]
+    smaller = REMAT[REMAT.index(config.model.remat) + 1 :]
+    changes += [f"--config.model.remat={policy}" for policy in smaller]
     pairs, group = config.batch_size // parts, config.matching.group
     if pairs % group == 0 and pairs // group > config.accumulate:
         changes.append(f"--config.accumulate={pairs // group} (one matching group a chip and microbatch)")
@@ -104,6 +105,9 @@ def _rows(
             "compiled FLOPs a chip",
             f"{compiled:.4g} ({compiled / values['model_flops_per_chip']:.3f} of the model's)",
         )
+        for kind, size in values["hbm_traffic_bytes_per_chip"].items():
+            milliseconds = 1000 * size / topology.chip.hbm_bandwidth
+            yield f"HBM traffic, {kind}", f"{size / 2**30:.2f} GiB, {milliseconds:.1f} ms"
         for kind, size in values["collective_bytes_per_chip"].items():
             yield f"{kind} a chip", f"{size / 2**20:.1f} MiB"
         yield "step, matrix units alone", f"{1000 * seconds.matrix:.1f} ms"

@@ -2,14 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-# cuDNN refuses odd numbers of tokens in training; a multiple of 8 also keeps rows aligned to 16 bytes.
-TOKENS_MULTIPLE = {"xla": 1, "cudnn": 8}
+from mvlm_jax.models import pallas_attention
+
+# cuDNN refuses odd numbers of tokens in training; a multiple of 8 also keeps rows aligned to 16 bytes. On a TPU the
+# tokens of an example then fill whole tiles of memory, and those of all examples are rows of one matrix without a copy.
+TOKENS_MULTIPLE = {"xla": 1, "cudnn": 8, "pallas": 8}
 # Below this many queries the scores are small: materialising them is cheaper than launching a fused kernel.
 FEWEST_QUERIES = 32
+FUSED = "fused attention"  # the name of what the Pallas kernel computes, for policies of rematerialisation
 
 
+@jax.named_scope("attend")  # by which `aot.costs` knows it
 def attend(
     query: Float[Array, "B R N H"],
     key: Float[Array, "B S N H"],
@@ -24,9 +30,13 @@ def attend(
 
     Args:
       mask: true where a key may be attended to; `cudnn` reduces it to a length, so the true ones must come first.
-      kernel: `xla` or `cudnn`; the latter leaves to XLA what it cannot take, few queries, and whatever has a bias.
+      kernel: `xla`, `cudnn` or `pallas`; the last two leave to XLA what they cannot take, and whatever has a bias.
+        cuDNN is not asked for few queries.
     """
-    queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
+    (_, queries, heads, width), keys = query.shape, key.shape[1]
+    if kernel == "pallas" and bias is None and not causal:
+        if pallas_attention.takes(queries=queries, keys=keys, heads=heads, width=width):
+            return checkpoint_name(pallas_attention.attention(query, key, value, mask), FUSED)
     takes = queries % 2 == 0 and keys % 2 == 0 and width % 8 == 0 and width <= 128
     if kernel != "cudnn" or not takes or queries < FEWEST_QUERIES or bias is not None:
         wide = None if mask is None else mask[:, None, None, :]

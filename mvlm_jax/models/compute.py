@@ -14,9 +14,10 @@ class Compute:
     """The fields of a model that hold no parameter."""
 
     dtype: DTypeLike = jnp.float32
-    attention: str = "xla"  # xla: any platform and type; cudnn: flash attention on NVIDIA GPUs, in 16 bits
+    # xla: any platform and type; cudnn: flash attention on NVIDIA GPUs, in 16 bits; pallas: our kernel for TPUs
+    attention: str = "xla"
     layer_loop: str = "scan"  # scan: one layer is compiled; unroll: all of them, which runs faster
-    remat: str = "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
+    remat: str = "none"  # what the backward pass recomputes: none, inputs, dots, full; see `layers.rematerialized`
 
 
 def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, backend: str | None = None) -> Compute:
@@ -24,7 +25,8 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
 
     Args:
       dtype: `auto` is float32 on CPU, which has no fast bfloat16, and bfloat16 on every accelerator.
-      attention: `auto` is cudnn on NVIDIA GPUs of compute capability 8.0 or more in 16 bits, else xla.
+      attention: in 16 bits, `auto` is pallas on TPUs and cudnn on NVIDIA GPUs of compute capability 8.0 or more;
+        anywhere else it is xla.
       layer_loop: `auto` is unroll on GPUs, else scan.
       backend: JAX's name of the platform; that of the default device where it is not given.
     """
@@ -33,7 +35,9 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
         dtype = "float32" if backend == "cpu" else "bfloat16"
     on_gpu = backend in ("gpu", "cuda")
     if attention == "auto":
-        attention = "cudnn" if on_gpu and dtype != "float32" and _has_cudnn() else "xla"
+        attention = "xla"
+        if dtype != "float32":
+            attention = "pallas" if backend == "tpu" else "cudnn" if on_gpu and _has_cudnn() else "xla"
     if layer_loop == "auto":
         layer_loop = "unroll" if on_gpu else "scan"
     return Compute(dtype=jnp.dtype(dtype), attention=attention, layer_loop=layer_loop, remat=remat)
@@ -51,6 +55,10 @@ def check_attention(compute: Compute, *, platform: str) -> None:
         raise UserError(
             f"config.model.attention=cudnn needs an NVIDIA GPU and bfloat16, not {platform} and {compute.dtype}; "
             "leave it at auto"
+        )
+    if compute.attention == "pallas" and platform not in ("tpu", "cpu"):
+        raise UserError(
+            f"config.model.attention=pallas needs a TPU (a CPU interprets it, slowly), not {platform}; leave it at auto"
         )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mvlm_jax.models.activations import ACTIVATIONS
-from mvlm_jax.models.attention import attend
+from mvlm_jax.models.attention import FUSED, attend
 from mvlm_jax.models.compute import Compute
 from mvlm_jax.models.dropout import LayerDropout, Rates, drop
 from mvlm_jax.models.norm import LayerNorm
@@ -26,6 +27,10 @@ token_init = nn.initializers.truncated_normal(0.02)
 layer_scale_init = nn.initializers.constant(1e-5)  # as DINOv2: a new layer hardly changes what it is given
 
 Rows = slice | Int[Array, "B R"]
+
+# Arrays with this name are what remat=inputs keeps of a layer: the inputs of every matrix product follow from them
+# without another product.
+kept = functools.partial(checkpoint_name, name="kept")
 
 
 def select_rows(x: Float[Array, "B S D"], rows: Rows | None) -> Float[Array, "B R D"]:
@@ -93,15 +98,15 @@ class Attention(nn.Module):
         by_head = self.heads, width // self.heads
         into_heads = functools.partial(AttentionDense, (width, *by_head), inputs=1, dtype=self.compute.dtype)
         attended = attend(
-            into_heads(name="query")(x),
-            into_heads(name="key")(context),
-            into_heads(name="value")(context),
+            kept(into_heads(name="query")(x)),
+            kept(into_heads(name="key")(context)),
+            kept(into_heads(name="value")(context)),
             context_mask,
             bias=bias,
             causal=self.causal,
             kernel=self.compute.attention,
         )
-        return AttentionDense((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(attended)
+        return AttentionDense((*by_head, width), inputs=2, dtype=self.compute.dtype, name="out")(kept(attended))
 
 
 class Mlp(nn.Module):
@@ -114,7 +119,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
         dense = functools.partial(nn.Dense, dtype=self.compute.dtype, kernel_init=weight_init)
-        hidden = dense(x.shape[-1] * self.ratio, name="up")(x)
+        hidden = kept(dense(x.shape[-1] * self.ratio, name="up")(x))
         return dense(x.shape[-1], name="down")(ACTIVATIONS[self.activation](hidden))
 
 
@@ -144,7 +149,7 @@ class PreNormBlock(Block):
         tokens = in_rows(x)
         normed = norm(name="attention_norm")(tokens).reshape(x.shape)
         attended = in_rows(Attention(self.heads, self.compute, name="attention")(normed, normed, mask))
-        tokens += drop(self._scaled(attended, "attention_scale"), dropout, "attention")
+        tokens = kept(tokens + drop(self._scaled(attended, "attention_scale"), dropout, "attention"))
         transformed = Mlp(self.mlp_ratio, self.compute, self.activation, name="mlp")(norm(name="mlp_norm")(tokens))
         tokens += drop(self._scaled(transformed, "mlp_scale"), dropout, "mlp")
         return tokens.reshape(x.shape)
@@ -172,9 +177,9 @@ class PostNormBlock(Block):
         norm = functools.partial(LayerNorm, self.epsilon, dtype=self.compute.dtype)
         attention = Attention(self.heads, self.compute, name="attention")
         tokens = in_rows(x) + drop(in_rows(attention(x, x, mask, bias)), dropout, "attention")
-        tokens = norm(name="attention_norm")(tokens)
+        tokens = norm(name="attention_norm")(kept(tokens))
         tokens += drop(Mlp(self.mlp_ratio, self.compute, name="mlp")(tokens), dropout, "mlp")
-        return norm(name="mlp_norm")(tokens).reshape(x.shape)
+        return norm(name="mlp_norm")(kept(tokens)).reshape(x.shape)
 
 
 class CrossBlock(Block):
@@ -199,11 +204,11 @@ class CrossBlock(Block):
         normed = norm(name="self_norm")(in_rows(x)).reshape(x.shape)
         attended = attention(name="self_attention")(select_rows(normed, rows), normed, mask)
         shape = attended.shape
-        tokens = in_rows(select_rows(x, rows)) + drop(in_rows(attended), dropout, "self_attention")
+        tokens = kept(in_rows(select_rows(x, rows)) + drop(in_rows(attended), dropout, "self_attention"))
         if context is not None:
             normed = norm(name="cross_norm")(tokens).reshape(shape)
             attended = in_rows(attention(name="cross_attention")(normed, context, context_mask))
-            tokens += drop(attended, dropout, "cross_attention")
+            tokens = kept(tokens + drop(attended, dropout, "cross_attention"))
         transformed = Mlp(self.mlp_ratio, self.compute, name="mlp")(norm(name="mlp_norm")(tokens))
         tokens += drop(transformed, dropout, "mlp")
         return tokens.reshape(shape)
@@ -213,18 +218,30 @@ def rematerialized(target, *, remat: str, prevent_cse: bool = True, transform=nn
     """`nn.remat` of a function of a block, or `jax.checkpoint` of a pure one, with the policy of that name.
 
     Args:
-      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products), `full` (everything).
+      remat: what the backward pass recomputes: `none`, `inputs` (norms, activations and softmax), `dots` (all but
+        matrix products), `full` (everything).
     """
     if remat == "none":
         return target
-    policies = {"dots": _matrix_products_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+    saveable = jax.checkpoint_policies
+    policies = {
+        "inputs": _or_fused_attention(saveable.save_only_these_names("kept")),
+        "dots": _or_fused_attention(saveable.dots_with_no_batch_dims_saveable),
+        "full": saveable.nothing_saveable,
+    }
     return transform(target, policy=policies[remat], prevent_cse=prevent_cse)
 
 
-def _matrix_products_saveable(primitive, *arguments, **parameters) -> bool:
-    # A fused attention is one primitive, whose scores are never stored: recomputing it would save nothing.
-    fused = primitive.name.startswith("dot_product_attention_fwd")
-    return fused or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
+def _or_fused_attention(policy: Callable[..., Any]) -> Callable[..., bool]:
+    """Keeps the results of a fused attention too: its scores are never stored, so recomputing it would save nothing."""
+    named = jax.checkpoint_policies.save_only_these_names(FUSED)
+
+    def saveable(primitive, *arguments, **parameters) -> bool:
+        # cuDNN's is one primitive; ours is named.
+        cudnn = primitive.name.startswith("dot_product_attention_fwd")
+        return cudnn or named(primitive, *arguments, **parameters) or policy(primitive, *arguments, **parameters)
+
+    return saveable
 
 
 class LayerStack(nn.Module):

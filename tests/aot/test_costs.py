@@ -5,7 +5,7 @@ import pytest
 from communication import gathered_features
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mvlm_jax.aot.costs import bytes_by_kind, collectives, matrix_flops, operations
+from mvlm_jax.aot.costs import bytes_by_kind, collectives, matrix_flops, operations, traffic_by_kind
 from mvlm_jax.aot.hlo import read
 from mvlm_jax.training.mesh import make_mesh
 
@@ -136,6 +136,67 @@ def test_of_a_slice_only_the_slice_is_read():
         )
     )
     assert operation.bytes == 400 + 400
+
+
+FETCHED = """%body (carry: (s32[], f32[100])) -> (s32[], f32[100]) {
+  %carry = (s32[], f32[100]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %x = f32[100]{0} get-tuple-element(%carry), index=1
+  %s = ((f32[100]{0}), f32[10]{0:S(1)}, s32[]) slice-start(%x), slice={[0:10]}
+  %part = f32[10]{0:S(1)} slice-done(%s)
+  %c = (f32[10]{0:S(1)}, f32[10]{0}, u32[]) copy-start(%y)
+  %again = f32[10]{0:S(1)} copy-done(%c)
+  %buffer = f32[100]{0} custom-call(), custom_call_target="AllocateBuffer"
+  %y = f32[10]{0} negate(%part)
+  ROOT %next = (s32[], f32[100]{0}) tuple(%i, %x)
+}
+
+%test (t: (s32[], f32[100])) -> pred[] {
+  %t = (s32[], f32[100]{0}) parameter(0)
+  ROOT %p = pred[] constant(false)
+}
+"""
+
+
+def test_what_is_fetched_ahead_counts_once_and_as_often_as_the_loop_runs():
+    moved = program(
+        "%init = (s32[], f32[100]{0}) parameter(0)",
+        "%w = (s32[], f32[100]{0}) while(%init), condition=%test, body=%body, "
+        'backend_config={"known_trip_count":{"n":"3"}}',
+        before=FETCHED,
+    )
+    # Ten numbers into the vector memory; their negatives out of it; these into it again.
+    assert traffic_by_kind(moved) == {
+        "matrix products": 0, "attention": 0, "copies": 3 * (40 + 40), "element-wise": 3 * 40, "collectives": 0,
+    }  # fmt: skip
+
+
+def test_traffic_is_told_apart_by_what_an_operation_does_and_for_what():
+    bodies = "\n".join(
+        f"%{name} (p.{name}: f32[10,10]) -> f32[10,10] {{\n  %p.{name} = f32[10,10]{{1,0}} parameter(0)\n"
+        f"  ROOT %r.{name} = f32[10,10]{{1,0}} {line}\n}}\n"
+        for name, line in {
+            "product": "dot(%p.product, %p.product), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+            "scores": "dot(%p.scores, %p.scores), lhs_contracting_dims={1}, rhs_contracting_dims={0}, "
+            'metadata={op_name="jit(step)/transpose(jvp(attention))/attend/dot_general"}',
+            "moves": "transpose(%p.moves), dimensions={1,0}",
+            "sum": "add(%p.sum, %p.sum)",
+        }.items()
+    )
+    found = program(
+        "%p = f32[10,10]{1,0} parameter(0)",
+        *(f"%f.{name} = f32[10,10]{{1,0}} fusion(%p), kind=kLoop, calls=%{name}" for name in ("product", "scores")),
+        *(f"%f.{name} = f32[10,10]{{1,0}} fusion(%p), kind=kLoop, calls=%{name}" for name in ("moves", "sum")),
+        '%k = f32[10,10]{1,0} custom-call(%p, %p), custom_call_target="tpu_custom_call", '
+        'metadata={op_name="jit(step)/attention/attend/pallas_call"}, '
+        'backend_config={"custom_call_config":{"cost_estimate":{"flops":"700","bytes_accessed":"1"}}}',
+        "%r = f32[10,10]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add",
+        before=bodies + ADD,
+    )
+    assert traffic_by_kind(found) == {
+        "matrix products": 800, "attention": 800 + 1200, "copies": 800, "element-wise": 800, "collectives": 800,
+    }  # fmt: skip
+    assert matrix_flops(found) == 2 * 2000 + 700
 
 
 def test_features_are_told_from_weights_and_embeddings():

@@ -47,7 +47,7 @@ def test_the_summary_has_just_the_promised_fields(step, topology):
     values = json.loads(json.dumps(summary(step, topology=topology, steps=3600)))
     assert list(values) == [
         "chips", "params", "hbm_bytes_per_chip", "model_flops_per_chip", "compiled_flops_per_chip",
-        "collective_bytes_per_chip", "step_seconds_estimate", "hours_estimate", "fits",
+        "hbm_traffic_bytes_per_chip", "collective_bytes_per_chip", "step_seconds_estimate", "hours_estimate", "fits",
     ]  # fmt: skip
     assert values["hbm_bytes_per_chip"] == {
         "arguments": 2**30, "temporaries": 2**34, "total": 2**30 + 2**34, "capacity": int(31.25 * 2**30),
@@ -57,6 +57,9 @@ def test_the_summary_has_just_the_promised_fields(step, topology):
     if values["fits"]:
         assert values["compiled_flops_per_chip"] == 2e9
         assert values["collective_bytes_per_chip"] == {"all-reduce": 8_000_000}
+        assert values["hbm_traffic_bytes_per_chip"] == {
+            "matrix products": 12_000_000, "attention": 0, "copies": 0, "element-wise": 0, "collectives": 16_000_000,
+        }  # fmt: skip
         assert values["hours_estimate"] == pytest.approx(values["step_seconds_estimate"])
     else:
         assert values["step_seconds_estimate"] is values["compiled_flops_per_chip"] is None
@@ -75,6 +78,7 @@ def test_the_table_says_what_the_summary_says(step, topology):
     fits = step.program is not None
     assert shown.splitlines()[-1].split() == ["fits", "yes" if fits else "no"]
     assert ("all-reduce" in shown) is fits
+    assert ("HBM traffic, matrix products" in shown) is fits
 
 
 def test_the_table_says_whether_features_are_sent(step, topology):

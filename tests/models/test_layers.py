@@ -118,7 +118,7 @@ def test_a_stack_of_padded_tokens_gives_the_features_of_the_unpadded_ones():
     np.testing.assert_allclose(padded, plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "inputs", "dots", "full"])
 def test_an_unrolled_stack_has_the_values_and_gradients_of_a_scanned_one(remat):
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
 
@@ -200,8 +200,15 @@ def test_a_fused_kernel_gets_lengths_in_place_of_masks(monkeypatch):
 def test_automatic_settings_follow_the_platform():
     auto = {"dtype": "auto", "attention": "auto", "layer_loop": "auto", "remat": "none"}
     assert compute_for(**auto, backend="cpu") == Compute(jnp.dtype("float32"), "xla", "scan", "none")
-    assert compute_for(**auto, backend="tpu") == Compute(jnp.dtype("bfloat16"), "xla", "scan", "none")
+    assert compute_for(**auto, backend="tpu") == Compute(jnp.dtype("bfloat16"), "pallas", "scan", "none")
+    assert compute_for(**auto | {"dtype": "float32"}, backend="tpu").attention == "xla"
     assert compute_for(**auto, backend="gpu").layer_loop == "unroll"
+
+
+def test_a_kernel_for_tpus_is_refused_on_a_gpu():
+    with pytest.raises(UserError, match="attention=pallas needs a TPU .* not gpu; leave it at auto"):
+        check_attention(Compute(attention="pallas"), platform="gpu")
+    check_attention(Compute(attention="pallas"), platform="tpu")
 
 
 @pytest.mark.parametrize(("platform", "dtype"), [("cpu", "bfloat16"), ("tpu", "bfloat16"), ("gpu", "float32")])

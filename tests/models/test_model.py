@@ -117,7 +117,7 @@ def test_roberta_numbers_positions_from_two_and_bert_from_zero():
     np.testing.assert_array_equal(run(variables, text, mask), before)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["inputs", "dots", "full"])
 def test_remat_changes_no_gradient(remat):
     text = jnp.array([[1, 5, 6, 2, 0, 0]])
 

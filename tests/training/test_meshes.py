@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from tiny import sizes
-from twenty import config_of, trajectory
+from twenty import config_of, first_gradients, trajectory
 
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.tasks.registry import open_task
@@ -48,6 +48,34 @@ def test_saving_memory_trains_the_same_run(fields, shapes_dir, on_one_device):
     expected, order = on_one_device
     assert ids == order
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+VARIANTS = [
+    {"model.attention": "pallas"},
+    {"model.layer_loop": "unroll"},
+    {"model.remat": "inputs"},
+    {"model.attention": "pallas", "model.layer_loop": "unroll", "model.remat": "inputs"},
+    {"model.attention": "pallas", "model.remat": "dots"},
+]
+
+
+@pytest.fixture(scope="module")
+def plain_gradients(shapes_dir):
+    return first_gradients(shapes_dir, make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [(1, 1, 1), ALL_AXES], ids=["one device", "mesh"])
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: "-".join(fields.values()))
+def test_every_way_to_compute_the_model_trains_the_same_run(fields, axes, shapes_dir, on_one_device, plain_gradients):
+    data, fsdp, tensor = axes
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: math.prod(axes)])
+    losses, ids = trajectory(shapes_dir, mesh, **fields)
+    expected, order = on_one_device
+    assert ids == order
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    difference = optax.tree.sub(first_gradients(shapes_dir, mesh, **fields), plain_gradients)
+    assert optax.tree.norm(difference) <= 1e-4 * optax.tree.norm(plain_gradients)
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])

@@ -16,13 +16,16 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tiny import ROOT, SMALLER, demo_flags, recipe
 
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.registry import open_task
+from mvlm_jax.training.accumulation import value_and_grad
 from mvlm_jax.training.mesh import shard_batch
 from mvlm_jax.training.program import make_program
+from mvlm_jax.training.streams import Streams
 
 STEPS = 20
 LOSSES = ("loss", "mim", "mlm", "itc", "itm")
@@ -54,6 +57,23 @@ def trajectory(data_dir, mesh, **fields):
             state, metrics = program.step(state, shard_batch(batch, program.batch_sharding))
             lines.append([float(metrics[name]) for name in LOSSES])
     return np.array(lines), ids
+
+
+def first_gradients(data_dir, mesh, **fields):
+    """Of the first batch, for every parameter."""
+    config = config_of(data_dir, **fields)
+    task = open_task(config, workdir=data_dir)
+    program = make_program(task=task, config=config, mesh=mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+
+    @jax.jit
+    def gradients(params, batch):
+        rows = task.prepare(batch, Streams(seed=config.seed, step=jnp.int32(0)))
+        return value_and_grad(task.objective, params, rows, accumulate=1, mesh=mesh, shardings=shardings)[1]
+
+    with jax.set_mesh(mesh):
+        batch = shard_batch(next(iter(task.train_batches(0))), program.batch_sharding)
+        return jax.device_get(gradients(program.init().params, batch))
 
 
 def logged_losses(workdir):
