@@ -18,20 +18,24 @@ def get_config() -> ConfigDict:
     config.steps = 600
     config.batch_size = 64
 
+    # A place of a drawn scene is half a side, as is a cell of the mask: a shape is seen whole or not at all.
     config.image.size = 48
-    config.image_encoder.patch = 8
-    config.text_encoder.vocab_size = 400
-    config.text.max_length = 28
+    config.image_encoder.patch = 12
+    config.mask.image_cell = 2
+    config.text_encoder.vocab_size = 400  # enough for each word of the captions to be one token
+    config.text.max_length = 38  # the longest caption
     config.text_encoder.positions = 64
     config.update(config_lib.model_size("tiny"))
+    # Under L1 the best guess for a shape that is not certain is the ground behind it.
+    config.loss.pixels = "l2"
 
     # Nothing is pre-trained here, so the encoders learn as fast as the rest.
     config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 2e-3
     config.optimizer.final = config.optimizer.image_encoder_final = config.optimizer.text_encoder_final = 1e-5
     config.optimizer.warmup_steps = 100
 
-    # A crop could cut off a shape and a rotation could make "above" a lie.
-    config.data.augment.min_scale = 0.9
+    # A crop or a rotation would move the shapes away from where the caption says that they are.
+    config.data.augment.min_scale = 1.0
     config.data.augment.flip = False
     config.data.augment.operations = 0
 
