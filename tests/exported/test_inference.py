@@ -191,9 +191,9 @@ def test_a_file_that_was_cut_short_is_refused(model, tmp_path):
         (lambda model, image: model.encode_text("a dog"), "texts must be a list of strings; put a single one in"),
         (lambda model, image: model.match([image], ["a", "b"]), "match got 1 images and 2 texts"),
         (lambda model, image: model.encode_image([Image.new("F", (4, 4))]), "unsupported_mode: F"),
-        (lambda model, image: model.fill_mask("no blank"), "'no blank' holds no <mask> among its first 26 tokens"),
+        (lambda model, image: model.fill_mask("no blank"), "'no blank' holds no <mask> among its first 36 tokens"),
         (lambda model, image: model.fill_mask("a [MASK]"), "holds no <mask>"),
-        (lambda model, image: model.fill_mask("a " * 40 + "<mask>"), "among its first 26 tokens"),
+        (lambda model, image: model.fill_mask("a " * 40 + "<mask>"), "among its first 36 tokens"),
         (
             lambda model, image: model.reconstruct(image, "a", np.zeros((2, 2), bool)),
             "patch_mask has the shape (2, 2); the image has 4 rows of 4 patches",
