@@ -14,13 +14,11 @@ from mvlm_jax import config as config_lib
 
 def get_config() -> ConfigDict:
     config = config_lib.default()
-    config.steps = 700
+    config.steps = 600
     config.batch_size = 64
 
-    # A place of a drawn scene is half a side, as is a cell of the mask: a shape is seen whole or not at all.
     config.image.size = 48
-    config.image_encoder.patch = 12
-    config.mask.image_cell = 2
+    config.image_encoder.patch = 8
     config.text_encoder.vocab_size = 400  # enough for each word of the captions to be one token
     config.text.max_length = 38  # the longest caption
     config.text_encoder.positions = 64
