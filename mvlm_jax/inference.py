@@ -185,7 +185,9 @@ class Inference:
         tokens = self._masked_tokens(text)
         slots = np.flatnonzero(tokens[0] == self.tokenizer.ids.mask)
         if not len(slots):
-            raise UserError(f"{text!r} holds no {self._mask} among its first {tokens.shape[1] - 2} tokens; put one in")
+            raise UserError(
+                f"{text!r} holds no {self.mask_token} among its first {tokens.shape[1] - 2} tokens; put one in"
+            )
         pixels = None if image is None else self._pixels([image])
         everywhere = _fill_mask(self.model, self.params, pixels, tokens, self.tokenizer.vocab_size)
         probabilities = np.asarray(everywhere)[0, slots]
@@ -195,8 +197,13 @@ class Inference:
             for row, tokens_of in zip(probabilities, best)
         ]
 
-    def reconstruct(self, image: Image.Image, text: str, patch_mask: Bool[np.ndarray, "rows columns"]) -> Image.Image:
+    def reconstruct(
+        self, image: Image.Image, text: str | None, patch_mask: Bool[np.ndarray, "rows columns"]
+    ) -> Image.Image:
         """The image at the model's size, its patches where `patch_mask` is true painted from the rest and the text.
+
+        Args:
+          text: None: from the rest alone.
 
         Raises:
           UserError: `patch_mask` is not of the model's grid.
@@ -206,7 +213,8 @@ class Inference:
         patch_mask = np.asarray(patch_mask, bool)
         if patch_mask.shape != (side, side):
             raise UserError(f"patch_mask has the shape {patch_mask.shape}; the image has {side} rows of {side} patches")
-        shown = self._pixels([image]), self._tokens([text]), patch_mask.reshape(1, -1)
+        tokens = None if text is None else self._tokens([text])
+        shown = self._pixels([image]), tokens, patch_mask.reshape(1, -1)
         painted = compute(self.model, self.params, *shown, method=_reconstruct)
         return Image.fromarray(np.asarray(painted)[0])
 
@@ -238,7 +246,7 @@ class Inference:
 
     def _masked_tokens(self, text: str) -> Int32[np.ndarray, "1 L"]:
         # Lone surrogates cannot be passed on to the library.
-        pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self._mask)
+        pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self.mask_token)
         if self.tokenizer.kind == "roberta":
             # A token of byte-level BPE brings the space before it along, and so does the mask in its place.
             pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]
@@ -258,7 +266,8 @@ class Inference:
         return library_tokenizer(self.tokenizer)
 
     @cached_property
-    def _mask(self) -> str:
+    def mask_token(self) -> str:
+        """What stands for a hidden token in `fill_mask`."""
         return SPECIAL[self.tokenizer.kind][-1]
 
 
@@ -276,7 +285,11 @@ def _fill_mask(model, params, pixels, tokens, vocab_size):
 
 
 def _reconstruct(model, pixels, tokens, patch_mask):
-    w, text_mask, patches = model.encode_text(tokens), model.text_mask(tokens), model.patches(pixels)
+    if tokens is None:
+        w, text_mask = None, jnp.ones((len(pixels), 1), bool)  # a mask of nothing, which is not looked at
+    else:
+        w, text_mask = model.encode_text(tokens), model.text_mask(tokens)
+    patches = model.patches(pixels)
     fused = model.fuse_image(model.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
     slots = jnp.broadcast_to(jnp.arange(patch_mask.shape[1]), patch_mask.shape)
     painted = jnp.where(patch_mask[:, :, None], model.decode_image(fused, w, text_mask, slots), patches)

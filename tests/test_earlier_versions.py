@@ -15,8 +15,7 @@ import mvlm_jax
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.config_migration import VERSION
-from mvlm_jax.data.builders import shapes_tasks
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.checkpoint import import_checkpoint
 from mvlm_jax.interop.parameters import flat
@@ -32,10 +31,13 @@ TODAY = {  # the recipe of the old run in today's fields, besides `--config=demo
     "matching.group": 4,
     "image.size": 16,
     "image_encoder.patch": 4,
+    "text.max_length": 28,
     "text_encoder.vocab_size": 270,
     "text_encoder.positions": 34,
     "model.projection": 4,
     "optimizer.warmup_steps": 2,
+    "loss.pixels": "l1",
+    "data.augment.min_scale": 0.9,
     "checkpoint.every": 2,
     "eval.batch_size": 16,
     "eval.rerank": 3,
@@ -54,6 +56,15 @@ def old_run(tmp_path):
     with tarfile.open(OLD / "run.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def old_data(tmp_path_factory):
+    """The scenes of then."""
+    directory = tmp_path_factory.mktemp("old")
+    with tarfile.open(OLD / "data.tar.xz") as archive:
+        archive.extractall(directory, filter="data")
+    return directory / "data"
 
 
 @pytest.mark.parametrize("stem", CONFIGS)
@@ -130,9 +141,9 @@ def test_todays_recipe_fits_an_old_run(old_run):
 
 
 @pytest.mark.slow  # compiles a training step
-def test_an_old_run_goes_on_with_todays_recipe(old_run, demo_dir):
+def test_an_old_run_goes_on_with_todays_recipe(old_run, old_data):
     before = (old_run / "config.json").read_bytes()
-    fields = [f"--config.{name}={value}" for name, value in (TODAY | {"data.data_dir": demo_dir}).items()]
+    fields = [f"--config.{name}={value}" for name, value in (TODAY | {"data.data_dir": old_data}).items()]
     assert train.run(["--config=demo", f"--workdir={old_run}", *fields]) == 0
     lines = [json.loads(line) for line in (old_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -147,8 +158,8 @@ def test_an_old_run_goes_on_with_todays_recipe(old_run, demo_dir):
     assert (old_run / "config.json").read_bytes() == before  # the version that wrote it can still go on
 
 
-def test_an_old_run_is_evaluated(old_run, demo_dir):
-    assert evaluate.run([f"--workdir={old_run}", f"--config.data.data_dir={demo_dir}"]) == 0
+def test_an_old_run_is_evaluated(old_run, old_data):
+    assert evaluate.run([f"--workdir={old_run}", f"--config.data.data_dir={old_data}"]) == 0
     for name, expected in EXPECTED["evaluation"].items():
         [file] = (old_run / "eval").glob(f"{name}-*.json")
         found = json.loads(file.read_text())
@@ -181,8 +192,8 @@ def test_an_old_run_is_exported(old_run, tmp_path):
     assert json.loads((tmp_path / "export" / "config.json").read_text())["config_version"] == VERSION
 
 
-def test_an_old_export_is_loaded(demo_dir):
-    source = open_source("tfds:shapes:val", data_dir=str(demo_dir))
+def test_an_old_export_is_loaded(old_data):
+    source = open_source("tfds:shapes:val", data_dir=str(old_data))
     examples = [source[index] for index in range(3)]
     expected = EXPECTED["load"]
     captions = [example["captions"][0] for example in examples]
@@ -196,15 +207,15 @@ def test_an_old_export_is_loaded(demo_dir):
     assert [token for token, _ in found] == [token for token, _ in filled]
 
 
-def test_an_old_export_of_a_fine_tuned_model_answers_as_it_did(tmp_path):
+def test_an_old_export_of_a_fine_tuned_model_answers_as_it_did(old_data, tmp_path):
     """Exports of then had no list of answers: it is put beside one, as its run has it."""
     expected = EXPECTED["vqa"]
     shutil.copytree(OLD / "vqa_export", tmp_path / "export")
     with pytest.raises(UserError, match="has no answers.json, the list of answers; export its run again"):
         mvlm_jax.load(tmp_path / "export")
     (tmp_path / "export" / "answers.json").write_text(json.dumps(expected["candidates"]))
-    collection = shapes_tasks.collection("shapes_vqa", train=60, val=60, test=60)
-    examples = [collection.splits["val"][index] for index in range(len(expected["answers"]))]
+    source = open_labelled("tfds:shapes_vqa:val", data_dir=str(old_data))
+    examples = [source[index] for index in range(len(expected["answers"]))]
     images = [Image.open(io.BytesIO(example["images"][0])) for example in examples]
     model = mvlm_jax.load(tmp_path / "export", batch_size=4)
     answers = model.answer(images, [example["text"] for example in examples])

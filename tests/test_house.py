@@ -19,7 +19,8 @@ PACKAGE = ROOT / "mvlm_jax"
 LAYERS = (
     "__main__",
     "cli",
-    "inference  report  aot",
+    "report  aot",
+    "inference",
     "tasks",
     "evaluation  interop  doctor",
     "objectives",

@@ -41,6 +41,7 @@ SMALLER = {
     "batch_size": 8,
     "matching.group": 4,
     "image.size": 32,
+    "image_encoder.patch": 8,
     **sizes(width=16, heads=2, layers=1),
     "cross.layers": 1,
     "optimizer.warmup_steps": 2,

@@ -12,6 +12,10 @@ MOST_SIGNS = 32
 # equal, no cell may differ by more levels of 256, nor all together by more than their correlation tells. The same
 # changes make up to 18 levels and a correlation of 0.99; more light, with the brightest parts cut off, 0.96.
 MOST_LEVELS, LEAST_CORRELATION = 24, 0.95
+# A hash of little structure is no evidence: a few shapes on plain ground decide all of its signs, which agree between
+# pictures that do not. So fewer signs may differ where less than half of the cells stand out from the commonest colour,
+# and below these numbers of positive signs and of such cells nothing is concluded.
+LEAST_SIGNS, LEAST_CELLS, ENOUGH_CELLS, GROUND_LEVELS = 32, 8, 32, 8
 # Two images that agree in 3 of the 8 bytes of the lowest frequencies are compared: all that differ in at most 5 of
 # these 64 signs do, and most of the others that are near enough.
 BYTES, AGREEING = 8, 3
@@ -34,11 +38,12 @@ def near_pairs(
     empty = np.zeros(0, np.int64)
     if len(shapes) < 2:
         return empty, empty, empty
+    limits = _most_signs(shapes, colours)
     octets = np.ascontiguousarray(shapes[:, 0]).view(np.uint8).reshape(-1, BYTES).astype(np.uint32)
     pairs = np.zeros(0, np.int64)
     for one, two, three in itertools.combinations(range(BYTES), AGREEING):
         keys = octets[:, one] << 16 | octets[:, two] << 8 | octets[:, three]
-        pairs = np.union1d(pairs, _near_in_buckets(keys, shapes, colours, known=pairs))
+        pairs = np.union1d(pairs, _near_in_buckets(keys, shapes, colours, limits, known=pairs))
     first, second = np.divmod(pairs, len(shapes))
     return first, second, _differing_signs(shapes[first], shapes[second])
 
@@ -47,6 +52,7 @@ def _near_in_buckets(
     keys: UInt32[np.ndarray, " E"],
     shapes: UInt64[np.ndarray, "E 4"],
     colours: UInt8[np.ndarray, "E C"],
+    limits: Int[np.ndarray, " E"],
     *,
     known: Int[np.ndarray, " K"],
 ) -> Int[np.ndarray, " P"]:
@@ -61,13 +67,26 @@ def _near_in_buckets(
         if not len(places):
             break
         first, second = order[places], order[places + offset]  # ascending: the sort is stable
-        near = _differing_signs(shapes[first], shapes[second]) <= MOST_SIGNS
+        near = _differing_signs(shapes[first], shapes[second]) <= np.minimum(limits[first], limits[second])
         pairs = first[near] * len(keys) + second[near]
         pairs = pairs[~_are_in(pairs, known)]
         for block in np.array_split(pairs, len(pairs) // BLOCK + 1):
             one, other = np.divmod(block, len(keys))
             blocks.append(block[_have_the_same_colours(colours[one], colours[other])])
     return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
+
+
+def _most_signs(shapes: UInt64[np.ndarray, "E 4"], colours: UInt8[np.ndarray, "E C"]) -> Int[np.ndarray, " E"]:
+    """In how many signs a copy of each picture may differ from it; -1 where the hash says too little."""
+    limits = np.empty(len(shapes), np.int64)
+    for block in np.array_split(np.arange(len(shapes)), len(shapes) // BLOCK + 1):
+        cells = colours[block].reshape(len(block), -1, 3).astype(np.int16)
+        ground = np.median(cells, axis=1, keepdims=True)
+        standing_out = (np.abs(cells - ground).max(axis=2) > GROUND_LEVELS).sum(axis=1)
+        limits[block] = MOST_SIGNS * np.minimum(standing_out, ENOUGH_CELLS) // ENOUGH_CELLS
+        limits[block[standing_out < LEAST_CELLS]] = -1
+    limits[np.bitwise_count(shapes).sum(axis=1) < LEAST_SIGNS] = -1
+    return limits
 
 
 def _are_in(numbers: Int[np.ndarray, " P"], known: Int[np.ndarray, " K"]) -> Bool[np.ndarray, " P"]:

@@ -10,10 +10,11 @@ from examples import ListSource, encoded, pair_source, picture
 from PIL import Image, ImageEnhance
 
 from mvlm_jax.cli import prepare as prepare_command
+from mvlm_jax.data.builders import shapes
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.text import train_tokenizer
 from mvlm_jax.data.writing.dataset import write_dataset
-from mvlm_jax.doctor.check import Limits, check_collection
+from mvlm_jax.doctor.check import Limits, check_collection, tokenizer_for
 from mvlm_jax.doctor.faults import FAULTS, parse_policy
 from mvlm_jax.errors import UserError
 
@@ -316,3 +317,15 @@ def test_lengths_include_start_and_end():
     assert [finding.detail for finding in result.findings if finding.fault == "long_caption"] == [
         f"13 tokens: {said[2]}"
     ]
+
+
+@pytest.mark.parametrize("train", [400, pytest.param(shapes.TRAIN, marks=pytest.mark.slow)])
+def test_the_drawn_scenes_have_no_fault(train):
+    collection = shapes.collection(train=train)
+    result = check_collection(
+        collection,
+        limits=Limits(max_pixels=10**6, image_size=48, max_length=38),
+        tokenizer=tokenizer_for(collection, kind="roberta", vocab_size=400),
+    )
+    assert result.findings == ()
+    assert sum(result.examples.values()) == train + 2 * shapes.HELD_OUT

@@ -5,6 +5,7 @@ import pytest
 from examples import encoded, picture
 from PIL import Image, ImageEnhance
 
+from mvlm_jax.data.builders.shapes import SHAPES, Scene, Shape, png, render
 from mvlm_jax.doctor import near_duplicates
 from mvlm_jax.doctor.captions import caption_faults, is_mojibake, is_text, normalized
 from mvlm_jax.doctor.images import grey_rest, inspect_image, is_flat
@@ -56,6 +57,50 @@ def test_colours_tell_apart_what_has_the_same_shape():
     colours[2, :96] = colours[0, 95::-1]
     first, second, _ = near_pairs(shapes, colours)
     assert list(zip(first.tolist(), second.tolist())) == [(0, 1)]
+
+
+def prints(*encoded_images: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The shapes and colours of their fingerprints."""
+    found = [inspect_image(data, max_pixels=10**7, shortest_side=1.0).fingerprint for data in encoded_images]
+    return np.stack([each.shape for each in found]), np.stack([each.colours for each in found])
+
+
+def test_a_few_shapes_on_plain_ground_are_no_copies_of_each_other():
+    scenes = [Scene((Shape(name, "blue", "small", 48, 16),), "") for name in SHAPES]
+    shapes, colours = prints(*map(png, scenes))
+    pairs = list(itertools.combinations(range(len(SHAPES)), 2))
+    alike = [
+        np.bitwise_count(shapes[i] ^ shapes[j]).sum() <= MOST_SIGNS
+        and near_duplicates._have_the_same_colours(colours[[i]], colours[[j]])[0]
+        for i, j in pairs
+    ]
+    assert any(alike)  # the hashes and the colours alone would say so
+    assert [len(part) for part in near_pairs(shapes, colours)] == [0, 0, 0]
+
+
+def test_a_hash_without_signs_is_no_evidence():
+    shapes, colours = np.zeros((2, 4), np.uint64), colours_of(2)
+    assert len(near_pairs(shapes, colours)[0]) == 0
+    shapes[:, 0] = 2**32 - 1  # 32 of them
+    assert len(near_pairs(shapes, colours)[0]) == 1
+
+
+def test_copies_of_drawings_and_photographs_are_found():
+    drawing = render(Scene(tuple(
+        Shape(name, color, "large", x, y)
+        for name, color, x, y in (("circle", "red", 16, 16), ("square", "black", 48, 16), ("triangle", "blue", 16, 48),
+                                  ("square", "white", 48, 48))
+    ), ""))  # fmt: skip
+    for image in (drawing, picture(width=320, height=240, seed=3)):
+        width, height = image.size
+        copies = (
+            encoded(image, "JPEG", quality=60),
+            encoded(image.resize((width // 2, height // 2)), "PNG"),
+            encoded(image.resize((3 * width, 3 * height)), "WEBP"),
+            encoded(ImageEnhance.Brightness(image).enhance(0.8), "PNG"),
+        )
+        first, second, _ = near_pairs(*prints(encoded(image, "PNG"), *copies))
+        assert {(0, 1), (0, 2), (0, 3), (0, 4)} <= set(zip(first.tolist(), second.tolist()))
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -37,7 +37,9 @@ def pairs(task):
     """Images and captions of the validation split as a user has them."""
     [(pixels, _)] = task.split.image_batches(len(task.split))
     texts = [task.tokenizer.decode(row) for row in task.split.captions]
-    np.testing.assert_array_equal(task.tokenizer.encode(texts, max_length=28), task.split.captions)
+    np.testing.assert_array_equal(
+        task.tokenizer.encode(texts, max_length=task.config.text.max_length), task.split.captions
+    )
     return [Image.fromarray(image) for image in pixels], texts
 
 
@@ -83,8 +85,9 @@ def test_a_batch_gives_what_single_calls_give(model, pairs):
 
 def test_masks_are_filled_as_the_model_classifies_them(model, task, pairs):
     images, _ = pairs
-    tokens = task.tokenizer.encode(["a red square above a small disc"], max_length=28)
-    [place] = [n for n in range(28) if task.tokenizer.decode(tokens[0, n : n + 1]) == "red"]
+    length = task.config.text.max_length
+    tokens = task.tokenizer.encode(["a red square above a small disc"], max_length=length)
+    [place] = [n for n in range(length) if task.tokenizer.decode(tokens[0, n : n + 1]) == "red"]
     tokens[0, place] = task.tokenizer.ids.mask
     text = "a <mask> square above a small disc"
 
@@ -188,9 +191,9 @@ def test_a_file_that_was_cut_short_is_refused(model, tmp_path):
         (lambda model, image: model.encode_text("a dog"), "texts must be a list of strings; put a single one in"),
         (lambda model, image: model.match([image], ["a", "b"]), "match got 1 images and 2 texts"),
         (lambda model, image: model.encode_image([Image.new("F", (4, 4))]), "unsupported_mode: F"),
-        (lambda model, image: model.fill_mask("no blank"), "'no blank' holds no <mask> among its first 26 tokens"),
+        (lambda model, image: model.fill_mask("no blank"), "'no blank' holds no <mask> among its first 36 tokens"),
         (lambda model, image: model.fill_mask("a [MASK]"), "holds no <mask>"),
-        (lambda model, image: model.fill_mask("a " * 40 + "<mask>"), "among its first 26 tokens"),
+        (lambda model, image: model.fill_mask("a " * 40 + "<mask>"), "among its first 36 tokens"),
         (
             lambda model, image: model.reconstruct(image, "a", np.zeros((2, 2), bool)),
             "patch_mask has the shape (2, 2); the image has 4 rows of 4 patches",

@@ -1,4 +1,8 @@
-"""Scenes of coloured shapes, drawn by the project so that everything runs with no download."""
+"""Scenes of coloured shapes, drawn by the project so that everything runs with no download.
+
+A caption says of every shape what it is and where it stands, so it determines its scene: a hidden shape can be redrawn
+from it, and a hidden word be read from the image.
+"""
 
 import dataclasses
 import functools
@@ -6,7 +10,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,7 +19,9 @@ from mvlm_jax.data.collection import Collection, PairCodec
 from mvlm_jax.data.examples import Example
 
 CANVAS = 64  # pixels a side
-RADIUS = {"small": 5, "large": 9}  # pixels
+BACKGROUND = (170, 170, 170)
+SIDE = CANVAS // 2  # pixels, of the four places in which shapes stand
+RADIUS = {"small": 8, "large": 14}  # pixels
 COLORS = {
     "red": (220, 30, 30),
     "green": (20, 150, 40),
@@ -27,29 +33,18 @@ COLORS = {
     "white": (255, 255, 255),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
-CELL_CENTRES = (11, 32, 53)  # pixels; shapes stand near the nodes of a 3 x 3 grid, so they never touch
-JITTER = 1  # pixels
-CELLS = tuple(itertools.product(range(3), range(3)))
-PLACES = {
-    (0, 0): "in the top left corner",
-    (1, 0): "at the top",
-    (2, 0): "in the top right corner",
-    (0, 1): "on the left",
-    (1, 1): "in the middle",
-    (2, 1): "on the right",
-    (0, 2): "in the bottom left corner",
-    (1, 2): "at the bottom",
-    (2, 2): "in the bottom right corner",
+HOW_MANY = ((3, 4), (0.4, 0.6))  # shapes in a scene, and how often
+PLACES = tuple(itertools.product(("left", "right"), ("top", "bottom")))  # (column, row)
+ROWS = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}
+FORMS = ("at the {row} {column}", "in the {row} {column}", "{row} {column}")
+RELATIONS = {  # of a shape to its neighbour in the same row or column
+    ("left", "right"): ("left of",),
+    ("right", "left"): ("right of",),
+    ("top", "bottom"): ("above", "over"),
+    ("bottom", "top"): ("below", "under"),
 }
-RELATIONS = {
-    "left": ("left of", "to the left of"),
-    "right": ("right of", "to the right of"),
-    "above": ("above",),
-    "below": ("below",),
-}
-OPENINGS = ("", "", "there is ", "a picture of ")
+RELATED = 0.5  # how often one of the shapes is placed by a neighbour that was named before
 TRAIN, HELD_OUT = 20_000, 256  # scenes, in each of the held-out splits
-HOW_MANY = ((1, 2, 3), (0.1, 0.5, 0.4))  # shapes in a scene, and how often
 
 
 class Shape(NamedTuple):
@@ -59,21 +54,26 @@ class Shape(NamedTuple):
     x: int  # pixels from the left, of the centre
     y: int  # pixels from the top
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """(column, row)"""
+        return ("left", "right")[self.x // SIDE], ("top", "bottom")[self.y // SIDE]
+
 
 class Scene(NamedTuple):
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]  # in the order in which the caption names them
     caption: str
-    content: tuple[Any, ...]  # equal for two scenes that a caption could confuse
-    background: int  # grey level
+
+    @property
+    def look(self) -> tuple[tuple[int | str, ...], ...]:
+        """Equal for scenes that are hard to tell apart: a small shape counts by its colour, not by its outline."""
+        return tuple(sorted((s.x, s.y, s.color, s.size, s.shape if s.size == "large" else "") for s in self.shapes))
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene whose caption names every shape and only relations that are clear to the eye."""
+    """A scene with at most one shape in each place."""
     count = int(rng.choice(HOW_MANY[0], p=HOW_MANY[1]))
-    while True:
-        cells = [CELLS[i] for i in rng.permutation(len(CELLS))[:count]]
-        if all(_relation(cells[0], other) for other in cells[1:]):
-            break
+    places = [PLACES[i] for i in rng.permutation(len(PLACES))[:count]]
     # "the red circle" must point at one shape only.
     looks = [divmod(int(i), len(SHAPES)) for i in rng.permutation(len(COLORS) * len(SHAPES))[:count]]
     colors = list(COLORS)
@@ -82,18 +82,17 @@ def draw_scene(rng: np.random.Generator) -> Scene:
             shape=SHAPES[shape],
             color=colors[color],
             size=("small", "large")[rng.integers(2)],
-            x=CELL_CENTRES[column] + int(rng.integers(-JITTER, JITTER + 1)),
-            y=CELL_CENTRES[row] + int(rng.integers(-JITTER, JITTER + 1)),
+            x=SIDE // 2 + SIDE * (column == "right"),
+            y=SIDE // 2 + SIDE * (row == "bottom"),
         )
-        for (color, shape), (column, row) in zip(looks, cells, strict=True)
+        for (color, shape), (column, row) in zip(looks, places, strict=True)
     )
-    content = tuple(sorted(shape[:3] for shape in shapes)) + ((cells[0],) if count == 1 else ())
-    return Scene(shapes, _caption(shapes, cells, rng), content, int(rng.integers(150, 190)))
+    return Scene(shapes, _caption(shapes, rng))
 
 
 def render(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB."""
-    image = Image.new("RGB", (CANVAS, CANVAS), (scene.background,) * 3)
+    image = Image.new("RGB", (CANVAS, CANVAS), BACKGROUND)
     canvas = ImageDraw.Draw(image)
     for shape in scene.shapes:
         _draw(canvas, shape)
@@ -107,20 +106,19 @@ def png(scene: Scene) -> bytes:
 
 
 def scenes(*, counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, Scene]]:
-    """(split, scene) of every split; the held-out ones first, so that train can avoid their contents.
+    """(split, scene) of every split; the held-out ones first, so that they do not depend on how many train has.
 
-    Contents are distinct inside a held-out split and occur in no other split; captions are therefore too.
+    No two scenes have the same look, in whatever splits they are; captions therefore differ too.
     """
-    taken: set[tuple[Any, ...]] = set()
+    taken = set()
     for stream, split in enumerate(("val", "test", "train")):
         rng = np.random.default_rng((seed, stream))
         made = 0
         while made < counts[split]:
             scene = draw_scene(rng)
-            if scene.content in taken:
+            if scene.look in taken:
                 continue
-            if split != "train":
-                taken.add(scene.content)
+            taken.add(scene.look)
             made += 1
             yield split, scene
 
@@ -145,8 +143,9 @@ class Drawing:
         return drawn
 
     def __str__(self) -> str:
+        # In the manifest: a dataset of other scenes is not taken for this one.
         counts = ", ".join(f"{split} {count}" for split, count in self.counts.items())
-        return f"drawn with seed {self.seed}, {counts}"
+        return f"shapes in 2 x 2 places, drawn with seed {self.seed}, {counts}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,30 +181,35 @@ def collection(*, train: int = TRAIN, val: int = HELD_OUT, test: int = HELD_OUT,
     )
 
 
-def _relation(cell: tuple[int, int], other: tuple[int, int]) -> str:
-    """How `cell` lies to `other`; empty on a diagonal, where two answers are as good."""
-    right, down = cell[0] - other[0], cell[1] - other[1]
-    if abs(right) == abs(down):
-        return ""
-    if abs(right) > abs(down):
-        return "right" if right > 0 else "left"
-    return "below" if down > 0 else "above"
+def _caption(shapes: tuple[Shape, ...], rng: np.random.Generator) -> str:
+    # A later shape, and an earlier one beside it: in a row or column of two, "left of" and the like name one place.
+    beside = [
+        (which, anchor)
+        for which, shape in enumerate(shapes)
+        for anchor in shapes[:which]
+        if _step(shape, anchor) in RELATIONS
+    ]
+    related = beside[rng.integers(len(beside))] if rng.random() < RELATED else None
+    phrases = []
+    for which, shape in enumerate(shapes):
+        column, row = shape.place
+        if related and which == related[0]:
+            anchor = related[1]
+            where = f"{_pick(rng, RELATIONS[_step(shape, anchor)])} the {anchor.color} {anchor.shape}"
+        else:
+            where = _pick(rng, FORMS).format(row=_pick(rng, ROWS[row]), column=column)
+        phrases.append(f"a {shape.size} {shape.color} {shape.shape} {where}")
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _caption(shapes: tuple[Shape, ...], cells: list[tuple[int, int]], rng: np.random.Generator) -> str:
-    opening = OPENINGS[rng.integers(len(OPENINGS))]
-    names = [f"a {shape.size} {shape.color} {shape.shape}" for shape in shapes]
-    if len(shapes) == 1:
-        return f"{opening}{names[0]} {PLACES[cells[0]]}"
+def _step(shape: Shape, anchor: Shape) -> tuple[str, str]:
+    """The one coordinate in which two places differ, as (of the shape, of the anchor); empty where both do."""
+    differing = [pair for pair in zip(shape.place, anchor.place, strict=True) if pair[0] != pair[1]]
+    return differing[0] if len(differing) == 1 else ("", "")
 
-    def words(relation: str) -> str:
-        return RELATIONS[relation][rng.integers(len(RELATIONS[relation]))]
 
-    text = f"{opening}{names[1]} {words(_relation(cells[1], cells[0]))} {names[0]}"
-    if len(shapes) == 3:
-        anchor = f"the {shapes[0].color} {shapes[0].shape}"
-        text += f", and {names[2]} {words(_relation(cells[2], cells[0]))} {anchor}"
-    return text
+def _pick(rng: np.random.Generator, values: tuple[str, ...]) -> str:
+    return values[int(rng.integers(len(values)))]
 
 
 def _draw(canvas: ImageDraw.ImageDraw, shape: Shape) -> None:

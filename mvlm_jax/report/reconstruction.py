@@ -1,0 +1,157 @@
+"""A picture of what a model rebuilds: masked images beside their caption, a wrong one and none, and masked captions."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageDraw, ImageFont
+
+from mvlm_jax.errors import UserError
+from mvlm_jax.files import atomically
+from mvlm_jax.inference import Inference
+from mvlm_jax.report.batch import masked_image
+
+COLUMNS = ("image", "what the model sees", "with its caption", "with a wrong caption", "with no caption")
+SIDE = 132  # pixels, at least, of an image that is shown
+GAP, MARGIN, LINE, FONT = 8, 12, 17, 13  # pixels; of text, the height of a line and of its letters
+INK, PALE, RIGHT, WRONG = "#1c2430", "#667080", "#1b7a3d", "#b3261e"
+
+
+class Filled(NamedTuple):
+    """A word of a caption; `guess` is what the model put in its place, None where it was not hidden."""
+
+    word: str
+    guess: str | None = None
+
+
+class Rebuilt(NamedTuple):
+    """One pair: the columns of its row, and the captions below them."""
+
+    images: list[Image.Image]
+    caption: str
+    wrong_caption: str
+    beside_own: list[Filled]
+    beside_wrong: list[Filled]
+
+
+def write_reconstruction(
+    model: Inference, images: Sequence[Image.Image], captions: Sequence[str], *, file: Path, seed: int = 0
+) -> Path:
+    """Writes the picture of `rebuild` as a PNG.
+
+    Raises:
+      UserError: `file` cannot be written.
+    """
+    picture = draw(rebuild(model, images, captions, seed=seed))
+    try:
+        with atomically(file) as partial:
+            # 256 colours: the picture goes into a page, and nobody measures it.
+            picture.quantize(256, dither=Image.Dither.NONE).save(partial, "PNG", optimize=True)
+    except OSError as error:
+        raise UserError(f"the picture cannot be written to {str(file)!r}: {error.strerror}") from error
+    return file
+
+
+def rebuild(
+    model: Inference, images: Sequence[Image.Image], captions: Sequence[str], *, seed: int = 0
+) -> list[Rebuilt]:
+    """Each pair with as much of it hidden as in training. The wrong partner is that of the next pair.
+
+    Words are hidden whole, and each is filled by one token.
+    """
+    config, size = model.config, model.config.image.size
+    grid, cell = size // config.image_encoder.patch, config.mask.image_cell
+    rng = np.random.default_rng(seed)
+    rebuilt = []
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        other = (index + 1) % len(images)
+        hidden = _hidden_patches(rng, cells=grid // cell, cell=cell, ratio=config.mask.image_ratio)
+        small = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        seen = Image.fromarray(masked_image(np.asarray(small), hidden.reshape(-1)))
+        partners = (caption, captions[other], None)
+        painted = [model.reconstruct(image, partner, hidden) for partner in partners]
+        words = caption.split()
+        count = max(1, round(config.mask.text_ratio * len(words)))
+        blanks = set(rng.permutation(len(words))[:count].tolist())
+        beside_own, beside_wrong = (list(_filled(model, words, blanks, partner)) for partner in (image, images[other]))
+        rebuilt.append(Rebuilt([small, seen, *painted], caption, captions[other], beside_own, beside_wrong))
+    return rebuilt
+
+
+def draw(rebuilt: Sequence[Rebuilt]) -> Image.Image:
+    """The rows below each other, RGB."""
+    scale = -(-SIDE // rebuilt[0].images[0].width)
+    side = scale * rebuilt[0].images[0].width
+    width = 2 * MARGIN + len(COLUMNS) * side + (len(COLUMNS) - 1) * GAP
+    # Drawn twice: how many lines the texts take is known only then.
+    height = _paint(Image.new("RGB", (width, 1), "white"), rebuilt, side=side)
+    picture = Image.new("RGB", (width, height), "white")
+    _paint(picture, rebuilt, side=side)
+    return picture
+
+
+def _paint(picture: Image.Image, rebuilt: Sequence[Rebuilt], *, side: int) -> int:
+    """The height that it takes."""
+    canvas, y = ImageDraw.Draw(picture), MARGIN
+    places = [MARGIN + column * (side + GAP) for column in range(len(COLUMNS))]
+    for x, name in zip(places, COLUMNS, strict=True):
+        canvas.text((x, y), name, fill=INK, font=_font())
+    y += LINE + 2
+    for row in rebuilt:
+        for x, image in zip(places, row.images, strict=True):
+            picture.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        y += side + 4
+        for label, words in (
+            ("its caption:", [(word, INK) for word in row.caption.split()]),
+            ("the wrong one:", [(word, INK) for word in row.wrong_caption.split()]),
+            ("words filled beside its image:", list(_coloured(row.beside_own))),
+            ("beside a wrong image:", list(_coloured(row.beside_wrong))),
+        ):
+            y = _write(canvas, [*((part, PALE) for part in label.split()), *words], y=y, right=picture.width - MARGIN)
+        y += GAP
+    return y + MARGIN - GAP
+
+
+def _write(canvas: ImageDraw.ImageDraw, words: Sequence[tuple[str, str]], *, y: int, right: int) -> int:
+    """Words of one text, each in its colour, in as many lines as they need; returns where the next text begins."""
+    x, space = float(MARGIN), canvas.textlength(" ", font=_font())
+    for word, colour in words:
+        length = canvas.textlength(word, font=_font())
+        if x > MARGIN and x + length > right:
+            x, y = float(MARGIN), y + LINE
+        canvas.text((x, y), word, fill=colour, font=_font())
+        x += length + space
+    return y + LINE
+
+
+def _coloured(filled: Sequence[Filled]) -> Iterator[tuple[str, str]]:
+    for word, guess in filled:
+        if guess is None:
+            yield word, INK
+        else:
+            yield f"[{guess}]", RIGHT if guess == word.rstrip(",") else WRONG
+
+
+def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image) -> Iterator[Filled]:
+    # A comma belongs to no word.
+    text = " ".join(
+        model.mask_token + word[len(word.rstrip(",")) :] if place in blanks else word
+        for place, word in enumerate(words)
+    )
+    guesses = iter(model.fill_mask(text, image, top=1))
+    for place, word in enumerate(words):
+        yield Filled(word, next(guesses)[0][0] if place in blanks else None)
+
+
+def _hidden_patches(
+    rng: np.random.Generator, *, cells: int, cell: int, ratio: float
+) -> Bool[np.ndarray, "rows columns"]:
+    hidden = np.zeros(cells * cells, bool)
+    hidden[rng.permutation(len(hidden))[: int(np.ceil(round(ratio * len(hidden), 9)))]] = True
+    return hidden.reshape(cells, cells).repeat(cell, axis=0).repeat(cell, axis=1)
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(FONT)
