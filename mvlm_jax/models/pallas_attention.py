@@ -125,8 +125,8 @@ class Kernel:
         """The same without a kernel."""
 
         def attend(*features: Array) -> Array:
-            by_head = (x.reshape(*x.shape[:2], -1, width) for x in features)
-            attended = jax.nn.dot_product_attention(*by_head, mask=mask[:, None] != 0)
+            query, key, value = (x.reshape(*x.shape[:2], -1, width) for x in features)
+            attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None] != 0)
             return attended.reshape(features[0].shape)
 
         attended, vjp = jax.vjp(attend, query, key, value)
@@ -140,6 +140,7 @@ class Kernel:
         specs = [pl.BlockSpec((examples, x.shape[1], lanes), lambda batch, lane: (batch, 0, lane)) for x in arrays]
         specs[_MASK] = pl.BlockSpec((examples, 1, keys), lambda batch, lane: (batch, 0, 0))
         out = [jax.ShapeDtypeStruct(arrays[place].shape, arrays[place].dtype) for place in self.results]
+        moved: list[Array | jax.ShapeDtypeStruct] = [*arrays, *out]
         return tuple(
             pl.pallas_call(
                 functools.partial(self.body, width=width, group=group),
@@ -152,7 +153,7 @@ class Kernel:
                 cost_estimate=pl.CostEstimate(
                     flops=2 * self.products * batch * queries * keys * features,
                     transcendentals=batch * queries * keys * features // width,
-                    bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *out)),
+                    bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
                 ),
             )(*arrays)
         )
