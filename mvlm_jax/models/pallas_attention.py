@@ -182,7 +182,8 @@ def _forward_kernel(query, key, value, mask, out, *, width, group):
         out[example, :, at] = attended.astype(out.dtype)
 
 
-def _backward_kernel(query, key, value, mask, gradient, of_query, of_key, of_value, *, width, group):
+def _backward_kernel(*arrays, width, group):
+    query, key, value, mask, gradient, of_query, of_key, of_value = arrays
     for example, at, q, k, v, legal in _groups(query, key, value, mask, group=group):
         g = gradient[example, :, at]
         dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
