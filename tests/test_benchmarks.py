@@ -74,6 +74,7 @@ def test_a_workdir_without_losses_is_no_curve(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_a_step_has_fewer_operations_the_less_of_the_image_encoder_is_trained(monkeypatch, capsys):
     module = benchmark("frozen", monkeypatch)
     small = {

@@ -91,6 +91,7 @@ def test_an_interrupted_run_gives_bit_for_bit_the_metrics_of_one_that_was_not(
     assert metrics(workdir) == metrics(demo_run)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_exits_as_asked_and_goes_on_bit_for_bit(demo_run, demo_dir, tmp_path, monkeypatch):
     workdir = tmp_path / "stopped"
     flags = [*demo_flags(data_dir=demo_dir, workdir=workdir, **DEMO_RUN), "--stopped_status=75"]

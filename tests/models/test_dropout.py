@@ -201,7 +201,8 @@ def test_every_part_of_a_model_drops_in_training(variables):
     assert np.abs(trained["views"][:, 0] - trained["views"][:, 1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_cross_blocks_drop_the_same_where_the_backward_pass_computes_them_again(x, remat):
     def encoder(remat):
         sizes = {"layers": 2, "heads": 2, "mlp_ratio": 2, "rates": Rates(0.3, 0.5)}

@@ -51,6 +51,7 @@ def traced(config):
         return jax.eval_shape(step.program.step, step.program.state, step.batch)[0]
 
 
+@pytest.mark.slow
 def test_two_published_encoders_of_one_width_build_as_they_are():
     shapes = step_shapes(published(image=DINO_SMALL, text=MINILM, cross={"width": 384, "heads": 6}))
     assert shapes["image_encoder/layers/block/attention/query/kernel"] == (12, 384, 6, 64)

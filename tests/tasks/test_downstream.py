@@ -270,6 +270,7 @@ def test_labels_have_their_published_numbers():
     assert Nlvr2.labels.index("True") == 1
 
 
+@pytest.mark.slow
 def test_retrieval_is_fine_tuned_and_swept_over_candidates(data_dir, demo_run, tmp_path, capsys):
     workdir = tmp_path / "retrieval"
     given = demo_flags(

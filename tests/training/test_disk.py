@@ -46,6 +46,7 @@ def small_files():
     RESOURCE.setrlimit(RESOURCE.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_one_before_is_intact(
     tmp_path, small_files, capfd
 ):
