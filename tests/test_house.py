@@ -100,7 +100,7 @@ def test_no_function_takes_more_than_eight_parameters():
         found |= own_functions(importlib.import_module(module.name))
     # A function, a jitted one, a class method and an `__init__`.
     assert found["mvlm_jax.files.write_text"] == ["path", "text", "errors"]
-    assert found["mvlm_jax.training.checkpoints._fingerprint"] == ["leaf"]
+    assert found["mvlm_jax.training.checkpoints._fingerprints"] == ["leaves"]
     assert found["mvlm_jax.training.checkpoints.Checkpoints.for_reading"] == ["cls", "directory"]
     assert found["mvlm_jax.training.nonfinite.NonFiniteWatch.__init__"] == ["self", "limit", "example_ids"]
     assert "mvlm_jax.training.nonfinite.Skipped.__init__" not in found

@@ -331,11 +331,14 @@ class Checkpoints:
 
 def fingerprints(tree: PyTree) -> list[int]:
     """A 32-bit sum of the bits of each leaf, computed on the devices; the same on every mesh."""
-    # Moments and averages have the shapes of their parameters, so that few programs are compiled for many leaves.
-    return [int(value) for value in jax.device_get([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])]
+    return [int(value) for value in jax.device_get(_fingerprints(jax.tree.leaves(tree)))]
 
 
 @jax.jit
+def _fingerprints(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    return [_fingerprint(leaf) for leaf in leaves]
+
+
 def _fingerprint(leaf: Array) -> UInt32[Array, ""]:
     words = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype)).astype(jnp.uint32)
     # Odd factors that differ along every axis: a changed bit always changes the sum, swapped values do almost always.
