@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 device
 PARTS = ("image_encoder", "text_encoder", "cross")
 FIELDS = {f"{part}.{name}": 0.1 for part in PARTS for name in ("dropout", "stochastic_depth")}
 FIELDS |= sizes(layers=2)  # stochastic depth never skips the first layer
+FIELDS |= {"seed": 1}  # at seed 0 the choice of one hard negative hangs on rounding
 
 
 @pytest.fixture(scope="module")
