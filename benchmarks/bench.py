@@ -27,6 +27,7 @@ import startup
 import step
 from contenders import Setup
 from inference import ENCODERS, VERBS
+from json_lines import JsonLines
 from noise_photos import PHOTOS, write_photos
 from processes import Contender, Late, NotHere, NotMeasured, alternate
 
@@ -39,7 +40,7 @@ NAMES = {
 
 class Table:
     def __init__(self, file: Path | None, *, setup: dict[str, Any]):
-        self._file, self._setup = file.open("a") if file else None, setup
+        self._keep = JsonLines(file, setup=setup).keep
         self.failed, self.rows = False, 0
         print(f"{'':28}{'ours':>10}{'other':>10}  ratio (lowest to highest)", flush=True)
 
@@ -76,11 +77,6 @@ class Table:
     def _print(self, line: str) -> None:
         self.rows += 1
         print(line, flush=True)
-
-    def _keep(self, **values: Any) -> None:
-        if self._file:
-            self._file.write(json.dumps(self._setup | values) + "\n")
-            self._file.flush()
 
 
 def _short(values: list[float]) -> str:

@@ -194,7 +194,7 @@ class Instructions:
         instruction = self._all.get(name)
         if instruction is None:
             return ""
-        return next(filter(None, map(_path, self._inside(instruction))), "")
+        return next(filter(None, (each.source for each in self._inside(instruction))), "")
 
     def _inside(self, instruction: hlo.Instruction) -> Iterator[hlo.Instruction]:
         yield instruction
@@ -202,8 +202,3 @@ class Instructions:
             for name in hlo.called(instruction):
                 for inner in self._program.computations[name].instructions.values():
                     yield from self._inside(inner)
-
-
-def _path(instruction: hlo.Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from json_lines import JsonLines
 from processes import Contender, Late, NotHere, NotMeasured, alternate
 
 CONTENDERS = ("jax", "torch_eager", "torch_compiled")
@@ -31,7 +32,8 @@ class Table:
     """Prints rows, and keeps them as lines of JSON, as they are measured."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self._arguments, self._file = arguments, arguments.json.open("a") if arguments.json else None
+        self._arguments = arguments
+        self.keep = JsonLines(arguments.json, setup={field: getattr(arguments, field) for field in SETUP}).keep
         self.failed, self.rows = False, 0
         print(
             f"{'':20}{'pairs/s':>9}{'slowest':>9}{'fastest':>9}{'ms':>8}{'peak MiB':>10}{'1st step s':>12}{'loss':>9}",
@@ -82,12 +84,6 @@ class Table:
             for part, milliseconds in traced["parts"].items():
                 print(f"    in {part:19}{milliseconds:8.2f} ms", flush=True)
         self.keep(name=name, **traced)
-
-    def keep(self, **values: Any) -> None:
-        if self._file:
-            fields = {field: getattr(self._arguments, field) for field in SETUP}
-            self._file.write(json.dumps(fields | values) + "\n")
-            self._file.flush()
 
 
 def measure_variants(ours: Contender, table: Table, arguments: argparse.Namespace) -> None:

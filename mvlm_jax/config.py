@@ -40,7 +40,7 @@ CHOICES = {
     "eval.rerank_by": ("itm", "itm+itc"),
     "model.attention": ("auto", "xla", "cudnn", "pallas"),
     "model.layer_loop": ("auto", "scan", "unroll"),
-    "model.remat": ("none", "inputs", "dots", "full"),
+    "model.remat": ("none", "inputs", "dots", "full"),  # the least recomputed first
 }
 LIMITS = (
     ("steps batch_size accumulate log_every max_skipped_updates image.size image_encoder.patch text_encoder.vocab_size "

@@ -95,7 +95,7 @@ class Inference:
         Raises:
           UserError: as `predict`, or a model that does not answer questions.
         """
-        self._check_verb("answer")
+        self.check_verb("answer")
         return [answer.ranked for answer in self.predict(images, questions)]
 
     def classify_pair(
@@ -106,7 +106,7 @@ class Inference:
         Raises:
           UserError: as `predict`, or a model that does not choose labels.
         """
-        self._check_verb("classify_pair")
+        self.check_verb("classify_pair")
         return self.predict(images, texts)
 
     def predict(self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]) -> list[Any]:
@@ -116,12 +116,12 @@ class Inference:
           UserError: not as many texts as images, another number of images in a group than the task takes, or a model
             that is not fine-tuned to predict something of images with a text.
         """
-        self._check_verb("predict")
+        self.check_verb("predict")
         assert isinstance(self.task, LabelledTask)
         if isinstance(images, Image.Image):
             raise UserError(NOT_IMAGES)
         groups: list[Any] = [image if isinstance(image, list | tuple) else [image] for image in images]
-        pixels = self._pixels([image for group in groups for image in group])
+        pixels = self.pixels([image for group in groups for image in group])
         tokens, each = self._tokens(texts), self.task.images
         for index, group in enumerate(groups):
             if len(group) != each:
@@ -140,7 +140,11 @@ class Inference:
             predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]
         return predicted
 
-    def _check_verb(self, verb: str) -> None:
+    def check_verb(self, verb: str) -> None:
+        """
+        Raises:
+          UserError: a model of this task does not have the method of that name.
+        """
         if verb not in self.task.verbs:
             raise UserError(
                 f"{verb} is not for a model of config.task={self.task.name}; use {', '.join(self.task.verbs)}"
@@ -148,17 +152,17 @@ class Inference:
 
     def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of texts."""
-        self._check_verb("encode_image")
-        return self._batched(MaskVLM.embed_image, self._pixels(images))
+        self.check_verb("encode_image")
+        return self._batched(MaskVLM.embed_image, self.pixels(images))
 
     def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of images; longer texts are cut as captions are."""
-        self._check_verb("encode_text")
+        self.check_verb("encode_text")
         return self._batched(MaskVLM.embed_text, self._tokens(texts))
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
         """Cosine of every image with every text."""
-        self._check_verb("similarity")
+        self.check_verb("similarity")
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, " B"]:
@@ -167,8 +171,8 @@ class Inference:
         Raises:
           UserError: not as many texts as images.
         """
-        self._check_verb("match")
-        pixels, tokens = self._pixels(images), self._tokens(texts)
+        self.check_verb("match")
+        pixels, tokens = self.pixels(images), self._tokens(texts)
         if len(pixels) != len(tokens):
             raise UserError(f"match got {len(pixels)} images and {len(tokens)} texts; it needs one text for each image")
         return self._batched(_match, pixels, tokens)
@@ -181,14 +185,14 @@ class Inference:
         Raises:
           UserError: no mask in what is left of `text` after it is cut to the longest caption.
         """
-        self._check_verb("fill_mask")
+        self.check_verb("fill_mask")
         tokens = self._masked_tokens(text)
         slots = np.flatnonzero(tokens[0] == self.tokenizer.ids.mask)
         if not len(slots):
             raise UserError(
                 f"{text!r} holds no {self.mask_token} among its first {tokens.shape[1] - 2} tokens; put one in"
             )
-        pixels = None if image is None else self._pixels([image])
+        pixels = None if image is None else self.pixels([image])
         everywhere = _fill_mask(self.model, self.params, pixels, tokens, self.tokenizer.vocab_size)
         probabilities = np.asarray(everywhere)[0, slots]
         best = np.argsort(-probabilities, axis=-1)[:, :top]
@@ -208,13 +212,13 @@ class Inference:
         Raises:
           UserError: `patch_mask` is not of the model's grid.
         """
-        self._check_verb("reconstruct")
+        self.check_verb("reconstruct")
         side = self.config.image.size // self.config.image_encoder.patch
         patch_mask = np.asarray(patch_mask, bool)
         if patch_mask.shape != (side, side):
             raise UserError(f"patch_mask has the shape {patch_mask.shape}; the image has {side} rows of {side} patches")
         tokens = None if text is None else self._tokens([text])
-        shown = self._pixels([image]), tokens, patch_mask.reshape(1, -1)
+        shown = self.pixels([image]), tokens, patch_mask.reshape(1, -1)
         painted = compute(self.model, self.params, *shown, method=_reconstruct)
         return Image.fromarray(np.asarray(painted)[0])
 
@@ -226,7 +230,12 @@ class Inference:
             outputs.append(np.asarray(computed)[: len(indices)])
         return np.concatenate(outputs)
 
-    def _pixels(self, images: Any) -> UInt8[np.ndarray, "B H W 3"]:
+    def pixels(self, images: Any) -> UInt8[np.ndarray, "B H W 3"]:
+        """Images as the model is shown them: upright, at its size.
+
+        Raises:
+          UserError: they are no list of Pillow images, or one of them cannot be read.
+        """
         if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
             raise UserError(NOT_IMAGES)
         if not images:

@@ -52,7 +52,6 @@ class Operation(NamedTuple):
     flops: int  # of its dots, convolutions and kernels, a multiply-add counted as two
     bytes: int  # read from and written to HBM
     kind: str  # one of KINDS
-    source: str  # the operation of the model from which it was compiled
 
 
 def operations(program: Program) -> list[Operation]:
@@ -71,7 +70,6 @@ def operations(program: Program) -> list[Operation]:
             _flops(instruction, computation, program),
             _bytes(instruction, computation, program),
             _kind(instruction, program),
-            _source(instruction),
         )
         for name, times in counts.items()
         if name not in fused and (computation := program.computations[name])
@@ -132,7 +130,7 @@ def _kind(instruction: Instruction, program: Program) -> str:
         inside = [each for name in called(instruction) for each in program.computations[name].instructions.values()]
     products = [each for each in inside if each.opcode in ("dot", "convolution")]
     # A product is of the attention or of a dense layer, whatever else was fused with it.
-    if any(_ATTENTION.search(_source(each)) for each in products or [instruction]):
+    if any(_ATTENTION.search(each.source) for each in products or [instruction]):
         return "attention"
     if products:
         return "matrix products"
@@ -144,11 +142,6 @@ def _is_free(instruction: Instruction) -> bool:
     # What an operation in two parts moves is counted at its start. A buffer that is allocated is not written.
     allocates = 'custom_call_target="AllocateBuffer"' in instruction.attributes
     return instruction.opcode in _FREE or instruction.opcode.endswith("-done") or allocates
-
-
-def _source(instruction: Instruction) -> str:
-    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return source[1] if source else ""
 
 
 def _flops(instruction: Instruction, computation: Computation, program: Program) -> int:
@@ -265,7 +258,7 @@ def _collective(
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"
     shapes = results if kind in ("all-gather", "collective-broadcast") else operands
-    return Collective(kind, shapes, group, times, _source(instruction) or instruction.name)
+    return Collective(kind, shapes, group, times, instruction.source or instruction.name)
 
 
 def _group(instruction: Instruction, operands: tuple[Shape, ...], results: tuple[Shape, ...]) -> int:

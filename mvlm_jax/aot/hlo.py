@@ -50,6 +50,12 @@ class Instruction(NamedTuple):
     attributes: str  # the text after the operands
     literal: str  # the text between the parentheses
 
+    @property
+    def source(self) -> str:
+        """The path of the Python functions and modules that it was compiled from; empty where the text names none."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
 
 class Computation(NamedTuple):
     name: str

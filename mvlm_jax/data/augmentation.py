@@ -124,17 +124,6 @@ def planned_image(
     return PlannedImage(encoded, box, drawn_distortions(rng, caption=caption, augment=augment), spec.size, decoded)
 
 
-def training_image(
-    data: bytes, *, rng: random.Random, caption: str, spec: ImageSpec, augment: Augment
-) -> UInt8[np.ndarray, "S S 3"]:
-    """A random crop, flipped and distorted. Of a JPEG no more pixels are decoded than the crop needs.
-
-    Raises:
-      UndecodableImage: as `decode_image`.
-    """
-    return planned_image(data, rng=rng, caption=caption, spec=spec, augment=augment, decode=True).made()
-
-
 def random_crop(rng: random.Random, *, width: int, height: int, min_scale: float) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in pixels; the largest centred crop of a legal ratio after ten vain draws."""
     for _ in range(10):

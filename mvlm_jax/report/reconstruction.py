@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import atomically
 from mvlm_jax.inference import Inference
 from mvlm_jax.report.batch import masked_image
+from mvlm_jax.tasks.pretrain import Pretrain
+from mvlm_jax.training.streams import Streams
 
 COLUMNS = ("image", "what the model sees", "with its caption", "with a wrong caption", "with no caption")
 SIDE = 132  # pixels, at least, of an image that is shown
@@ -60,23 +62,26 @@ def rebuild(
     """Each pair with as much of it hidden as in training. The wrong partner is that of the next pair.
 
     Words are hidden whole, and each is filled by one token.
+
+    Raises:
+      UserError: a model of this task rebuilds nothing, or an image cannot be read.
     """
-    config, size = model.config, model.config.image.size
-    grid, cell = size // config.image_encoder.patch, config.mask.image_cell
-    rng = np.random.default_rng(seed)
+    model.check_verb("reconstruct")
+    masking, rng = cast(Pretrain, model.task).masking, np.random.default_rng(seed)
+    masks = masking.image_mask(Streams(seed=seed, step=jnp.int32(0)).key("mask"), batch=len(images)).patch_mask
     rebuilt = []
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    for index, (image, caption, hidden) in enumerate(zip(images, captions, np.asarray(masks), strict=True)):
         other = (index + 1) % len(images)
-        hidden = _hidden_patches(rng, cells=grid // cell, cell=cell, ratio=config.mask.image_ratio)
-        small = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-        seen = Image.fromarray(masked_image(np.asarray(small), hidden.reshape(-1)))
+        small = model.pixels([image])[0]
+        seen = masked_image(small, hidden)
         partners = (caption, captions[other], None)
-        painted = [model.reconstruct(image, partner, hidden) for partner in partners]
+        grid = hidden.reshape(masking.grid, masking.grid)
+        painted = [model.reconstruct(image, partner, grid) for partner in partners]
         words = caption.split()
-        count = max(1, round(config.mask.text_ratio * len(words)))
-        blanks = set(rng.permutation(len(words))[:count].tolist())
+        blanks = set(rng.permutation(len(words))[: masking.masked_tokens(len(words))].tolist())
         beside_own, beside_wrong = (list(_filled(model, words, blanks, partner)) for partner in (image, images[other]))
-        rebuilt.append(Rebuilt([small, seen, *painted], caption, captions[other], beside_own, beside_wrong))
+        columns = [Image.fromarray(small), Image.fromarray(seen), *painted]
+        rebuilt.append(Rebuilt(columns, caption, captions[other], beside_own, beside_wrong))
     return rebuilt
 
 
@@ -143,14 +148,6 @@ def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Ima
     guesses = iter(model.fill_mask(text, image, top=1))
     for place, word in enumerate(words):
         yield Filled(word, next(guesses)[0][0] if place in blanks else None)
-
-
-def _hidden_patches(
-    rng: np.random.Generator, *, cells: int, cell: int, ratio: float
-) -> Bool[np.ndarray, "rows columns"]:
-    hidden = np.zeros(cells * cells, bool)
-    hidden[rng.permutation(len(hidden))[: int(np.ceil(round(ratio * len(hidden), 9)))]] = True
-    return hidden.reshape(cells, cells).repeat(cell, axis=0).repeat(cell, axis=1)
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

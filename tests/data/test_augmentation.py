@@ -12,9 +12,9 @@ from mvlm_jax.data.augmentation import (
     OPERATIONS,
     Augment,
     drawn_distortions,
+    planned_image,
     random_crop,
     resized_crop,
-    training_image,
 )
 from mvlm_jax.data.images import ImageSpec, UndecodableImage
 
@@ -24,7 +24,7 @@ PLAIN = Augment(min_scale=1.0, flip=False, operations=0, magnitude=7)
 
 def made(data: bytes, *, seed: int = 0, caption: str = "a dog", **options) -> np.ndarray:
     augment = dataclasses.replace(PLAIN, **options)
-    return training_image(data, rng=random.Random(seed), caption=caption, spec=SPEC, augment=augment)
+    return planned_image(data, rng=random.Random(seed), caption=caption, spec=SPEC, augment=augment).made()
 
 
 def red_then_blue() -> bytes:
@@ -78,7 +78,7 @@ def test_crop_has_at_least_one_pixel():
 def flipped_share(caption: str, *, flip: bool = True) -> float:
     data, rng = red_then_blue(), random.Random(0)
     options = {"rng": rng, "caption": caption, "spec": SPEC, "augment": dataclasses.replace(PLAIN, flip=flip)}
-    return np.mean([training_image(data, **options)[16, 4, 2] > 128 for _ in range(200)])
+    return np.mean([planned_image(data, **options).made()[16, 4, 2] > 128 for _ in range(200)])
 
 
 @pytest.mark.parametrize("caption", ["the dog on the LEFT", "a right-hand glove", "leftmost star", "left, right."])
