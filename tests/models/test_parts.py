@@ -60,6 +60,7 @@ def test_two_published_encoders_of_one_width_build_as_they_are():
     assert not any("to_cross" in path for path in shapes)
 
 
+@pytest.mark.slow
 def test_a_dense_layer_leads_to_the_width_of_the_cross_encoders_only_where_it_differs():
     config = published(image=VIT_BASE, text=MINILM, cross={"width": 768, "heads": 12})
     params = traced(config).params
@@ -76,6 +77,7 @@ def test_a_dense_layer_leads_to_the_width_of_the_cross_encoders_only_where_it_di
     assert (decays["text_to_cross/kernel"], decays["text_to_cross/bias"]) == (True, False)
 
 
+@pytest.mark.slow
 def test_tied_words_and_answers_are_of_the_text_encoders_width():
     config = published(image=VIT_BASE, text=MINILM, cross={"width": 768, "heads": 12})
     config.task, config.model.token_head = "vqa", "tied"

@@ -59,7 +59,9 @@ def flags(task, *, data_dir, workdir, start, **changes):
     return demo_flags(data_dir=data_dir, workdir=workdir, recipe=TASKS[task], data__eval=uri, **changes)
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(
+    scope="module", params=["vqa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nlvr2", "entailment"))]
+)
 def finetuned(request, data_dir, demo_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / request.param
     given = flags(request.param, data_dir=data_dir, workdir=workdir, start=demo_run)
