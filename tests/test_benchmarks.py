@@ -25,7 +25,7 @@ BENCHMARKS = ROOT / "benchmarks"
 RUN_HERE = {"curve", "doctor", "downstream", "frozen", "index", "input_pipeline", "retrieval_memory", "scaling"}
 # With torch, or with a file of tests of its own.
 RUN_ELSEWHERE = {
-    *("bench", "contenders", "inference", "kernels", "noise_photos", "processes", "startup", "step"),
+    *("bench", "contenders", "inference", "json_lines", "kernels", "noise_photos", "processes", "startup", "step"),
     *("torch_maskvlm", "torch_pretraining", "torch_pipeline"),
 }
 WORDS = "dog cat man girl boat tree hill road ball car red blue green old young small runs sits jumps waits".split()
