@@ -71,6 +71,14 @@ def test_each_line_says_how_many_examples_it_is_of_and_how_many_were_skipped(his
     assert {(line["examples"], line["skipped_images"]) for line in history} == {(8, 0)}
 
 
+def test_the_config_names_the_loss_of_pixels(config, batch):
+    tokenizer, _ = batch
+    for loss in ("l1", "l2"):
+        config = config.copy_and_resolve_references()
+        config.loss.pixels = loss
+        assert Pretrain(config=config, tokenizer=tokenizer).objective.pixel_loss == loss
+
+
 def test_nothing_is_ever_not_a_number(history):
     assert all(np.isfinite(value) for line in history for value in line.values())
 
