@@ -19,8 +19,8 @@ An epoch is of images, each with one of its captions. `,caption` behind any of t
 `pretrain_4m:base,caption`, makes it an epoch of captions, each with its image: docs/training.md has the steps of both.
 
 docs/data.md says what DOWNLOADS holds. Cost and scores of this implementation are not measured: the paper reports
-scores with encoders that start from published weights. Recalls on COCO, which `data.eval` names, are not zero-shot: it is
-trained on. docs/tasks.md has the protocol.
+scores with encoders that start from published weights. Recalls on COCO, which `data.eval` names, are not zero-shot:
+it is trained on. docs/tasks.md has the protocol.
 """
 
 from typing import NamedTuple
