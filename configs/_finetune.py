@@ -20,7 +20,7 @@ def over_shapes(task: str, *, dataset: str, steps: int) -> ConfigDict:
 
 
 def published(task: str, *, epochs: int, examples: int, batch_size: int, rate: float) -> ConfigDict:
-    """The paper's values; `examples` in an epoch."""
+    """ALBEF's values, but for its weight decay of 0.02 and its warm-up; `examples` in an epoch."""
     config = config_lib.default()
     config.task = task
     config.image.size = 384

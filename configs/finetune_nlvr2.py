@@ -1,4 +1,4 @@
-"""NLVR2 from a pre-trained model (paper, section 4.2); `finetune_nlvr2:shapes` over drawn scenes, on a laptop.
+"""NLVR2 from a pre-trained model, by ALBEF's recipe; `finetune_nlvr2:shapes` over drawn scenes, on a laptop.
 
 mvlm prepare --dataset=shapes --data_dir=runs/data
 mvlm prepare --dataset=shapes_nlvr2 --data_dir=runs/data
@@ -10,7 +10,8 @@ mvlm train --config=finetune_nlvr2 --workdir=runs/nlvr2 --config.init_from.check
 
 `NLVR2/` holds the published JSON files beside images/train/, images/dev/ and images/test1/; another place is named with
 --config.data.train='nlvr2:DIR?split=train'. What the drawn statements give is in docs/results.md; the published ones
-are not measured.
+are not measured. docs/tasks.md says what differs from ALBEF: its extra epoch of pre-training on pairs of images,
+among others.
 """
 
 from ml_collections import ConfigDict

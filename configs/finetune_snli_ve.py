@@ -1,4 +1,4 @@
-"""SNLI-VE from a pre-trained model (paper, section 4.2); `finetune_snli_ve:shapes` over drawn scenes, on a laptop.
+"""SNLI-VE from a pre-trained model, by ALBEF's recipe; `finetune_snli_ve:shapes` over drawn scenes, on a laptop.
 
 mvlm prepare --dataset=shapes --data_dir=runs/data
 mvlm prepare --dataset=shapes_ve --data_dir=runs/data
@@ -10,7 +10,7 @@ mvlm train --config=finetune_snli_ve --workdir=runs/ve --config.init_from.checkp
 
 `SNLI-VE/` holds the published JSON lines beside flickr30k-images/; another place is named with
 --config.data.train='snli_ve:DIR?split=train'. What the drawn hypotheses give is in docs/results.md; the published
-ones are not measured.
+ones are not measured. docs/tasks.md says what differs from ALBEF.
 """
 
 from ml_collections import ConfigDict

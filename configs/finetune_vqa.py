@@ -1,4 +1,4 @@
-"""VQA v2 from a pre-trained model (paper, section 4.2); `finetune_vqa:shapes` over drawn scenes, on a laptop.
+"""VQA v2 from a pre-trained model, by ALBEF's recipe; `finetune_vqa:shapes` over drawn scenes, on a laptop.
 
 mvlm prepare --dataset=shapes --data_dir=runs/data
 mvlm prepare --dataset=shapes_vqa --data_dir=runs/data
@@ -11,7 +11,8 @@ mvlm train --config=finetune_vqa --workdir=runs/vqa --config.init_from.checkpoin
 mvlm evaluate --workdir=runs/vqa --config.data.eval='vqa:VQA?split=test' --submission=evalai.json
 
 VQA is a directory with the published JSON files beside COCO's train2014/, val2014/ and test2015/. What the drawn ones
-give is in docs/results.md; the published ones are not measured.
+give is in docs/results.md; the published ones are not measured. docs/tasks.md says what differs from ALBEF: the
+questions about Visual Genome that it trains on besides, among others.
 """
 
 from ml_collections import ConfigDict

@@ -44,7 +44,7 @@ def main() -> int:
     retrieval = json.loads((workdir / "eval" / "retrieval-shapes-val.json").read_text())
     rebuilt = json.loads((workdir / "eval" / "reconstruction-shapes-val.json").read_text())
     summary = {name: retrieval[name] for name in ("tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank")}
-    summary |= {name: rebuilt[name] for name in ("mlm_gain", "mim_gain")}
+    summary |= {name: rebuilt[name] for name in ("mlm_gain", "mim_gain", "mim_gain_informative")}
     print(f"what it rebuilds: {_draw(workdir)}")
     print(json.dumps({**summary, "seconds": round(time.time() - arguments.started), "workdir": str(workdir)}))
     return 0

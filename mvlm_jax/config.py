@@ -33,6 +33,7 @@ CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "mask.condition_on": ("unmasked", "masked", "none"),
     "loss.pixels": ("l1", "l2"),
+    "data.epoch_of": ("image", "caption"),
     "model.token_head": ("dense", "tied"),
     "image_encoder.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "image_encoder.pooling": ("first", "mean"),
@@ -189,6 +190,9 @@ def default() -> ConfigDict:
     config.data.train = "tfds:shapes:train"
     config.data.fraction = 1.0  # of the examples of each training source, chosen by their ids; the paper's limited data
     config.data.fraction_seed = 0  # which ones: the same at every `seed`
+    # What comes once in an epoch: each image, with one of its captions, or each caption, with its image. Of labelled
+    # examples (questions, statements, hypotheses) each comes once anyway.
+    config.data.epoch_of = "image"
     config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
     config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
     # Processes that decode and augment; 0: threads of this process. -1: two for each accelerator, none on a CPU.

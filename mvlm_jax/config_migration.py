@@ -48,7 +48,7 @@ ADDED_IN_3: Fields = {
     "eval.rerank_by": "itm",
     "eval.ema": False,
 }
-ADDED_IN_4: Fields = {"compilation_cache": "auto", "loss.pixels": "l1"}
+ADDED_IN_4: Fields = {"compilation_cache": "auto", "loss.pixels": "l1", "data.epoch_of": "image"}
 
 
 def migrate(fields: Fields) -> Fields:

@@ -26,6 +26,8 @@ FINETUNED = [("finetune_retrieval", ("flickr30k",)), ("finetune_retrieval", ("fl
         ("flickr8k", ("published_gpu",)),
         ("pretrain_4m", ()),
         ("pretrain_4m", ("large",)),
+        ("pretrain_4m", ("ablation",)),
+        ("pretrain_4m", ("cc3m_25,caption",)),
         *FINETUNED,
     ],
 )
@@ -50,6 +52,39 @@ def test_the_paper_recipe_has_the_papers_numbers():
 
 
 @pytest.mark.parametrize(
+    ("variant", "steps", "warmup"),
+    [
+        # Of 512 pairs: 50 epochs of 7,812 steps over the 4M images, 10,050 over their 5,146,000 captions.
+        ("base", 390_600, 39_060),
+        ("large", 390_600, 39_060),
+        ("base,caption", 502_500, 50_250),
+        # 30 epochs over a part of CC3M and all 113,287 images, or 566,747 captions, of COCO.
+        ("cc3m_100", 179_460, 29_910),
+        ("ablation", 93_060, 15_510),
+        ("ablation,caption", 119_610, 19_935),
+        ("cc3m_50", 93_060, 15_510),
+        ("cc3m_25", 49_830, 8_305),
+        ("cc3m_10,caption", 50_490, 8_415),
+    ],
+)
+def test_epochs_are_counted_in_what_an_epoch_is_of(variant, steps, warmup):
+    config = recipe("pretrain_4m", variant)
+    assert (config.steps, config.optimizer.warmup_steps) == (steps, warmup)
+    assert config.data.epoch_of == ("caption" if variant.endswith(",caption") else "image")
+
+
+def test_limited_data_are_a_part_of_cc3m_with_the_whole_of_coco():
+    assert recipe("pretrain_4m", "cc3m_10").data.train == "tfds:cc3m:train?fraction=0.1 + tfds:coco:train"
+    assert recipe("pretrain_4m", "ablation").data.train == recipe("pretrain_4m", "cc3m_50").data.train
+
+
+@pytest.mark.parametrize("variant", ["cc3m_30", "base,captions", "base,image,caption", "caption", ""])
+def test_an_unknown_variant_names_those_that_there_are(variant):
+    with pytest.raises(ValueError, match="is not one of base, large, cc3m_100, .*, which may be followed by ,caption"):
+        recipe("pretrain_4m", variant)
+
+
+@pytest.mark.parametrize(
     ("name", "argument", "epochs", "examples", "batch_size", "rate"),
     [
         # Images times five captions; a few of COCO's have more.
@@ -61,7 +96,7 @@ def test_the_paper_recipe_has_the_papers_numbers():
         ("snli_ve", "", 5, 529_527, 256, 2e-5),
     ],
 )
-def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, batch_size, rate):
+def test_fine_tuning_has_the_numbers_of_albef(name, argument, epochs, examples, batch_size, rate):
     config = recipe(f"finetune_{name}", argument)
     assert config.image.size == 384
     assert config.batch_size == batch_size
@@ -69,7 +104,9 @@ def test_fine_tuning_has_the_papers_numbers(name, argument, epochs, examples, ba
     optimizer = config.optimizer
     assert optimizer.peak == optimizer.image_encoder_peak == optimizer.text_encoder_peak == rate
     assert optimizer.final == optimizer.image_encoder_final == optimizer.text_encoder_final == 1e-6
-    assert optimizer.weight_decay == 0.05
+    assert (optimizer.weight_decay, optimizer.warmup_steps) == (0.05, 0)  # ALBEF has 0.02, and 1 to 4 epochs
+    # The captions above are counted one by one.
+    assert config.data.epoch_of == ("caption" if name == "retrieval" else "image")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_fields_of_the_first_version_move():
         ({"seed": None, "steps": None}, "missing fields: seed, steps"),
         ({"seed": "many"}, "seed"),
         ({"data": 3}, "unknown fields: data"),
-        ({"data": None}, "data.augment.operations, data.data_dir and 7 more"),
+        ({"data": None}, "data.augment.operations, data.data_dir and 8 more"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change, message):

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtyping import Int32, UInt8
 
 from mvlm_jax.data.augmentation import PlannedImage
 from mvlm_jax.data.background import Batch
-from mvlm_jax.data.examples import Example, Source
+from mvlm_jax.data.examples import Example, Source, without_blanks
 from mvlm_jax.data.images import ImageSpec, UnusableImage
 from mvlm_jax.data.processes import available_cpus
 from mvlm_jax.data.skipped import in_words
@@ -168,7 +168,3 @@ def eval_split(source: Source, tokenizer: Tokenizer, *, max_length: int, spec: I
 def stable_hash(identity: str) -> int:
     """A signed 32-bit hash that is the same in every process and version of Python."""
     return int.from_bytes(hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=4).digest(), signed=True)
-
-
-def without_blanks(captions: Sequence[str]) -> list[str]:
-    return [caption for caption in captions if caption.strip()]

@@ -4,18 +4,20 @@ The paper's central claim as a number: the same masks, the partner its own, a wr
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree, UInt8
 
 from mvlm_jax.data.pipeline import EvalSplit
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import fetch, index_batches, padded, place, shared_batch_size
+from mvlm_jax.evaluation.informative import RULES, informative, rule_of
 from mvlm_jax.models.maskvlm import MaskVLM
-from mvlm_jax.objectives.losses import masked_image_loss, masked_text_correct
+from mvlm_jax.objectives.losses import masked_text_correct
 from mvlm_jax.objectives.masking import Masking
 
 PARTNERS = ("own", "wrong", "none")
@@ -34,9 +36,12 @@ def evaluate_reconstruction(
     """Every pair of the split, once.
 
     Returns `mlm_accuracy_<partner>` (percent of masked tokens guessed at first) and `mim_l1_<partner>` (mean absolute
-    error of masked normalised RGB values), and four gains, each positive where the own partner helps:
-    `mlm_gain` and `mim_gain` over a wrong partner, `…_over_none` over none. Each is [value, low, high] with a 95%
-    interval bootstrapped over images.
+    error of masked normalised RGB values), and gains, each positive where the own partner helps: `mlm_gain` and
+    `mim_gain` over a wrong partner, `…_over_none` over none. `mim_l1_informative_<partner>` is the error over the
+    masked patches that the rule `informative_by` chooses (see `informative.py`), `informative_patches` how many percent
+    of all masked ones these are, and `mim_gain_informative` the relative gain over them, 1 - own / wrong. Each of
+    accuracy, error and gain is [value, low, high] with a 95% interval bootstrapped over images, nan where there is
+    nothing to measure.
 
     Raises:
       UserError: a split of one image, in which nothing is a wrong partner.
@@ -45,13 +50,16 @@ def evaluate_reconstruction(
         raise UserError("the evaluation source holds one usable image; a wrong partner needs at least two")
     batch_size = shared_batch_size(batch_size, params=params)
     wrong_caption = wrong_partners(split.caption_image)
+    plain = np.zeros(len(split), bool)
     sums = []
     for captions in index_batches(len(split.captions), batch_size):
         own = padded(captions, batch_size)
         wrong = wrong_caption[own]
         # An image is decoded once a batch, although it has several captions and is the wrong partner of others.
         needed, places = np.unique(split.caption_image[np.concatenate([own, wrong])], return_inverse=True)
-        images, wrong_images = np.split(split.images(needed)[places], 2)
+        pixels = split.images(needed)
+        images, wrong_images = np.split(pixels[places], 2)
+        marks, plain[split.caption_image[own]] = _marked(pixels, places[:batch_size], patch=model.image.patch)
         batch = place(
             {
                 "index": own.astype(np.int32),
@@ -62,12 +70,14 @@ def evaluate_reconstruction(
             },
             params=params,
         )
-        sums.append(fetch(_rebuild(model, params, batch, masking=masking, seed=seed)))
+        sums.append(_sums(fetch(_rebuild(model, params, batch, masking=masking, seed=seed)), marks))
     # What the last batch was padded with comes last.
     pairs = len(split.captions)
     per_pair = jax.tree.map(lambda *parts: np.concatenate(parts)[:pairs].astype(np.float64), *sums)
     per_image = jax.tree.map(lambda x: np.bincount(split.caption_image, weights=x, minlength=len(split)), per_pair)
-    return {"images": len(split), "captions": len(split.captions)} | _summary(per_image, resamples=bootstrap, seed=seed)
+    rule = rule_of(plain)
+    summary = _summary(per_image, rule, resamples=bootstrap, seed=seed)
+    return {"images": len(split), "captions": pairs, **summary, "informative_by": rule}
 
 
 def wrong_partners(caption_image: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
@@ -79,15 +89,42 @@ def wrong_partners(caption_image: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"
     return np.array([own[place % len(own)] for own, place in zip(following, place_of, strict=True)])
 
 
-def _summary(sums: dict[str, Any], *, resamples: int, seed: int) -> dict[str, list[float]]:
+def _marked(
+    pixels: UInt8[np.ndarray, "images S S 3"], image: Int[np.ndarray, " B"], *, patch: int
+) -> tuple[dict[str, Bool[np.ndarray, "B N"]], Bool[np.ndarray, " B"]]:
+    """The patches of each pair's image by each rule, and whether its frame is plain."""
+    images, of_pair = np.unique(image, return_inverse=True)
+    marked = [informative(pixels[number], patch=patch) for number in images]
+    marks = {rule: np.stack([getattr(one, rule) for one in marked])[of_pair] for rule in RULES}
+    return marks, np.array([one.plain for one in marked])[of_pair]
+
+
+def _sums(rebuilt: dict[str, Any], marks: dict[str, Bool[np.ndarray, "B N"]]) -> dict[str, Any]:
+    """Sums and counts of each pair: of its masked words, and of its masked pixels, all and by each rule."""
+    slots, error = rebuilt["patch_slots"], rebuilt["error"]
+    chosen = {rule: np.take_along_axis(mark, slots, axis=1) for rule, mark in marks.items()}
+    chosen["all"] = np.ones(slots.shape, bool)
+    pixels = {
+        name: {partner: (error[partner] * part).sum(axis=1) for partner in PARTNERS} | {"patches": part.sum(axis=1)}
+        for name, part in chosen.items()
+    }
+    return {"correct": rebuilt["correct"], "tokens": rebuilt["tokens"], "pixels": pixels}
+
+
+def _summary(sums: dict[str, Any], rule: str, *, resamples: int, seed: int) -> dict[str, list[float] | float]:
     interval = functools.partial(ratio_interval, resamples=resamples, seed=seed)
-    tokens, values = sums["tokens"], sums["values"]
-    correct, error = sums["correct"], sums["error"]
-    result = {f"mlm_accuracy_{partner}": interval(100 * correct[partner], tokens) for partner in PARTNERS}
-    result |= {f"mim_l1_{partner}": interval(error[partner], values) for partner in PARTNERS}
+    tokens, correct = sums["tokens"], sums["correct"]
+    every, chosen = sums["pixels"]["all"], sums["pixels"][rule]
+    result: dict[str, list[float] | float] = {}
+    for partner in PARTNERS:
+        result[f"mlm_accuracy_{partner}"] = interval(100 * correct[partner], tokens)
+        result[f"mim_l1_{partner}"] = interval(every[partner], every["patches"])
+        result[f"mim_l1_informative_{partner}"] = interval(chosen[partner], chosen["patches"])
     for partner, suffix in (("wrong", ""), ("none", "_over_none")):
         result[f"mlm_gain{suffix}"] = interval(100 * (correct["own"] - correct[partner]), tokens)
-        result[f"mim_gain{suffix}"] = interval(error[partner] - error["own"], values)
+        result[f"mim_gain{suffix}"] = interval(every[partner] - every["own"], every["patches"])
+        result[f"mim_gain_informative{suffix}"] = interval(chosen[partner] - chosen["own"], chosen[partner])
+    result["informative_patches"] = 100 * float(chosen["patches"].sum() / every["patches"].sum())
     return result
 
 
@@ -99,11 +136,13 @@ def ratio_interval(
     seed: int,
     level: float = 0.95,
 ) -> list[float]:
-    """[sum(total) / sum(count), low, high], a percentile interval by bootstrap.
+    """[sum(total) / sum(count), low, high], a percentile interval by bootstrap; nan where nothing was counted.
 
     The unit that is drawn with replacement is the image, since its captions and masks are not independent. For the
     difference of two paired measurements pass the difference of their totals.
     """
+    if not count.any():
+        return [math.nan] * 3
     rng = np.random.default_rng(seed)
     images = len(total)
     weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
@@ -143,5 +182,6 @@ def _rebuild(model, params, batch, *, masking, seed):
         correct[partner] = masked_text_correct(logits, targets, weights)
         fused = bound.fuse_image(v_masked, *partner_text[partner])
         predicted = bound.decode_image(fused, *partner_text[partner], patch_slots)
-        error[partner], values = masked_image_loss(predicted, target)
-    return {"correct": correct, "error": error, "tokens": weights.sum(axis=1), "values": values}
+        # The mean over a patch: its values are as many in each.
+        error[partner] = jnp.abs(predicted - target).mean(axis=2)
+    return {"correct": correct, "error": error, "tokens": weights.sum(axis=1), "patch_slots": patch_slots}

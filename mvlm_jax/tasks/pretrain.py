@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mvlm_jax.data.formats.image_folder import read_class_names, read_templates
+from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.pipeline import EvalSplit, PairBatches, PairExamples, eval_split
+from mvlm_jax.data.single_captions import by_caption
 from mvlm_jax.data.skipped import left_out
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
@@ -60,7 +62,13 @@ class Pretrain(BaseTask):
 
     @classmethod
     def training_texts(cls, config: ConfigDict) -> Iterable[str]:
-        return cls.mixture(config).captions()
+        # Every caption, of images that are read once each, whatever an epoch is of.
+        return super().mixture(config).captions()
+
+    @classmethod
+    def mixture(cls, config: ConfigDict) -> Mixture:
+        mixture = super().mixture(config)
+        return by_caption(mixture) if config.data.epoch_of == "caption" else mixture
 
     @property
     def training_examples(self) -> PairExamples:

@@ -52,11 +52,27 @@ def test_evaluation_counts_every_example_and_reports_both_rankings(demo_run):
             for suffix in ("", "_rerank"):
                 assert 0 <= retrieval[f"{way}_r{k}{suffix}"] <= 100
     rebuilt = read_eval(demo_run, "reconstruction-shapes-val")
-    for name in ("mlm_gain", "mim_gain", "mlm_gain_over_none", "mim_gain_over_none"):
-        value, low, high = rebuilt[name]
-        assert low <= value <= high
+    for name in ("mlm_gain", "mim_gain", "mim_gain_informative"):
+        for suffix in ("", "_over_none"):
+            value, low, high = rebuilt[name + suffix]
+            assert low <= value <= high
     own, wrong = rebuilt["mim_l1_own"][0], rebuilt["mim_l1_wrong"][0]
     assert rebuilt["mim_gain"][0] == pytest.approx(wrong - own, abs=1e-6)
+    own, wrong = rebuilt["mim_l1_informative_own"][0], rebuilt["mim_l1_informative_wrong"][0]
+    assert rebuilt["mim_gain_informative"][0] == pytest.approx(1 - own / wrong, abs=1e-6)
+    assert rebuilt["informative_by"] == "ground" and 50 < rebuilt["informative_patches"] < 100
+
+
+def test_every_number_of_an_evaluation_is_in_the_log(demo_run):
+    logged = metrics(demo_run)[-1]
+    for stem in ("retrieval-shapes-val", "reconstruction-shapes-val"):
+        found = read_eval(demo_run, stem)
+        names = set()
+        for name, value in found.items():
+            if name not in ORIGIN and not isinstance(value, str | dict):
+                names |= {name, f"{name}_low", f"{name}_high"} if isinstance(value, list) else {name}
+        assert len(names) > 20
+        assert names <= {name.removeprefix(f"eval/{stem.replace('-shapes', '')}/") for name in logged}
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(copied, demo_dir):
@@ -66,7 +82,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(copied, demo_dir):
     after = [read_eval(copied, stem) for stem in ("retrieval-shapes-val", "reconstruction-shapes-val")]
     for old, new in zip(before, after):
         assert set(old) == set(new)
-        for name in set(old) - {"left_out", "rerank_by", *ORIGIN}:
+        for name in set(old) - {"left_out", "rerank_by", "informative_by", *ORIGIN}:
             np.testing.assert_allclose(new[name], old[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 

@@ -116,7 +116,8 @@ def test_the_demo_ends_with_its_picture_and_one_json_object(demo_run, tmp_path, 
     assert named == f"what it rebuilds: {file}"
     summary = json.loads(last)
     assert set(summary) == {
-        "tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank", "mlm_gain", "mim_gain", "seconds", "workdir",
+        "tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank", "mlm_gain", "mim_gain", "mim_gain_informative", "seconds",
+        "workdir",
     }  # fmt: skip
     with Image.open(file) as picture:
         assert picture.format == "PNG" and picture.width > 600 and picture.height > 800

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from pyarrow import parquet
 
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.formats.annotations import captions_in
 from mvlm_jax.data.formats.ids import distinct, id_text
-from mvlm_jax.data.formats.listed import read_image, utf8
+from mvlm_jax.data.formats.listed import counted, read_image, utf8
 from mvlm_jax.data.images import AbsentImage
 from mvlm_jax.data.paths import listed_path
 from mvlm_jax.errors import UserError
@@ -62,6 +62,9 @@ class EmbeddedSource:
 
     def example_id(self, index: int) -> str:
         return self.ids[index].as_py()
+
+    def caption_counts(self) -> Int32[np.ndarray, " M"]:
+        return counted(self.captions)
 
     def _images(self, group: int) -> pa.ChunkedArray:
         with self._lock:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int32
 
 from mvlm_jax.data.examples import Example
 from mvlm_jax.data.images import AbsentImage
@@ -56,6 +58,9 @@ class ListedSource:
     def example_id(self, index: int) -> str:
         return self.ids[index].as_py()
 
+    def caption_counts(self) -> Int32[np.ndarray, " M"]:
+        return counted(self.captions)
+
 
 def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) -> ListedSource:
     """Gathers the captions of each image from all its rows; images are in the order of their first row.
@@ -84,6 +89,15 @@ def listed(rows: Iterable[Row], *, root: Path, left_out: Skipped | None = None) 
         ids=pa.array((utf8(identity or path) for path, identity in ids.items()), pa.large_string()),
         left_out=left_out,
     )
+
+
+def counted(captions: pa.Array) -> Int32[np.ndarray, " M"]:
+    """How many texts that are not blank each list holds."""
+    texts = captions.flatten()
+    filled = np.fromiter((bool(text.as_py().strip()) for text in texts), np.int32, len(texts))
+    before = np.concatenate([[0], np.cumsum(filled)])
+    offsets = captions.offsets.to_numpy() - captions.offsets[0].as_py()
+    return np.diff(before[offsets]).astype(np.int32)
 
 
 def read_image(path: Path) -> bytes:

@@ -15,6 +15,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
+from jaxtyping import Int32
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.examples import Example
@@ -98,6 +99,18 @@ class RecordSource:
         if part.ids_start + part.take > len(ids):
             raise UserError(f"{part.ids!r} holds {len(ids)} ids, fewer than the records; copy or prepare it again")
         return id_text(ids[part.ids_start + within].as_py()) or self._place(index)
+
+    def caption_counts(self) -> Int32[np.ndarray, " M"] | None:
+        """As `mvlm prepare` counted them; None of files that it did not write, or that it wrote before it did."""
+        counts = []
+        for part in self._parts:
+            whole = read_caption_counts(part.ids) if part.ids and "captions" in self.features else None
+            if whole is None:
+                return None
+            counts.append(whole[part.ids_start : part.ids_start + part.take].to_numpy())
+            if len(counts[-1]) < part.take:
+                raise UserError(f"{part.ids!r} counts captions of fewer than the records; copy or prepare it again")
+        return np.concatenate([np.zeros(0, np.int32), *counts])
 
     @contextlib.contextmanager
     def damage_reported(self, index: int) -> Iterator[None]:
@@ -248,11 +261,26 @@ def read_ids(path: str | Path) -> pa.Array:
     Raises:
       UserError: the file is cut off or damaged.
     """
+    return _read_columns(path)[0]
+
+
+def read_caption_counts(path: str | Path) -> pa.Array | None:
+    """How many captions each example of a whole split has; None where that is not kept.
+
+    Raises:
+      UserError: as `read_ids`.
+    """
+    columns = _read_columns(path)
+    return columns[1] if len(columns) > 1 else None
+
+
+def _read_columns(path: str | Path) -> list[pa.Array]:
     try:
         with pa.memory_map(str(path)) as file:
-            ids = pa.ipc.open_file(file).get_batch(0).column(0)
-            ids.validate(full=True)  # a damaged offset would be read as an address
-            return ids
+            columns = pa.ipc.open_file(file).get_batch(0).columns
+            for column in columns:
+                column.validate(full=True)  # a damaged offset would be read as an address
+            return columns
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{str(path)!r} is cut off or damaged: {reason}; copy or prepare it again") from error

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
-from mvlm_jax.data.examples import Example
+from mvlm_jax.data.examples import Example, without_blanks
 from mvlm_jax.data.formats.annotations import captions_in
 from mvlm_jax.data.formats.ids import distinct
 from mvlm_jax.data.formats.listed import utf8
@@ -53,6 +53,15 @@ class WebDatasetSource:
 
     def example_id(self, index: int) -> str:
         return self.ids[index].as_py()
+
+    def caption_counts(self) -> Int32[np.ndarray, " M"]:
+        return np.array([self._caption_count(index) for index in range(len(self))], np.int32)
+
+    def _caption_count(self, index: int) -> int:
+        try:
+            return len(without_blanks(self._captions(index)))
+        except UnusableImage:
+            return 0
 
     def _captions(self, index: int) -> list[str]:
         text = self._read(index, "txt")

@@ -280,10 +280,11 @@ def _describe(
         if not ids:
             reasons = str(skipped) or "it is empty"
             raise UserError(f"none of the {len(source)} images of split {split} can be used ({reasons})")
-        _write_ids(ids_file(directory, split), ids)
+        captions = [count for report in reports for count in report["captions"]]
+        _write_ids(ids_file(directory, split), ids, captions)
         splits[split] = {
             "examples": len(ids),
-            "captions": sum(report["captions"] for report in reports),
+            "captions": sum(captions),
             "skipped": skipped.as_dict(),
             "shards": [{field: report[field] for field in SHARD_FIELDS} for report in reports],
         }
@@ -325,7 +326,10 @@ def _describe(
         remains.unlink(missing_ok=True)
 
 
-def _write_ids(path: Path, ids: list[str]) -> None:
-    batch = pa.record_batch({"id": pa.array(ids, pa.large_string())})
+def _write_ids(path: Path, ids: list[str], captions: list[int]) -> None:
+    columns = {"id": pa.array(ids, pa.large_string())}
+    if any(captions):  # labelled examples have none
+        columns["captions"] = pa.array(captions, pa.int32())
+    batch = pa.record_batch(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)

@@ -47,7 +47,7 @@ class ImageChecks:
 
 def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, checks: ImageChecks) -> None:
     """Writes the usable ones of some examples, then the report that marks the file as finished."""
-    skipped, ids, captions = Skipped(), [], 0
+    skipped, ids, captions = Skipped(), [], []
     with atomically(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
@@ -60,7 +60,7 @@ def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, che
                 if values is not None:
                     writer.write(serialize(values))
                     ids.append(source.example_id(index))
-                    captions += len(values.get("captions", ()))
+                    captions.append(len(values.get("captions", ())))
         finally:
             writer.close()
     report = {
@@ -79,7 +79,9 @@ def finished_report(path: Path) -> dict[str, Any] | None:
     """The report of a shard; None where it is not finished or was changed since."""
     try:
         report = json.loads(report_path(path).read_text())
-        return report if path.stat().st_size == report["bytes"] and sha256(path) == report["sha256"] else None
+        whole = path.stat().st_size == report["bytes"] and sha256(path) == report["sha256"]
+        # Earlier versions kept the number of all captions alone.
+        return report if whole and isinstance(report["captions"], list) else None
     except (FileNotFoundError, ValueError):
         return None
 
