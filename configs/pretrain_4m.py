@@ -37,7 +37,7 @@ class Size(NamedTuple):
     caption: int
 
 
-# Of the lists that ALBEF published. Those of Visual Genome leave out the sentences of small regions (docs/data.md).
+# As ALBEF counts them, without the sentences of Visual Genome's small regions (docs/data.md).
 ALL = Size(4_000_000, 2_950_000 + 860_000 + 769_000 + 567_000)
 CC3M, COCO = Size(2_950_000, 2_950_000), Size(113_287, 566_747)
 PARTS = {"cc3m_100": 1.0, "cc3m_50": 0.5, "ablation": 0.5, "cc3m_25": 0.25, "cc3m_10": 0.1}  # of CC3M, beside COCO
