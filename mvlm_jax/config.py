@@ -187,7 +187,7 @@ def default() -> ConfigDict:
     # What a run is trained on: one source, or several with the times that each example comes in an epoch, as in
     # "2*tfds:coco:train + tfds:vg:train".
     config.data.train = "tfds:shapes:train"
-    config.data.fraction = 1.0  # of the examples of each training source, chosen by their ids; the paper's limited data
+    config.data.fraction = 1.0  # of each training source without a ?fraction= of its own; the paper's limited data
     config.data.fraction_seed = 0  # which ones: the same at every `seed`
     config.data.eval = "tfds:shapes:val"  # the source that metrics are taken on
     config.data.data_dir = ""  # where prepared datasets are; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
