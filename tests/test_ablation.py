@@ -219,14 +219,13 @@ def test_two_arms_of_a_seed_see_the_same_batches_and_masks_and_begin_alike(recip
     drawn = []
     for task, of_run in zip(tasks, streams):
         batches = task.train_batches(0)
-        drawn.append(task.prepare(next(batches), of_run))
+        drawn.append(task.prepare(jax.tree.map(jnp.asarray, next(batches)), of_run))
         batches.close()
-    same, other = zip(*(map(np.asarray, jax.tree.leaves(rows)) for rows in drawn[:2])), jax.tree.leaves(drawn[2])
-    for first, second in same:
+    for first, second in zip(*map(jax.tree.leaves, drawn[:2]), strict=True):
         np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(drawn[0].image, drawn[2].image)
+    for field in ("image", "image_id", "negative_noise"):
+        assert not np.array_equal(getattr(drawn[0], field), getattr(drawn[2], field))
     assert not np.array_equal(drawn[0].image_mask.patch_mask, drawn[2].image_mask.patch_mask)
-    assert len(other) == len(jax.tree.leaves(drawn[0]))
     # Every arm has all parts of the model, drawn from the same key by the same function.
     assert tasks[0].model == tasks[1].model
     jaxprs = [str(jax.make_jaxpr(task.init)(of_run.key("init"))) for task, of_run in zip(tasks[:2], streams)]
@@ -322,9 +321,10 @@ def test_an_ablation_that_was_killed_within_an_arm_gives_the_same_tables(tmp_pat
     assert done.returncode == -signal.SIGKILL, done.stderr
     with (killed / "results.jsonl").open("a") as file:
         file.write('{"arm": "maskvlm", "frac')
-    for directory in (killed, whole):
-        command = [sys.executable, BENCHMARKS / "ablation.py", f"--directory={directory}", *flags]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+    # Both in one process, which is to start once.
+    script = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import ablation\n"
+    script += "for name in sys.argv[1:3]: assert ablation.main([f'--directory={name}', *sys.argv[3:]]) == 0"
+    subprocess.run([sys.executable, "-c", script, killed, whole, *flags], env=environment, check=True)
     lines = [[json.loads(text) for text in (where / "results.jsonl").open()] for where in (killed, whole)]
     clock = ("seconds", "compiling_seconds")
     assert [len(of) for of in lines] == [4, 4]
@@ -332,8 +332,6 @@ def test_an_ablation_that_was_killed_within_an_arm_gives_the_same_tables(tmp_pat
         {k: v for k, v in row.items() if k not in clock} for row in lines[1]
     ]
     assert (killed / "tables.md").read_text() == (whole / "tables.md").read_text()
-    # One compilation serves both seeds of an arm.
-    assert [row["compiling_seconds"] > 1 for row in lines[1]] == [True, True, False, False] or jax.device_count() == 1
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a the red green blue circle square triangle".split()
