@@ -25,6 +25,7 @@ BENCHMARKS = ROOT / "benchmarks"
 RUN_HERE = {"curve", "doctor", "downstream", "frozen", "index", "input_pipeline", "retrieval_memory", "scaling"}
 # With torch, or with a file of tests of its own.
 RUN_ELSEWHERE = {
+    *("ablation", "ablation_statistics", "ablation_tables", "ablation_task"),
     *("bench", "contenders", "inference", "json_lines", "kernels", "noise_photos", "processes", "startup", "step"),
     *("torch_maskvlm", "torch_pretraining", "torch_pipeline"),
 }

@@ -89,6 +89,11 @@ class PlannedImage(NamedTuple):
     size: int  # pixels a side of the result
     decoded: UInt8[np.ndarray, "H W 3"] | None  # None: not decoded yet
 
+    @property
+    def scale(self) -> float:
+        """Of the image's sides, as far as the crop needs its pixels."""
+        return _scale(self.box, size=self.size)
+
     def made(self, out: UInt8[np.ndarray, "S S 3"] | None = None) -> UInt8[np.ndarray, "S S 3"]:
         """Call it once.
 
@@ -143,8 +148,12 @@ def decode_for_crop(
     image: EncodedImage, *, box: tuple[float, float, float, float], size: int
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The whole image, with no more pixels than a crop of it to `size` pixels a side needs, where the codec permits."""
+    return image.pixels(scale=_scale(box, size=size))
+
+
+def _scale(box: tuple[float, float, float, float], *, size: int) -> float:
     left, top, right, bottom = box
-    return image.pixels(scale=min(1.0, size / min(right - left, bottom - top)))
+    return min(1.0, size / min(right - left, bottom - top))
 
 
 def resized_crop(

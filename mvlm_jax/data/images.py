@@ -74,6 +74,16 @@ class EncodedImage:
             plain = _upright_size(self._picture)
         self.width, self.height = plain  # in pixels, of the upright image
 
+    def asked_size(self, *, scale: float) -> tuple[int, int]:
+        """The least (width, height) that the codec is asked for; the pixels depend on `scale` through it alone."""
+        if self._picture is None:
+            part = next((part for part in PARTS if part * scale <= 1), 1)
+            return -(-self.width // part), -(-self.height // part)
+        width, height = self._picture.size
+        # A PNG comes back whole, whatever it is asked for.
+        scale = 1.0 if self._picture.format == "PNG" else min(1.0, scale)
+        return math.ceil(scale * width), math.ceil(scale * height)
+
     def pixels(self, *, scale: float = 1.0) -> UInt8[np.ndarray, "H W 3"]:
         """Upright RGB; call it once. A JPEG may come back smaller, at no less than `scale` of its sides.
 
@@ -81,18 +91,16 @@ class EncodedImage:
           UndecodableImage: what is wrong with the body.
         """
         if self._picture is None:
-            part = next((part for part in PARTS if part * scale <= 1), 1)
+            width, height = self.asked_size(scale=scale)
             try:
-                return simplejpeg.decode_jpeg(
-                    self._data, "RGB", min_height=-(-self.height // part), min_width=-(-self.width // part)
-                )
+                return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width)
             except ValueError:
                 # Pillow reads images with harmless faults, and says what is wrong with the others.
                 self._picture = _opened(self._data, max_pixels=self.width * self.height)
         with self._picture as picture:
             if scale < 1:
                 with _reasons_given():
-                    picture.draft(None, (math.ceil(scale * picture.width), math.ceil(scale * picture.height)))
+                    picture.draft(None, self.asked_size(scale=scale))
             return upright_rgb(picture)
 
 

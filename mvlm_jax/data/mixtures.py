@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import UnusableImage
-from mvlm_jax.data.sources import open_source
+from mvlm_jax.data.sources import FRACTION, open_source, without_option
 from mvlm_jax.errors import UserError
 
 MANY = 200_000  # ids; hashing more takes seconds
@@ -111,19 +111,23 @@ def open_mixture(
 ) -> Mixture:
     """Opens `uri`, or several of them as in `2*tfds:coco:train + tfds:vg:train`; of each source only a fraction.
 
-    `opener` is called with a URI and the `data_dir`.
+    Args:
+      fraction: of the sources without one of their own, as `tfds:vg:train?fraction=0.5` has it.
+      opener: called with a URI and the `data_dir`.
 
     Raises:
       UserError: not of this form, a source that cannot be opened, or nothing left of one.
     """
     components = []
-    for weight, uri in parse_mixture(text):
+    for weight, term in parse_mixture(text):
+        uri, own = without_option(term, FRACTION)
+        part = fraction if own is None else _fraction(own, term=term)
         source = opener(uri, data_dir=data_dir)
-        records = None if fraction == 1 else subset(source, fraction=fraction, seed=fraction_seed)
+        records = None if part == 1 else subset(source, fraction=part, seed=fraction_seed)
         if len(source) and records is not None and not len(records):
+            name = f"config.data.fraction={part:g}" if own is None else f"{FRACTION}={own}"
             raise UserError(
-                f"config.data.fraction={fraction:g} leaves none of the {len(source)} examples of {uri}; "
-                f"give more than {0.5 / len(source):.2g}"
+                f"{name} leaves none of the {len(source)} examples of {uri}; give more than {0.5 / len(source):.2g}"
             )
         components.append(Component(source, weight=weight, records=records))
     return Mixture(components)
@@ -150,6 +154,16 @@ def parse_mixture(text: str) -> list[tuple[float, str]]:
             raise UserError(f"source {text!r} has an empty term; the form is {FORM}")
         terms.append((number, uri))
     return terms
+
+
+def _fraction(value: str, *, term: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 1:
+        raise UserError(f"source {term!r} has {FRACTION}={value}; give a number above 0 and at most 1")
+    return number
 
 
 def subset(source: Source, *, fraction: float, seed: int) -> Int32[np.ndarray, " M"]:

@@ -21,6 +21,7 @@ from mvlm_jax.data.paths import local_path, matching, split_query
 from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
 
+FRACTION = "fraction"  # the option, of every scheme, for the part of a training source that a run uses
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # below a prepared dataset, in each of its versions
 
 
@@ -77,6 +78,21 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
             raise UserError(f"source {uri!r}: {option!r} is not an option=value, given once")
         options[name] = value if os.path.exists(os.path.expanduser(value)) else unquote(value)
     return scheme, path, options
+
+
+def without_option(uri: str, name: str) -> tuple[str, str | None]:
+    """The URI without one of its options, and the value of that option; None: it is not given.
+
+    Raises:
+      UserError: as `parse_uri`.
+    """
+    value = parse_uri(uri)[2].get(name)
+    if value is None:
+        return uri, None
+    scheme, _, rest = uri.partition(":")
+    path, query = split_query(rest)
+    others = "&".join(option for option in query.split("&") if option.partition("=")[0] != name)
+    return f"{scheme}:{path}" + (f"?{others}" if others else ""), value
 
 
 def source_files(uri: str) -> tuple[Path, ...]:
@@ -151,6 +167,8 @@ def _open(uri: str, readers: Mapping[str, Reader], *, content: str, data_dir: st
         raise UserError(f"source {uri!r} does not hold {content}; they are read from {_forms(readers)}")
     reader = readers[scheme]
     unknown = sorted(set(options) - set(reader.options))
+    if FRACTION in unknown:
+        raise UserError(f"source {uri!r} is used whole; {FRACTION}=… is an option of the sources in config.data.train")
     if unknown:
         takes = f"takes {', '.join(reader.options)}" if reader.options else "takes none"
         raise UserError(f"source {uri!r} has an option {unknown[0]!r}; {scheme}: {takes}")

@@ -5,8 +5,8 @@ batch of images. Text features are kept where they fit, and encoded again for ea
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,13 @@ from mvlm_jax.evaluation.batching import compute, fetch, index_batches, padded, 
 from mvlm_jax.models.maskvlm import MaskVLM
 
 LEVELS = (1, 5, 10)
+
+
+class Ranks(NamedTuple):
+    """Of each query, how many wrong candidates stand before its best right one."""
+
+    text: Int[np.ndarray, " I"]  # of texts, for each image
+    image: Int[np.ndarray, " T"]  # of images, for each caption
 
 
 def evaluate_retrieval(
@@ -34,8 +41,31 @@ def evaluate_retrieval(
     """Recalls in percent, `images` and `captions`; with `rerank` > 0 each recall also as `…_rerank`.
 
     `tr_r<k>`: an image finds one of its own captions; `ir_r<k>`: a caption finds its image; `r_mean`: the mean of the
-    six. A wrong candidate with the same score counts as ranked before the right one, so that ties never help. A score
-    that is not a number never helps either.
+    six. The arguments are those of `rank_split`.
+    """
+    ranks = rank_split(
+        model, params, split, batch_size=batch_size, rerank=rerank, rerank_by=rerank_by, sweep=sweep,
+        host_bytes=host_bytes,
+    )  # fmt: skip
+    results = {"images": len(split), "captions": len(split.captions)} | recalls(ranks)
+    return results | ({"rerank_candidates": rerank, "rerank_by": rerank_by} if rerank or sweep else {})
+
+
+def rank_split(
+    model: MaskVLM,
+    params: PyTree,
+    split: EvalSplit,
+    *,
+    batch_size: int,
+    rerank: int,
+    rerank_by: str,
+    sweep: Sequence[int] = (),
+    host_bytes: int,
+) -> dict[str, Ranks]:
+    """The ranks by contrast under the empty name, re-ranked ones under `_rerank` and `_rerank_<k>`.
+
+    A wrong candidate with the same score counts as ranked before the right one, so that ties never help. A score that
+    is not a number never helps either.
 
     Args:
       rerank: candidates per query whose order the matching head decides.
@@ -50,8 +80,7 @@ def evaluate_retrieval(
     search = functools.partial(ranking.rank, k=max(rerank, *sweep, 1), host_bytes=host_bytes)
     to_text = search(z_image, z_text, images, split.caption_image)
     to_image = search(z_text, z_image, split.caption_image, images)
-    results: dict[str, Any] = {"images": len(split), "captions": len(split.captions)}
-    results |= _recalls(to_text.rank, to_image.rank)
+    ranks = {"": Ranks(to_text.rank, to_image.rank)}
     if rerank or sweep:
         pairs = Pairs(to_text.candidates, to_image.candidates, captions=len(split.captions))
         scores = match_pairs(model, params, split, pairs, w, batch_size=batch_size)
@@ -60,16 +89,19 @@ def evaluate_retrieval(
             scores = plus_similarity(scores, pairs, z_image, z_text, temperature=temperature, host_bytes=host_bytes)
         of_text, of_image = pairs.of_images(scores), pairs.of_captions(scores)
         for k in sorted({rerank, *sweep} - {0}):
-            ranks = ranking.reranked(to_text, of_text, k=k), ranking.reranked(to_image, of_image, k=k)
-            results |= _recalls(*ranks, suffix="_rerank" if k == rerank else f"_rerank_{k}")
-        results |= {"rerank_candidates": rerank, "rerank_by": rerank_by}
+            both = ranking.reranked(to_text, of_text, k=k), ranking.reranked(to_image, of_image, k=k)
+            ranks["_rerank" if k == rerank else f"_rerank_{k}"] = Ranks(*both)
+    return ranks
+
+
+def recalls(ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """The recalls of `evaluate_retrieval`."""
+    results = {}
+    for suffix, (text, image) in ranks.items():
+        of = {f"tr_r{k}{suffix}": ranking.recall(text, at=k) for k in LEVELS}
+        of |= {f"ir_r{k}{suffix}": ranking.recall(image, at=k) for k in LEVELS}
+        results |= of | {f"r_mean{suffix}": float(np.mean(list(of.values())))}
     return results
-
-
-def _recalls(text_rank: Int[np.ndarray, " I"], image_rank: Int[np.ndarray, " T"], *, suffix: str = "") -> dict:
-    recalls = {f"tr_r{k}{suffix}": ranking.recall(text_rank, at=k) for k in LEVELS}
-    recalls |= {f"ir_r{k}{suffix}": ranking.recall(image_rank, at=k) for k in LEVELS}
-    return recalls | {f"r_mean{suffix}": float(np.mean(list(recalls.values())))}
 
 
 class Pairs:

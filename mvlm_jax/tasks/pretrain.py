@@ -150,19 +150,21 @@ class Pretrain(BaseTask):
             dropout_keys=self.dropout_keys(streams, examples=len(batch["text"])),
         )
 
+    @property
+    def retrieval_options(self) -> dict[str, Any]:
+        """Of `evaluate_retrieval`. A matching head that was not trained re-ranks nothing."""
+        options = self.config.eval
+        return {
+            "batch_size": options.batch_size,
+            "rerank": options.rerank if self._weights["itm"] else 0,
+            "rerank_by": options.rerank_by,
+            "sweep": options.sweep if self._weights["itm"] else (),
+            "host_bytes": options.host_bytes,
+        }
+
     def recalls(self, params: Params) -> dict[str, dict[str, Any]]:
         """Retrieval over the whole split."""
-        options = self.config.eval
-        metrics = evaluate_retrieval(
-            self.model,
-            params,
-            self.split,
-            batch_size=options.batch_size,
-            rerank=options.rerank if self._weights["itm"] else 0,
-            rerank_by=options.rerank_by,
-            sweep=options.sweep if self._weights["itm"] else (),
-            host_bytes=options.host_bytes,
-        )
+        metrics = evaluate_retrieval(self.model, params, self.split, **self.retrieval_options)
         return {f"retrieval-{self.eval_name}": metrics | left_out(self.split.left_out)}
 
     def evaluate(self, params: Params) -> dict[str, dict[str, Any]]:

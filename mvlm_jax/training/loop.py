@@ -32,24 +32,27 @@ class Outcome(NamedTuple):
     results: dict[str, dict[str, Any]]  # the metrics of the last evaluation, by `<task>-<split>`
 
 
-def train(task: Task, *, config: ConfigDict, workdir: str | Path) -> Outcome:
+def train(task: Task, *, config: ConfigDict, workdir: str | Path, program: Program | None = None) -> Outcome:
     """Makes `config.steps` steps in all.
 
     SIGTERM, or Ctrl-C once, stops it after the step in progress, with a checkpoint.
+
+    Args:
+      program: of this task and config, where an earlier run has compiled it; None: it is made.
 
     Raises:
       UserError: the config does not fit the devices, the workdir does not fit the config, or another run uses it.
       RunError: the run cannot go on: nothing can be written, or no update is finite any more.
     """
     with ExitStack() as held:
-        return _train(task, config=config, workdir=user_path(workdir), held=held)
+        return _train(task, config=config, workdir=user_path(workdir), held=held, program=program)
 
 
-def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack) -> Outcome:
+def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, program: Program | None) -> Outcome:
     """`held` gets the lock of the workdir."""
     steps = config.steps
     mesh = make_mesh(**config.mesh)
-    program = make_program(task=task, config=config, mesh=mesh)
+    program = program or make_program(task=task, config=config, mesh=mesh)
     _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
     with hosts.together():

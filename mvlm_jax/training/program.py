@@ -1,10 +1,11 @@
 """The functions that are compiled for a run, and the shapes of its state, known before any array exists."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from mvlm_jax.training.layer_decay import layer_scales, scale_updates
 from mvlm_jax.training.mesh import batch_sharding, check_batch_size
 from mvlm_jax.training.optimizer import learning_rates, make_optimizer
 from mvlm_jax.training.partition import partition_of
-from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step
+from mvlm_jax.training.state import TrainState, abstract_state, make_init, make_train_step
 from mvlm_jax.training.streams import Streams
 from mvlm_jax.training.task import Task
 
@@ -22,12 +23,23 @@ from mvlm_jax.training.task import Task
 class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
-    init: Callable[[], TrainState]
-    step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `step.lower(…).compile()` compiles it ahead of time
+    init: Callable[..., TrainState]  # () -> state
+    step: Any  # (state, batch) -> (state, metrics); `step.lower(…).compile()` compiles it ahead of time
+
+    def of_seed(self, seed: int) -> "Program":
+        """The program of one run, from one that was made for any seed; it is compiled once for all of them."""
+        init, step = self.init, self.step
+        return self._replace(
+            init=lambda: init(np.uint32(seed)), step=lambda state, batch: step(state, batch, np.uint32(seed))
+        )
 
 
-def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
+def make_program(*, task: Task, config: ConfigDict, mesh: Mesh, any_seed: bool = False) -> Program:
     """
+    Args:
+      any_seed: whether `init` and `step` take the seed as their last argument, a uint32 scalar, in place of
+        `config.seed`: one program for runs that differ in their seeds.
+
     Raises:
       UserError: the batch, a parameter or the warm-up does not fit the mesh or the run; a pattern of what is frozen
         matches nothing, or all is frozen.
@@ -68,6 +80,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         sharding_rules=task.sharding_rules,
     )
     shardings = jax.tree.map(lambda array: array.sharding, state)
+    seed = None if any_seed else config.seed
 
     def step_value_and_grad(params, batch, streams):
         rows = task.prepare(batch, streams)
@@ -84,15 +97,13 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     return Program(
         state=state,
         batch_sharding=batch_sharding(mesh),
-        init=lambda: init_state(
-            init=task.init, optimizer=optimizer, partition=partition, seed=config.seed, shardings=shardings
-        ),
+        init=make_init(init=task.init, optimizer=optimizer, partition=partition, seed=seed, shardings=shardings),
         step=make_train_step(
             value_and_grad=step_value_and_grad,
             optimizer=optimizer,
             partition=partition,
             schedules=schedules,
-            seed=config.seed,
+            seed=seed,
             ema=options.ema,
             shardings=shardings,
             mesh=mesh,

@@ -67,21 +67,25 @@ def abstract_state(
     )
 
 
-def init_state(
+def make_init(
     *,
     init: Callable[[jax.Array], Params],
     optimizer: optax.GradientTransformation,
     partition: Partition,
-    seed: int,
+    seed: int | None,
     shardings: TrainState,
-) -> TrainState:
-    """A new state; no device holds more than its own part at any time."""
+) -> jax.stages.Wrapped:
+    """The jitted () -> new state; no device holds more than its own part at any time.
 
-    def build() -> TrainState:
+    Args:
+      seed: None: it is the argument of the function, a uint32 scalar.
+    """
+
+    def build(seed=seed) -> TrainState:
         params = init(Streams(seed=seed, step=jnp.int32(0)).key("init"))
         return _first_state(params, optimizer, partition, shardings.ema is not None)
 
-    return jax.jit(build, out_shardings=shardings)()
+    return jax.jit(build, out_shardings=shardings)
 
 
 def _first_state(
@@ -121,7 +125,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     partition: Partition,
     schedules: Mapping[str, optax.Schedule],
-    seed: int,
+    seed: int | None,
     ema: float,
     shardings: TrainState,
     mesh: Mesh,
@@ -130,10 +134,11 @@ def make_train_step(
 
     Args:
       value_and_grad: its gradients are those of the trained parameters.
+      seed: None: it is a third argument of the step, a uint32 scalar, so that runs of many seeds share one program.
       ema: decay of the moving average, where the state has one.
     """
 
-    def step(state, batch):
+    def step(state, batch, seed=seed):
         streams = Streams(seed=seed, step=state.step)
         (total, sums), gradients = value_and_grad(state.params, batch, streams)
         before = partition.split(state.params)
@@ -156,7 +161,7 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *(() if seed is not None else (replicated(mesh),))),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

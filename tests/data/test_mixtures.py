@@ -5,6 +5,7 @@ import pytest
 from examples import ListSource, pair_source
 
 from mvlm_jax.data.mixtures import Component, Mixture, open_mixture, parse_mixture, subset
+from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 
 
@@ -176,6 +177,45 @@ def test_mixture_is_opened_with_a_fraction_of_each_source(shapes_dir):
 def test_fraction_that_leaves_nothing_is_refused(shapes_dir):
     with pytest.raises(UserError, match=r"fraction=0.03 leaves none of the 12 examples of tfds:shapes:val; give more"):
         open_mixture("tfds:shapes:train + tfds:shapes:val", data_dir=shapes_dir, fraction=0.03)
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "lengths"),
+    [
+        ("tfds:shapes:train?fraction=0.5 + tfds:shapes:val", 1.0, [20, 12]),
+        ("2*tfds:shapes:train + tfds:shapes:val?fraction=1", 0.25, [10, 12]),
+        ("tfds:shapes:train?image=image&fraction=0.1&id=image_id", 0.5, [4]),
+    ],
+)
+def test_fraction_of_a_source_counts_in_place_of_the_general_one(shapes_dir, text, fraction, lengths):
+    mixture = open_mixture(text, data_dir=shapes_dir, fraction=fraction)
+    assert [len(component) for component in mixture.components] == lengths
+
+
+def test_fraction_of_a_source_holds_the_examples_that_the_general_one_does(shapes_dir):
+    own = open_mixture("tfds:shapes:train?fraction=0.5", data_dir=shapes_dir, fraction_seed=3)
+    general = open_mixture("tfds:shapes:train", data_dir=shapes_dir, fraction=0.5, fraction_seed=3)
+    assert epochs(own, 2) == epochs(general, 2)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ("tfds:shapes:val?fraction=0.03", "^fraction=0.03 leaves none of the 12 examples of tfds:shapes:val; give"),
+        *((f"tfds:shapes:val?fraction={value}", f"fraction={value}; give a number above 0 and at most 1")
+          for value in ("0", "1.5", "-1", "nan", "half")),
+        ("tfds:shapes:val?fraction=", "'fraction=' is not an option=value"),
+        ("tfds:shapes:val?fraction=0.5&fraction=0.5", "is not an option=value, given once"),
+    ],
+)  # fmt: skip
+def test_wrong_fraction_of_a_source_is_refused(shapes_dir, term, message):
+    with pytest.raises(UserError, match=message):
+        open_mixture(f"tfds:shapes:train + {term}", data_dir=shapes_dir)
+
+
+def test_only_training_sources_take_a_fraction(shapes_dir):
+    with pytest.raises(UserError, match=r"is used whole; fraction=… is an option of the sources in config.data.train"):
+        open_source("tfds:shapes:val?fraction=0.5", data_dir=shapes_dir)
 
 
 def test_captions_are_those_of_every_pair_in_use_once():

@@ -100,3 +100,18 @@ def test_the_step_compiles_without_any_array():
     rows = next(ToyTask().train_batches(0))
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in rows.items()}
     assert program.step.lower(program.state, shapes).compile().memory_analysis() is not None
+
+
+def test_one_program_serves_every_seed_and_gives_what_the_program_of_that_seed_gives():
+    mesh, batch = make_mesh(data=-1, fsdp=1, tensor=1), next(ToyTask().train_batches(0))
+    of_any = make_program(task=ToyTask(), config=toy_config(), mesh=mesh, any_seed=True)
+    for seed in (0, 2**32 - 1):
+        for program in (of_any.of_seed(seed), make_program(task=ToyTask(), config=toy_config(seed=seed), mesh=mesh)):
+            state = program.init()
+            first = jax.device_get(state.params)
+            state, metrics = program.step(state, shard_batch(batch, program.batch_sharding))
+            found = jax.device_get((first, state.params, metrics))
+            if program.state is of_any.state:
+                expected = found
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert of_any.step._cache_size() == of_any.init._cache_size() == 1
