@@ -114,7 +114,7 @@ class AblationTask(Pretrain):
     @classmethod
     def mixture(cls, config: ConfigDict) -> Mixture:
         data = config.data
-        return _mixture(data.train, data.data_dir, data.fraction, data.fraction_seed)
+        return _mixture(data.train, data.data_dir, data.epoch_of, data.fraction, data.fraction_seed)
 
     @property
     def training_examples(self) -> SharedExamples:
@@ -169,7 +169,7 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _mixture(train: str, data_dir: str, fraction: float, fraction_seed: int) -> Mixture:
-    config = ConfigDict({"data": {"train": train, "data_dir": data_dir}})
+def _mixture(train: str, data_dir: str, epoch_of: str, fraction: float, fraction_seed: int) -> Mixture:
+    config = ConfigDict({"data": {"train": train, "data_dir": data_dir, "epoch_of": epoch_of}})
     config.data.update({"fraction": fraction, "fraction_seed": fraction_seed})
     return Pretrain.mixture(config)

@@ -188,7 +188,7 @@ def default() -> ConfigDict:
     # What a run is trained on: one source, or several with the times that each example comes in an epoch, as in
     # "2*tfds:coco:train + tfds:vg:train".
     config.data.train = "tfds:shapes:train"
-    config.data.fraction = 1.0  # of each training source without a ?fraction= of its own; the paper's limited data
+    config.data.fraction = 1.0  # of each training source without a ?fraction= of its own
     config.data.fraction_seed = 0  # which ones: the same at every `seed`
     # What comes once in an epoch: each image, with one of its captions, or each caption, with its image. Of labelled
     # examples (questions, statements, hypotheses) each comes once anyway.
