@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
         flags.DEFINE_string("name", None, "Of the run, and of what is made for it.", required=True, flag_values=values)
         trains = verb in TRAINING
         flags.DEFINE_string(
-            "workdir", "", "Directory of the run; gs://BUCKET/PATH in a cloud.", required=trains, flag_values=values
+            "workdir", None, "Directory of the run; gs://BUCKET/PATH in a cloud.", required=trains, flag_values=values
         )
         flags.DEFINE_multi_string(
             "bucket", [], "gs://BUCKET to be mounted too, beside those that the flags name.", flag_values=values
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
         job = Job(
             name=values.name,
             config=config_words(words) if verb in TRAINING else (),
-            workdir=values.workdir,
+            workdir=values.workdir or "",
             buckets=tuple(map(buckets.bucket, values.bucket)),
         )
         tools = Tools(dry_run=values.dry_run)

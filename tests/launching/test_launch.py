@@ -10,6 +10,7 @@ import pytest
 
 from mvlm_jax import cli
 from mvlm_jax.errors import RunError
+from mvlm_jax.launching import archive
 from mvlm_jax.launching.job import config_words
 from mvlm_jax.launching.tools import Tools
 from mvlm_jax.launching.vertex_worker import words as vertex_words
@@ -24,6 +25,7 @@ GKE = ["gke", "--image=example.org/mvlm:1", "--tpu_type=tpu-v6e-slice", "--topol
 GPUS = ["gke", "--image=example.org/mvlm:1", "--gpu_type=nvidia-h100-mega-80gb", "--nodes=2"]
 VERTEX = ["vertex", "--region=us-central1", "--image=example.org/mvlm:1", "--machine_type=a3-highgpu-8g"]
 SLURM = ["slurm"]
+FILES = archive.FILES
 ALL = {"compute": COMPUTE, "queue": QUEUE, "slices": SLICES, "gke": GKE, "vertex": VERTEX, "slurm": SLURM}
 
 
@@ -220,7 +222,8 @@ def test_a_run_is_started_again_on_every_slice_of_a_tpu_that_is_there(tools):
     assert all("--worker=all" in command and "systemd-run" in command[-1] for command in started)
 
 
-def test_the_program_is_sent_without_anything_else_of_the_checkout(tools, tmp_path):
+def test_the_program_is_sent_without_anything_else_of_the_checkout(tools, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "FILES", FILES)
     recipe = tmp_path / "here" / "mine.py"
     recipe.write_text("from mvlm_jax.configs import demo\ndef get_config():\n  return demo.get_config()\n")
     assert launch(QUEUE, "create", "--config=mine.py", "--workdir=gs://b-1/x") == 0
