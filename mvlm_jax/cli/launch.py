@@ -1,6 +1,6 @@
-"""Trains on machines of others: buys or asks for them, starts the run there, shows it, and gives them back.
+r"""Trains on machines of others: buys or asks for them, starts the run there, shows it, and gives them back.
 
-    mvlm launch tpu create --name=mvlm --zone=us-east5-a --machine_type=ct6e-standard-4t --topology=4x4 --spot \\
+    mvlm launch tpu create --name=mvlm --zone=us-east5-a --machine_type=ct6e-standard-4t --topology=4x4 --spot \
       --config=pretrain_4m --workdir=gs://my-bucket/runs/mvlm --config.data.data_dir=/gcs/my-bucket/data
     mvlm launch tpu status --name=mvlm --zone=us-east5-a --machine_type=ct6e-standard-4t --topology=4x4
     mvlm launch tpu logs --name=mvlm --zone=us-east5-a --machine_type=ct6e-standard-4t --topology=4x4

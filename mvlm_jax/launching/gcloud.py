@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -15,7 +16,7 @@ def define_project(values: flags.FlagValues) -> None:
 
 def define_machines(values: flags.FlagValues) -> None:
     """What may be said of machines wherever they are bought."""
-    text = {"flag_values": values}
+    text: Any = {"flag_values": values}
     flags.DEFINE_boolean("spot", False, "Cheaper machines, which may be taken away at any time.", **text)
     flags.DEFINE_string("reservation", None, "Name of the reservation whose machines are used.", **text)
     flags.DEFINE_string("network", None, "Network; default: that of the project.", **text)

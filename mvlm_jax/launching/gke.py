@@ -1,6 +1,7 @@
 """A JobSet on GKE: TPU slices, or machines with GPUs. The cluster is that of the current context of kubectl."""
 
 import json
+from typing import Any
 
 from absl import flags
 
@@ -14,7 +15,7 @@ TOOL = "kubectl"
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    text = {"flag_values": values}
+    text: Any = {"flag_values": values}
     flags.DEFINE_string("image", None, "Image made from the Dockerfile, its target tpu or gpu.", **text)
     flags.DEFINE_string("tpu_type", None, "As GKE calls it, such as tpu-v6e-slice; with --topology.", **text)
     flags.DEFINE_string("topology", None, "Of a slice, such as 4x4.", **text)

@@ -4,6 +4,7 @@ import glob
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -17,7 +18,7 @@ NOTICE_SECONDS = 300  # before the time limit, for the step in progress and its 
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    text = {"flag_values": values}
+    text: Any = {"flag_values": values}
     flags.DEFINE_integer("nodes", 1, "How many machines.", lower_bound=1, **text)
     flags.DEFINE_integer("gpus", 8, "Of a machine, a process each; 0: one process a machine, on CPUs.", **text)
     flags.DEFINE_integer("cpus", 8, "For each process.", lower_bound=1, **text)

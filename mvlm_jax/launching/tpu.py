@@ -6,6 +6,7 @@ With --machine_type and --topology through Compute Engine, which Google develops
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -24,7 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def define_common(values: flags.FlagValues) -> None:
-    text = {"flag_values": values}
+    text: Any = {"flag_values": values}
     flags.DEFINE_string("zone", None, "Zone, such as us-east5-a.", required=True, **text)
     flags.DEFINE_string("machine_type", None, "Of Compute Engine, such as ct6e-standard-4t; with --topology.", **text)
     flags.DEFINE_string("topology", None, "Of the slice, such as 4x4.", **text)

@@ -18,7 +18,7 @@ RUNNING = ("QUEUED", "PENDING", "RUNNING", "PAUSED", "RESTARTING", "UPDATING")
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    text = {"flag_values": values}
+    text: Any = {"flag_values": values}
     flags.DEFINE_string("region", None, "Region, such as us-central1.", required=True, **text)
     flags.DEFINE_string("image", None, "Image made from the Dockerfile, in Artifact Registry.", **text)
     flags.DEFINE_string("machine_type", None, "Such as a3-highgpu-8g or ct6e-standard-4t.", **text)

@@ -23,6 +23,4 @@ def words(argv: Sequence[str], cluster_spec: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    from mvlm_jax.__main__ import main
-
-    sys.exit(main(words(sys.argv[1:], os.environ["CLUSTER_SPEC"])))
+    os.execvp("mvlm", ["mvlm", *words(sys.argv[1:], os.environ["CLUSTER_SPEC"])])

@@ -227,8 +227,8 @@ def test_the_program_is_sent_without_anything_else_of_the_checkout(tools, tmp_pa
     recipe = tmp_path / "here" / "mine.py"
     recipe.write_text("from mvlm_jax.configs import demo\ndef get_config():\n  return demo.get_config()\n")
     assert launch(QUEUE, "create", "--config=mine.py", "--workdir=gs://b-1/x") == 0
-    with tarfile.open(tools.folder / "code.tar.gz") as archive:
-        names = set(archive.getnames())
+    with tarfile.open(tools.folder / "code.tar.gz") as sent:
+        names = set(sent.getnames())
     top = {name.split("/")[0] for name in names}
     assert top == {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt", "configs", "mvlm_jax",
                    "sent_recipe.py"}  # fmt: skip
