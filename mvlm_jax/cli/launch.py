@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
             buckets=tuple(map(buckets.bucket, values.bucket)),
         )
         tools = Tools(dry_run=values.dry_run)
-        if name != "slurm" or verb == "create":
+        if verb in TRAINING:
             tools.require(platform.TOOL)
         platform.VERBS[verb](tools, job, values)
 

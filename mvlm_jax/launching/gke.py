@@ -12,6 +12,7 @@ from mvlm_jax.launching.job import Job, check_name
 from mvlm_jax.launching.tools import Tools
 
 TOOL = "kubectl"
+LONGEST_NAME = 40
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -36,29 +37,29 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    # A pod is called NAME-slice-job-0-0 and a random part, which must not be longer than a host's name.
-    check_name(job.name, longest=40)
+    # Pods, and what Kueue makes, have longer names, which must not be longer than that of a host.
+    check_name(job.name, longest=28 if options.queue else LONGEST_NAME)
     job.check_bucket_workdir()
     job.check_image_recipe()
     check_machines(options)
     manifest = jobset.manifest(job, _machines(options), _settings(options))
-    tools.create(
-        _kubectl(options, "create", "--filename=-"),
-        text=json.dumps(manifest, indent=2) + "\n",
-        what=f"the JobSet {job.name}",
-        describe=_kubectl(options, "get", "jobset", job.name),
-        delete=_again("delete", job, options),
-    )
+    named = {"what": f"the JobSet {job.name}", "delete": _again("delete", job, options)}
+    listing = _kubectl(options, "get", "jobset", job.name, "--ignore-not-found", "--output=name")
+    tools.refuse(listing, **named)
+    text = json.dumps(manifest, indent=2) + "\n"
+    tools.create(_kubectl(options, "create", "--filename=-"), listing=listing, text=text, **named)
     print(f"status: {_again('status', job, options)}\nlogs: {_again('logs', job, options)}")
 
 
 def status(tools: Tools, job: Job, options: flags.FlagValues) -> None:
+    check_name(job.name, longest=LONGEST_NAME)
     tools.run(_kubectl(options, "get", "jobset", job.name))
     tools.run(_kubectl(options, "get", "pods", f"--selector={jobset.NAME_LABEL}={job.name}", "--output=wide"))
 
 
 def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     """Of process 0, which reports for all."""
+    check_name(job.name, longest=LONGEST_NAME)
     first = f"{jobset.NAME_LABEL}={job.name},{jobset.JOB_LABEL}=0,batch.kubernetes.io/job-completion-index=0"
     follow = ["--follow"] if options.follow else []
     tools.run(
@@ -67,6 +68,7 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
+    check_name(job.name, longest=LONGEST_NAME)
     tools.run(_kubectl(options, "delete", "jobset", job.name))
 
 

@@ -50,7 +50,7 @@ class Job:
     @property
     def recipe_file(self) -> Path | None:
         """The recipe where it is a file rather than a shipped one."""
-        file = Path(self.recipe_name.partition(":")[0])
+        file = Path(self.recipe_name.partition(":")[0]).expanduser()
         return file if file.is_file() else None
 
     @property

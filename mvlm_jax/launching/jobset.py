@@ -116,6 +116,7 @@ def _pod(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
         )
     if settings.reservation is not None:
         selector["cloud.google.com/reservation-name"] = settings.reservation
+    user = 0 if machines.on_tpu else IMAGE_USER  # the devices of a TPU belong to root
     name, number = machines.resource
     tolerations.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
     pod: dict[str, Any] = {
@@ -141,18 +142,18 @@ def _pod(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
         "volumes": [
             # Batches go from the workers to the trainer through shared memory, of which a pod has 64 MB by itself.
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
-            *(_bucket(index, bucket) for index, bucket in enumerate(job.mounts)),
+            *(_bucket(index, bucket, user=user) for index, bucket in enumerate(job.mounts)),
         ],
     }
     if machines.on_tpu:
-        pod["securityContext"] = {"runAsUser": 0}  # the devices of a TPU belong to root
+        pod["securityContext"] = {"runAsUser": user}
     if settings.service_account is not None:
         pod["serviceAccountName"] = settings.service_account
     return pod
 
 
-def _bucket(index: int, bucket: str) -> dict[str, Any]:
-    options = [*buckets.MOUNT_OPTIONS, f"uid={IMAGE_USER}", f"gid={IMAGE_USER}"]
+def _bucket(index: int, bucket: str, *, user: int) -> dict[str, Any]:
+    options = [*buckets.MOUNT_OPTIONS, f"uid={user}", f"gid={user}"]
     attributes = {"bucketName": bucket, "mountOptions": ",".join(options)}
     return {
         "name": f"bucket-{index}",

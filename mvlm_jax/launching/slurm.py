@@ -36,6 +36,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     _check_name(job)
+    if job.workdir.startswith("gs://"):
+        raise UserError(f"--workdir={job.workdir} is not mounted by Slurm; give a directory that all nodes see")
+    # Two jobs would write to one workdir.
+    listing = ["squeue", "--me", f"--name={job.name}", "--noheader"]
+    named = {"what": f"a job called {job.name}", "delete": again("slurm", "delete", job.name)}
+    tools.refuse(listing, **named)
     _check_mounts(job, options)
     words = [
         "sbatch",
@@ -51,7 +57,7 @@ def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
         "--requeue" if options.requeue else "--no-requeue",
         *given(partition=options.partition, account=options.account, qos=options.qos),
     ]
-    tools.run(words, text=script(job, options))
+    tools.create(words, text=script(job, options), listing=listing, **named)
     print(f"status: {again('slurm', 'status', job.name)}\nlogs: {again('slurm', 'logs', job.name)}")
 
 
@@ -73,7 +79,6 @@ def script(job: Job, options: flags.FlagValues) -> str:
 
 def status(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     _check_name(job)
-    tools.require("squeue")
     tools.run(["squeue", "--me", f"--name={job.name}"])
 
 
@@ -88,7 +93,6 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     _check_name(job)
-    tools.require("scancel")
     tools.run(["scancel", "--me", f"--name={job.name}"])
 
 

@@ -60,6 +60,7 @@ SCRIPT = r"""#!/usr/bin/env bash
 # Written by mvlm launch.
 set -uo pipefail
 export HOME=/root USER=root DEBIAN_FRONTEND=noninteractive
+PATH=$PATH:/snap/bin  # where Ubuntu has gcloud
 exec > >(tee -a @LOG@) 2>&1
 
 attribute() {

@@ -51,14 +51,6 @@ class Tools:
         if status:
             raise RunError(f"status {status} from: {shlex.join(words)}")
 
-    def succeeds(self, words: Sequence[str]) -> bool:
-        """Whether a program that only asks something succeeds. Its output is dropped. False in a dry run."""
-        self._show(words)
-        if self.dry_run:
-            return False
-        self.require(words[0])
-        return subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
-
     def lines(self, words: Sequence[str]) -> list[str]:
         """What a program prints. Empty in a dry run.
 
@@ -75,34 +67,46 @@ class Tools:
             raise RunError(f"status {done.returncode} from: {shlex.join(words)}")
         return done.stdout.split("\n")[:-1]
 
+    def exists(self, listing: Sequence[str]) -> bool:
+        """Whether a command that lists something prints a line. False in a dry run.
+
+        To list tells what is not there from what cannot be asked for, which to describe does not.
+
+        Raises:
+          RunError: it failed, as where nobody is logged in.
+        """
+        return any(self.lines(listing))
+
+    def refuse(self, listing: Sequence[str], *, what: str, delete: str) -> None:
+        """
+        Raises:
+          UserError: something of this name is there already.
+        """
+        if self.exists(listing):
+            raise UserError(f"{what} exists already; look at its status, or delete it with: {delete}")
+
     def create(
-        self,
-        words: Sequence[str],
-        *,
-        what: str,
-        describe: Sequence[str],
-        delete: str,
-        text: str | None = None,
+        self, words: Sequence[str], *, listing: Sequence[str], what: str, delete: str, text: str | None = None
     ) -> None:
-        """Makes something that costs money, unless it is there already.
+        """Makes something that costs money.
 
         Args:
-          describe: a command that succeeds where it is there.
+          listing: a command that prints a line where it is there.
           delete: the command that a user gives to delete it; named where it may have been left behind.
 
         Raises:
-          UserError: it is there already.
           RunError: the command failed.
         """
-        if self.succeeds(describe):
-            raise UserError(f"{what} exists already; look at its status, or delete it with: {delete}")
         try:
             self.run(words, text=text)
         except KeyboardInterrupt:
             print(f"mvlm launch: {what} may exist and cost money; delete it with: {delete}", file=sys.stderr)
             raise
         except RunError as error:
-            there = "is there nevertheless and costs money" if self.succeeds(describe) else "is not found afterwards"
+            try:
+                there = "is there nevertheless and costs money" if self.exists(listing) else "is not there"
+            except RunError:
+                there = "may be there nevertheless and cost money"
             raise RunError(f"{error}; {what} {there}; to be sure that it is gone: {delete}") from error
 
     @contextlib.contextmanager

@@ -13,10 +13,11 @@ from absl import flags
 from mvlm_jax.errors import UserError
 from mvlm_jax.launching import tpu_compute, tpu_queue
 from mvlm_jax.launching.gcloud import check_machines, define_machines, define_project
-from mvlm_jax.launching.job import Job
+from mvlm_jax.launching.job import Job, check_name
 from mvlm_jax.launching.tools import Tools
 
 TOOL = "gcloud"
+LONGEST_NAME = 40  # the providers add to it
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -48,6 +49,7 @@ def define_slices(values: flags.FlagValues, *, default: int) -> None:
 
 def verb(name: str) -> Callable[[Tools, Job, flags.FlagValues], None]:
     def call(tools: Tools, job: Job, options: flags.FlagValues) -> None:
+        check_name(job.name, longest=LONGEST_NAME)
         getattr(_way(name, options), name)(tools, job, options)
 
     return call

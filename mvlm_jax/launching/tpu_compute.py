@@ -12,7 +12,7 @@ from absl import flags
 
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.launching.gcloud import again, chips, gcloud, given
-from mvlm_jax.launching.job import Job, check_name
+from mvlm_jax.launching.job import Job
 from mvlm_jax.launching.startup import GRACE_SECONDS, LOG, Startup
 from mvlm_jax.launching.tools import Tools
 from mvlm_jax.launching.tpu_queue import send_code
@@ -29,9 +29,10 @@ POLICY = ("compute", "resource-policies")
 
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    check_name(job.name, longest=40)
     job.check_bucket_workdir()
     size = hosts(options)
+    for what, listing, _ in _parts(job, options):
+        tools.refuse(listing, what=what, delete=_again("delete", job, options))
     startup = Startup(
         job=job, delete=_delete_group(job, options), seconds=round(options.hours * 3600), keep=options.keep
     )
@@ -58,14 +59,19 @@ def status(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 
 def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    """From the first machine, or from the copy that it left when it ended."""
+    """From every machine, of which one is the first host, or from the copy that the first host left when it ended.
+
+    More of them is waited for on one machine only.
+    """
     listed = gcloud(options, *GROUP, "list-instances", job.name, f"--zone={options.zone}", "--format=value(name)")
     tail = f"--command=sudo tail -n 200 {'-F ' if options.follow else ''}{LOG}"
     try:
-        names = tools.lines(listed) or ["INSTANCE"] * tools.dry_run
+        names = sorted(tools.lines(listed)) or ["INSTANCE"] * tools.dry_run
         if not names:
             raise RunError(f"the group {job.name} has no machines")
-        tools.run(gcloud(options, "compute", "ssh", sorted(names)[0], f"--zone={options.zone}", tail))
+        for name in names:
+            print(f"{name}:")
+            tools.run(gcloud(options, "compute", "ssh", name, f"--zone={options.zone}", tail))
     except RunError as error:
         if not job.workdir:
             raise RunError(f"{error}; with --workdir the log of a TPU that is deleted is shown") from error
@@ -74,16 +80,14 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    """All that create makes; what costs money first. Goes on where one of them is gone."""
-    commands = [
-        [*_delete_group(job, options), *given(project=options.project)],
-        _delete_template(job, options),
-        *([_delete_policy(job, options)] if hosts(options) > 1 else []),
-    ]
+    """All that create makes; what costs money first. Goes on where one of them cannot be deleted."""
     errors = []
-    for command in commands:
+    for what, listing, command in _parts(job, options):
         try:
-            tools.run(command)
+            if tools.dry_run or tools.exists(listing):
+                tools.run(command)
+            else:
+                print(f"there is no longer {what}")
         except RunError as error:
             errors.append(str(error))
     if errors:
@@ -138,6 +142,7 @@ def _create_machines(tools: Tools, job: Job, options: flags.FlagValues, *, scrip
             f"--metadata-from-file=startup-script={script}",
         )
     )
+    (what, listing, _), *_rest = _parts(job, options)
     with tools.undoing(_delete_template(job, options)):
         tools.create(
             gcloud(
@@ -152,8 +157,8 @@ def _create_machines(tools: Tools, job: Job, options: flags.FlagValues, *, scrip
                 "--default-action-on-vm-failure=do-nothing",
                 *policy,
             ),
-            what=f"the instance group {job.name} in {options.zone}",
-            describe=gcloud(options, *GROUP, "describe", job.name, f"--zone={options.zone}"),
+            listing=listing,
+            what=what,
             delete=_again("delete", job, options),
         )
 
@@ -161,6 +166,28 @@ def _create_machines(tools: Tools, job: Job, options: flags.FlagValues, *, scrip
 def _again(verb: str, job: Job, options: flags.FlagValues, **more: str) -> str:
     where = {"zone": options.zone, "machine_type": options.machine_type, "topology": options.topology}
     return again("tpu", verb, job.name, **where, **more, project=options.project)
+
+
+def _parts(job: Job, options: flags.FlagValues) -> list[tuple[str, list[str], list[str]]]:
+    """What create makes: its name for a user, the command that lists it, and the one that deletes it."""
+    name, region = job.name, _region(options)
+    named = [f"--filter=name={name}", "--format=value(name)"]
+    group = (
+        f"the instance group {name} in {options.zone}",
+        gcloud(options, *GROUP, "list", f"--zones={options.zone}", *named),
+        [*_delete_group(job, options), *given(project=options.project)],
+    )
+    template = (
+        f"the instance template {name}",
+        gcloud(options, *TEMPLATE, "list", *named),
+        _delete_template(job, options),
+    )
+    policy = (
+        f"the workload policy {name} in {region}",
+        gcloud(options, *POLICY, "list", f"--regions={region}", *named),
+        _delete_policy(job, options),
+    )
+    return [group, template, policy] if hosts(options) > 1 else [group, template]
 
 
 def _delete_group(job: Job, options: flags.FlagValues) -> list[str]:

@@ -11,7 +11,7 @@ from absl import flags
 from mvlm_jax.errors import RunError
 from mvlm_jax.launching import archive
 from mvlm_jax.launching.gcloud import again, gcloud, given
-from mvlm_jax.launching.job import Job, check_name
+from mvlm_jax.launching.job import Job
 from mvlm_jax.launching.startup import LOG, Startup
 from mvlm_jax.launching.tools import Tools
 
@@ -22,9 +22,10 @@ NODE = ("compute", "tpus", "tpu-vm")
 
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    check_name(job.name, longest=40)
     job.check_bucket_workdir()
     startup = _startup(job, options)
+    bought = {"what": f"the TPU {job.name} in {options.zone}", "delete": _again("delete", job, options)}
+    tools.refuse(_listing(job, options), **bought)
     nodes = [f"--node-id={job.name}"]
     if options.slices > 1:
         nodes = [f"--node-count={options.slices}", f"--node-prefix={job.name}"]
@@ -49,16 +50,14 @@ def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
                 f"--scopes={SCOPE}",
                 f"--metadata-from-file=startup-script={script}",
             ),
-            what=f"the TPU {job.name} in {options.zone}",
-            describe=_describe(job, options),
-            delete=_again("delete", job, options),
+            listing=_listing(job, options),
+            **bought,
         )
     print(f"status: {_again('status', job, options)}\nlogs: {_again('logs', job, options, workdir=job.workdir)}")
 
 
 def run(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     """Starts a job on a TPU that is there, detached; also again, after an interruption."""
-    check_name(job.name, longest=40)
     job.check_bucket_workdir()
     startup = _startup(job, options)
     with tempfile.TemporaryDirectory(prefix="mvlm-launch-") as folder:
@@ -73,7 +72,8 @@ def run(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 
 def status(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    tools.run([*_describe(job, options), "--format=yaml(name,state,tpu.nodeSpec)"])
+    described = gcloud(options, *REQUEST, "describe", job.name, f"--zone={options.zone}")
+    tools.run([*described, "--format=yaml(name,state,tpu.nodeSpec)"])
 
 
 def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
@@ -89,7 +89,10 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    tools.run([*_delete(job, options), *given(project=options.project)])
+    if tools.dry_run or tools.exists(_listing(job, options)):
+        tools.run([*_delete(job, options), *given(project=options.project)])
+    else:
+        print(f"there is no TPU {job.name} in {options.zone}")
 
 
 def send_code(tools: Tools, startup: Startup, *, folder: Path, options: flags.FlagValues) -> None:
@@ -112,8 +115,9 @@ def _delete(job: Job, options: flags.FlagValues) -> list[str]:
     return ["gcloud", *REQUEST, "delete", job.name, f"--zone={options.zone}", "--force", "--quiet"]
 
 
-def _describe(job: Job, options: flags.FlagValues) -> list[str]:
-    return gcloud(options, *REQUEST, "describe", job.name, f"--zone={options.zone}")
+def _listing(job: Job, options: flags.FlagValues) -> list[str]:
+    wanted = [f"--zone={options.zone}", f"--filter=name~/{job.name}$", "--format=value(name)"]
+    return gcloud(options, *REQUEST, "list", *wanted)
 
 
 def _nodes(job: Job, options: flags.FlagValues) -> list[str]:

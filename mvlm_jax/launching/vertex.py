@@ -36,22 +36,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
-    check_name(job.name, longest=63)
     job.check_bucket_workdir()
     job.check_image_recipe()
     check_machines(options)
+    # Two jobs would write to one workdir.
+    named = {"what": f"a running job called {job.name}", "delete": _again("delete", job, options)}
+    tools.refuse(_running(job, options), **named)
     with tempfile.TemporaryDirectory(prefix="mvlm-launch-") as folder:
         # JSON is YAML too.
         file = tools.file(Path(folder, "job.json"), json.dumps(specification(job, options), indent=2) + "\n")
         where = [f"--region={options.region}", f"--display-name={job.name}", f"--config={file}"]
-        try:
-            tools.run(gcloud(options, *JOBS, "create", *where))
-        except (RunError, KeyboardInterrupt) as error:
-            message = f"should a job have been made: {_again('delete', job, options)}"
-            if isinstance(error, RunError):
-                raise RunError(f"{error}; {message}") from error
-            print(message)
-            raise
+        tools.create(gcloud(options, *JOBS, "create", *where), listing=_running(job, options), **named)
     print(f"status: {_again('status', job, options)}\nlogs: {_again('logs', job, options)}")
 
 
@@ -71,9 +66,7 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     """Cancels the jobs of this name that have not ended."""
-    states = " OR ".join(f"state=JOB_STATE_{state}" for state in RUNNING)
-    listed = _list(job, options, f" AND ({states})")
-    for identifier in _ids_of(tools, listed) or ["JOB"] * tools.dry_run:
+    for identifier in tools.lines(_running(job, options)) or ["JOB"] * tools.dry_run:
         tools.run(gcloud(options, *JOBS, "cancel", identifier, f"--region={options.region}"))
 
 
@@ -114,19 +107,23 @@ def specification(job: Job, options: flags.FlagValues) -> dict[str, Any]:
 
 
 def _list(job: Job, options: flags.FlagValues, more: str = "") -> list[str]:
+    check_name(job.name, longest=63)
     wanted = f'displayName="{job.name}"{more}'
     return gcloud(options, *JOBS, "list", f"--region={options.region}", f"--filter={wanted}")
 
 
 def _ids(tools: Tools, job: Job, options: flags.FlagValues, *words: str) -> list[str]:
-    found = _ids_of(tools, [*_list(job, options), *words]) or ["JOB"] * tools.dry_run
+    listed = [*_list(job, options), *words, "--format=value(name.basename())"]
+    found = tools.lines(listed) or ["JOB"] * tools.dry_run
     if not found:
         raise RunError(f"no job is called {job.name} in {options.region}")
     return found
 
 
-def _ids_of(tools: Tools, listing: list[str]) -> list[str]:
-    return [line for line in tools.lines([*listing, "--format=value(name.basename())"]) if line]
+def _running(job: Job, options: flags.FlagValues) -> list[str]:
+    """Lists the numbers of the jobs that have not ended."""
+    states = " OR ".join(f"state=JOB_STATE_{state}" for state in RUNNING)
+    return [*_list(job, options, f" AND ({states})"), "--format=value(name.basename())"]
 
 
 def _again(verb: str, job: Job, options: flags.FlagValues) -> str:

@@ -35,14 +35,16 @@ class StandIns:
             program.write_text(PROGRAM.format(name=name, folder=shlex.quote(str(folder))))
             program.chmod(0o755)
         # What is looked for is not there, unless a test says so.
-        self.fail("*describe*", "kubectl get jobset mvlm*")
+        self.fail()
         self.answer()
 
     def fail(self, *patterns: str) -> None:
         self._write("failing", patterns)
 
     def answer(self, **answers: str) -> None:
-        self._write("answers", [f"*{pattern.replace('_', '-')}*|{answer}" for pattern, answer in answers.items()])
+        """What a command prints that has the name among its words, `-` being written as `_` and a space as `__`."""
+        patterns = {name.replace("__", " ").replace("_", "-"): answer for name, answer in answers.items()}
+        self._write("answers", [f"*{pattern}*|{answer}" for pattern, answer in patterns.items()])
 
     def commands(self) -> list[list[str]]:
         """What was started, in order."""
