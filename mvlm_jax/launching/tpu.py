@@ -59,14 +59,15 @@ def _way(name: str, options: flags.FlagValues) -> ModuleType:
     check_machines(options)
     both = options.accelerator_type is not None and options.machine_type is not None
     neither = options.accelerator_type is None and options.machine_type is None
-    if both or neither and name == "create":
+    # To look in one place only would call a TPU in the other one gone.
+    if both or neither and options.slices == 1:
         raise UserError(
             "give --machine_type=… --topology=… for Compute Engine, or --accelerator_type=… for the Cloud TPU API"
         )
     if options.machine_type is None:
-        if name == "create" and options.runtime_version is None:
+        if name == "create" and (options.accelerator_type is None or options.runtime_version is None):
             raise UserError(
-                f"--accelerator_type={options.accelerator_type} needs --runtime_version=…, one of "
+                "--accelerator_type=… and --runtime_version=… go together; the versions are those of "
                 f"gcloud compute tpus versions list --zone={options.zone}"
             )
         return tpu_queue

@@ -128,4 +128,6 @@ def _nodes(job: Job, options: flags.FlagValues) -> list[str]:
 
 def _again(verb: str, job: Job, options: flags.FlagValues, **more: str) -> str:
     platform = "tpu" if options.slices == 1 else "multislice"
+    if options.slices == 1:
+        more |= {"accelerator_type": options.accelerator_type}
     return again(platform, verb, job.name, zone=options.zone, project=options.project, **more)

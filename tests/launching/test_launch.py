@@ -269,7 +269,7 @@ def test_the_program_is_sent_without_anything_else_of_the_checkout(tools, tmp_pa
 
 
 def test_logs_come_from_the_machine_or_from_what_it_left(tools, capsys):
-    tools.answer(list_instances="mvlm-b\nmvlm-a")
+    tools.answer(list_instances=r"mvlm-b\nmvlm-a")
     assert launch(COMPUTE, "logs", "--workdir=gs://b-1/runs/x") == 0
     assert [command[3] for command in tools.commands() if "ssh" in command] == ["mvlm-a", "mvlm-b"]
     for platform in (COMPUTE, QUEUE):
@@ -287,6 +287,13 @@ def test_delete_goes_on_and_tells_what_failed(tools, capsys):
     assert "status 3 from: gcloud compute instance-groups managed delete mvlm" in one_line(capsys)
     deleted = [command[2] for command in tools.commands() if "delete" in command]
     assert deleted == ["instance-groups", "instance-templates", "resource-policies"]
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "delete"])
+def test_a_tpu_is_not_called_gone_in_the_wrong_place(verb, tools, capsys):
+    assert launch(["tpu", "--zone=us-east5-a"], verb) == 2
+    assert "give --machine_type=… --topology=… for Compute Engine, or --accelerator_type=…" in one_line(capsys)
+    assert tools.commands() == []
 
 
 @pytest.mark.parametrize("platform", [COMPUTE, QUEUE], ids=["compute", "queue"])
