@@ -65,7 +65,7 @@ class Tools:
         done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         if done.returncode:
             raise RunError(f"status {done.returncode} from: {shlex.join(words)}")
-        return done.stdout.split("\n")[:-1]
+        return done.stdout.splitlines()
 
     def exists(self, listing: Sequence[str]) -> bool:
         """Whether a command that lists something prints a line. False in a dry run.

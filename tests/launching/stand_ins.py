@@ -18,7 +18,7 @@ while IFS= read -r pattern; do
   case "{name} $*" in $pattern) exit 3 ;; esac
 done < {folder}/failing
 while IFS='|' read -r pattern answer; do
-  case "{name} $*" in $pattern) printf '%b\\n' "$answer" ;; esac
+  case "{name} $*" in $pattern) printf '%b\n' "$answer" ;; esac
 done < {folder}/answers
 exit 0
 """
