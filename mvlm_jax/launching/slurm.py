@@ -41,8 +41,8 @@ def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     # Two jobs would write to one workdir.
     listing = ["squeue", "--me", f"--name={job.name}", "--noheader"]
     named = {"what": f"a job called {job.name}", "delete": again("slurm", "delete", job.name)}
-    tools.refuse(listing, **named)
     _check_mounts(job, options)
+    tools.refuse(listing, **named)
     words = [
         "sbatch",
         f"--job-name={job.name}",

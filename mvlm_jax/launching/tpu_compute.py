@@ -30,7 +30,7 @@ POLICY = ("compute", "resource-policies")
 
 def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     job.check_bucket_workdir()
-    size = hosts(options)
+    size, image = hosts(options), options.runtime_version or _image(options)
     for what, listing, _ in _parts(job, options):
         tools.refuse(listing, what=what, delete=_again("delete", job, options))
     startup = Startup(
@@ -40,13 +40,14 @@ def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
         script = tools.file(Path(folder, "startup.sh"), startup.script())
         send_code(tools, startup, folder=Path(folder), options=options)
         if size == 1:
-            _create_machines(tools, job, options, script=script, policy=[])
+            _create_machines(tools, job, options, image=image, script=script, policy=[])
         else:
             region = _region(options)
             topology = ["--type=HIGH_THROUGHPUT", f"--accelerator-topology={options.topology}"]
             tools.run(gcloud(options, *POLICY, "create", "workload-policy", job.name, f"--region={region}", *topology))
             with tools.undoing(_delete_policy(job, options)):
-                _create_machines(tools, job, options, script=script, policy=[f"--workload-policy={job.name}"])
+                policy = [f"--workload-policy={job.name}"]
+                _create_machines(tools, job, options, image=image, script=script, policy=policy)
     print(f"status: {_again('status', job, options)}\nlogs: {_again('logs', job, options, workdir=job.workdir)}")
 
 
@@ -111,7 +112,9 @@ def hosts(options: flags.FlagValues) -> int:
     return of_all // of_one
 
 
-def _create_machines(tools: Tools, job: Job, options: flags.FlagValues, *, script: Path, policy: list[str]) -> None:
+def _create_machines(
+    tools: Tools, job: Job, options: flags.FlagValues, *, image: str, script: Path, policy: list[str]
+) -> None:
     if options.spot:
         bought = ["--provisioning-model=SPOT"]
     elif options.reservation:
@@ -128,7 +131,7 @@ def _create_machines(tools: Tools, job: Job, options: flags.FlagValues, *, scrip
             "create",
             job.name,
             f"--machine-type={options.machine_type}",
-            f"--image-family={options.runtime_version or _image(options)}",
+            f"--image-family={image}",
             f"--image-project={IMAGE_PROJECT}",
             "--boot-disk-size=200GB",
             "--maintenance-policy=TERMINATE",

@@ -239,6 +239,22 @@ def test_a_slice_of_compute_engine(tools):
     assert {"--size=4", "--zone=us-east5-a", "--template=mvlm", "--workload-policy=mvlm"} <= set(group)
 
 
+@pytest.mark.parametrize("platform, words, said", [
+    (COMPUTE, ["--machine_type=ct6e"], "must be like ct6e-standard-4t"),
+    (COMPUTE, ["--machine_type=new-standard-4t"], "no image is known for"),
+    (COMPUTE, ["--topology=3x3"], "has 9 chips, no multiple of the 4"),
+    (COMPUTE, ["--accelerator_type=v6e-16"], "give --machine_type=… --topology=… for Compute Engine, or"),
+    (COMPUTE, ["--wait=6h"], "answers at once"),
+    (SLICES, ["--slices=1"], "slices"),
+    (SLURM, ["--workdir=gs://b-1/x"], "is not mounted by Slurm"),
+    (SLURM, ["--mount=/data"], "without one every directory is seen"),
+])  # fmt: skip
+def test_machines_that_cannot_be_are_refused(platform, words, said, tools, capsys):
+    assert launch(platform, "create", *IN_CLOUD, *words) == 2
+    assert said in one_line(capsys)
+    assert tools.commands() == []
+
+
 def test_slices_of_the_queue(tools):
     more = ["--slices=3", "--wait=6h", "--spot", "--network=n", "--subnetwork=s", "--service_account=a@b"]
     assert launch(SLICES, "create", *IN_CLOUD, *more) == 0
