@@ -3,7 +3,9 @@
 
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# The user may write to the folder, but not change the program in it.
 RUN useradd --uid=1000 --create-home mvlm \
+    && install --directory --owner=mvlm /mvlm \
     && python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /mvlm
