@@ -62,7 +62,7 @@ setup(
     ],
     extras_require={
         # Bounded above, since they choose the version of JAX; a plain installation takes the one that is there.
-        "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch.md
+        "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch/index.md
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "hub": HUB,
         "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too

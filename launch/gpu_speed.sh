@@ -22,7 +22,7 @@ variants=(
   default
   xla_attention:model.attention=xla
   scan:model.layer_loop=scan
-  scan_xla_attention:model.layer_loop=scan,model.attention=xla
+  'scan_xla_attention:model.layer_loop=scan,model.attention=xla'
   remat_inputs:model.remat=inputs
   remat_dots:model.remat=dots
   remat_full:model.remat=full

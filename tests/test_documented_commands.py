@@ -12,22 +12,17 @@ from tiny import ROOT
 
 from mvlm_jax import cli
 from mvlm_jax import config as config_lib
-from mvlm_jax.cli import commands, weights
+from mvlm_jax.cli import commands, launch, weights
 from mvlm_jax.tasks import registry
 
-TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("configs/*.py")),
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("configs/*.py")),
          *(ROOT / "mvlm_jax" / "cli" / f"{command}.py" for command in cli.COMMANDS)]  # fmt: skip
 BLOCK = re.compile(r"^ *((?:mvlm|python3? -m mvlm_jax )(?:[^`\\\n]|\\\n)*)", re.MULTILINE)
 INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax )[^`]*)`")
 LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax )(.*)")
 MAKE = re.compile(r"(?:^ {4}|`)make (?:[A-Z_]+=\S+ )*([a-z-]+)", re.MULTILINE)
 PYTEST = re.compile(r"-m pytest ([\w/.]+)")
-LAUNCHERS = {
-    "flickr8k_gpu.sh": ["FLICKR8K"],
-    "slurm.sh": [],
-    "tpu_queued.sh": ["name", "zone", "v4-32", "bucket"],
-    "tpu_vm.sh": ["name", "zone", "bucket"],
-}
+LAUNCHERS = {"flickr8k_gpu.sh": ["FLICKR8K"]}
 PLACEHOLDER = "…"  # in place of a path, or of all other flags
 
 
@@ -44,19 +39,19 @@ def documented(pattern):
 
 
 def defined_flags(words, monkeypatch):
-    """The flags of a command, before any is parsed."""
+    """The flags of a command, before any is parsed, and the words that they are parsed from."""
     defined = []
 
     def run(*, define_flags, argv, **_):
         values = flags.FlagValues()
         define_flags(values, ["mvlm", *argv])
-        defined.append(values)
+        defined.append((values, argv))
         return 0
 
     monkeypatch.setattr(commands, "run", run)
     assert cli.main(words) == 0
-    [values] = defined
-    return values
+    [both] = defined
+    return both
 
 
 def test_there_are_commands_in_the_documentation():
@@ -73,8 +68,7 @@ def parse(words, monkeypatch):
     """As a command that is run from the root of the repository."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(commands, "read_config", lambda directory: config_lib.default())
-    values = defined_flags(words, monkeypatch)
-    own = words[2:] if words[0] == "weights" else words[1:]
+    values, own = defined_flags(words, monkeypatch)
     assert values(["mvlm", *own]) == ["mvlm"]  # nothing is left over
     if "config" in values and values.config:
         registry.validate(values.config)
@@ -83,31 +77,32 @@ def parse(words, monkeypatch):
 @pytest.mark.parametrize("words", list(documented(INLINE)))
 def test_a_command_within_a_sentence_names_flags_that_there_are(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if words[0] in cli.COMMANDS and words[0] != "weights":
-        values = defined_flags([words[0], "--help"], monkeypatch)
+    if words[0] == "launch" and words[1:]:
+        assert words[1] in launch.PLATFORMS and set(words[2:3]) <= set(launch.VERBS)
+    elif words[0] in cli.COMMANDS and words[0] not in ("weights", "launch"):
+        values, _ = defined_flags([words[0], "--help"], monkeypatch)
         fields = {f"config.{name}" for name, _ in config_lib.flatten(config_lib.default())}
         for word in words[1:]:
             name = word.removeprefix("--").partition("=")[0]
             assert name == "help" or name in values or name in fields, word
     else:
-        assert words in (["--help"], ["--version"]) or words[0] == "weights" and set(words[1:2]) <= set(weights.ACTIONS)
+        assert (
+            words in (["--help"], ["--version"], ["launch"])
+            or words[0] == "weights"
+            and set(words[1:2]) <= set(weights.ACTIONS)
+        )
 
 
 @pytest.mark.parametrize("script, arguments", LAUNCHERS.items())
 def test_the_commands_of_a_launcher_are_parsed(script, arguments, tmp_path, monkeypatch):
     found = LAUNCHED.findall(recorded(script, arguments, directory=tmp_path))
-    assert len(found) == (2 if script == "flickr8k_gpu.sh" else 1)
+    assert len(found) == 2
     for command in found:
         parse(shlex.split(command), monkeypatch)
 
 
 def test_every_launcher_with_a_command_is_tried():
     assert {path.name for path in ROOT.glob("launch/*.sh") if LAUNCHED.search(path.read_text())} == set(LAUNCHERS)
-
-
-def test_the_command_in_the_manifest_for_kubernetes_is_parsed(monkeypatch):
-    [items] = re.findall(r"- mvlm\n((?: +- .*\n)+?)(?! +- )", (ROOT / "launch" / "gke_jobset.yaml").read_text())
-    parse([word for line in items.splitlines() for word in shlex.split(line, comments=True)[1:]], monkeypatch)
 
 
 def test_the_commands_of_the_notebook_are_parsed(monkeypatch):

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mvlm_jax"
 LAYERS = (
     "__main__",
     "cli",
-    "report  aot",
+    "report  aot  launching",
     "inference",
     "tasks",
     "evaluation  interop  doctor",

@@ -92,7 +92,9 @@ def _rows(
     yield "topology", f"{topology.name}, {chips} chips"
     yield "mesh", ", ".join(f"{axis} {size}" for axis, size in config.mesh.to_dict().items())
     yield "batch", f"{config.batch_size} pairs, {config.batch_size / chips:g} a chip; remat {config.model.remat}"
-    alone = "no" if step.own_rows else "yes, no chip holds whole matching groups of each microbatch (docs/launch.md)"
+    alone = (
+        "no" if step.own_rows else "yes, no chip holds whole matching groups of each microbatch (docs/launch/index.md)"
+    )
     yield "features sent", alone
     yield "parameters", f"{values['params']:,}"
     for name in ("arguments", "temporaries", "total", "capacity"):
