@@ -23,8 +23,12 @@ def get_config() -> ConfigDict:
     config.text.max_length = 38  # the longest caption
     config.text_encoder.positions = 64
     config.update(config_lib.model_size("tiny"))
+    # One of the four places of a scene is hidden whole, so that what stood there is told by the caption alone.
+    config.mask.image_cell = 3
+    config.mask.image_ratio = 0.25
     # Under L1 the best guess for a shape that is not certain is the ground behind it.
     config.loss.pixels = "l2"
+    config.loss.mim = 3.0  # its squared errors are small beside the other losses
 
     # Nothing is pre-trained here, so the encoders learn as fast as the rest.
     config.optimizer.peak = config.optimizer.image_encoder_peak = config.optimizer.text_encoder_peak = 2e-3

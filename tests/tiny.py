@@ -42,6 +42,8 @@ SMALLER = {
     "matching.group": 4,
     "image.size": 32,
     "image_encoder.patch": 8,
+    "mask.image_cell": 2,
+    "mask.image_ratio": 0.6,
     **sizes(width=16, heads=2, layers=1),
     "cross.layers": 1,
     "optimizer.warmup_steps": 2,

@@ -34,6 +34,8 @@ SMALL = {
     "batch_size": BATCH,
     "matching.group": 4,
     "image.size": 32,
+    "mask.image_cell": 2,
+    "mask.image_ratio": 0.6,
     **sizes(width=16, layers=1),
     "cross.layers": 1,
     "optimizer.warmup_steps": 2,
