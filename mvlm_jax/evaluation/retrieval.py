@@ -96,7 +96,7 @@ def rank_split(
 
 def recalls(ranks: Mapping[str, Ranks]) -> dict[str, Any]:
     """The recalls of `evaluate_retrieval`."""
-    results = {}
+    results: dict[str, Any] = {}
     for suffix, (text, image) in ranks.items():
         of = {f"tr_r{k}{suffix}": ranking.recall(text, at=k) for k in LEVELS}
         of |= {f"ir_r{k}{suffix}": ranking.recall(image, at=k) for k in LEVELS}
