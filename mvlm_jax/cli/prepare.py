@@ -59,6 +59,7 @@ MODES = {  # that a flag is used in, of the flags that not all modes use
     "licence": ("prepare",),
     "workers": ("check", "prepare"),
 }
+REPORTS = "reports"  # in the current directory, where no other place is given
 IN_RECIPE = {"data_dir": "data_dir", "dataset": "train", "source": "train"}  # what --preview takes from --config
 
 
@@ -123,7 +124,7 @@ def _main(values: flags.FlagValues) -> None:
 def _check(values: flags.FlagValues, data_dir: Path) -> None:
     """Checks a collection, and writes and summarises the report."""
     config = commands.checked_config(values) if values["config"].present else config_lib.default()
-    directory, policy = _report_dir(values, data_dir / values.dataset), parse_policy(values.policy)
+    directory, policy = _report_dir(values, values.dataset), parse_policy(values.policy)
     collection = collect(values.dataset, sources=values.source, data_dir=data_dir)
     if not isinstance(collection.codec, PairCodec):
         raise UserError(f"--check looks at images with captions; --dataset={values.dataset} has none")
@@ -152,7 +153,7 @@ def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
 
 def _preview(values: flags.FlagValues) -> None:
     config = commands.checked_config(values)
-    directory = _report_dir(values, resolved_data_dir(config.data.data_dir))
+    directory = _report_dir(values, "preview")
     if not issubclass(task_type(config), Pretrain):
         raise UserError(f"--preview shows image-text pairs; config.task={config.task} is not trained on pairs")
     # The batches of a run do not depend on these.
@@ -181,8 +182,9 @@ def _mode(values: flags.FlagValues) -> str:
     return mode
 
 
-def _report_dir(values: flags.FlagValues, default: Path) -> Path:
-    return local_path(values.report_dir, name="--report_dir") if values.report_dir else default
+def _report_dir(values: flags.FlagValues, name: str) -> Path:
+    """Below the current directory by default: a dataset's own is left as it was prepared."""
+    return local_path(values.report_dir or f"{REPORTS}/{name}", name="--report_dir")
 
 
 def _workdir(values: flags.FlagValues) -> Path | None:
@@ -220,7 +222,7 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     text(
         "report_dir",
         "",
-        f"Where {report.JSON} and {report.HTML} go (default: beside the dataset), or {PREVIEW} (default: data_dir).",
+        f"Where {report.JSON} and {report.HTML} go (default: {REPORTS}/DATASET), or {PREVIEW} (default: {REPORTS}/preview).",
     )
     commands.define_config(values, argv, required=False)
 

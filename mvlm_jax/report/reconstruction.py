@@ -27,6 +27,11 @@ class Filled(NamedTuple):
     word: str
     guess: str | None = None
 
+    @property
+    def is_right(self) -> bool:
+        """Whether the guess is the word, whose comma was not hidden."""
+        return self.guess == self.word.rstrip(",")
+
 
 class Rebuilt(NamedTuple):
     """One pair: the columns of its row, and the captions below them."""
@@ -36,6 +41,7 @@ class Rebuilt(NamedTuple):
     wrong_caption: str
     beside_own: list[Filled]
     beside_wrong: list[Filled]
+    alone: Sequence[Filled] = ()  # beside no image
 
 
 def write_reconstruction(
@@ -79,9 +85,9 @@ def rebuild(
         painted = [model.reconstruct(image, partner, grid) for partner in partners]
         words = caption.split()
         blanks = set(rng.permutation(len(words))[: masking.masked_tokens(len(words))].tolist())
-        beside_own, beside_wrong = (list(_filled(model, words, blanks, partner)) for partner in (image, images[other]))
+        filled = [list(_filled(model, words, blanks, partner)) for partner in (image, images[other], None)]
         columns = [Image.fromarray(small), Image.fromarray(seen), *painted]
-        rebuilt.append(Rebuilt(columns, caption, captions[other], beside_own, beside_wrong))
+        rebuilt.append(Rebuilt(columns, caption, captions[other], *filled))
     return rebuilt
 
 
@@ -132,14 +138,15 @@ def _write(canvas: ImageDraw.ImageDraw, words: Sequence[tuple[str, str]], *, y: 
 
 
 def _coloured(filled: Sequence[Filled]) -> Iterator[tuple[str, str]]:
-    for word, guess in filled:
+    for one in filled:
+        word, guess = one
         if guess is None:
             yield word, INK
         else:
-            yield f"[{guess}]", RIGHT if guess == word.rstrip(",") else WRONG
+            yield f"[{guess}]", RIGHT if one.is_right else WRONG
 
 
-def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image) -> Iterator[Filled]:
+def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image | None) -> Iterator[Filled]:
     # A comma belongs to no word.
     text = " ".join(
         model.mask_token + word[len(word.rstrip(",")) :] if place in blanks else word
