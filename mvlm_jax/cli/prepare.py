@@ -8,12 +8,14 @@
 Images that cannot be used are left out and counted by reason in the manifest. What is interrupted leaves nothing that
 looks finished; the same command continues it.
 
-With --check nothing is prepared. check.html and check.json list what is wrong with the images, the captions and the
-ids, and which images are in two splits or in an evaluation set. The exit status is 1 where --policy stops.
+With --check nothing is prepared. check.html and check.json, in reports/DATASET, list what is wrong with the images, the
+captions and the ids, and which images are in two splits or in an evaluation set. The exit status is 1 where --policy
+stops.
 
     mvlm prepare --check --dataset=mine --source=json:pairs.json --against=coco='json:dataset_coco.json?split=test'
 
-With --preview a page shows the batch of a step of a run: its images as augmented, its captions, and the masks.
+With --preview a page, reports/preview/preview.html, shows the batch of a step of a run: its images as augmented, its
+captions, and the masks.
 
     mvlm prepare --preview --config=demo --config.data.data_dir=data --step=100
 """
@@ -222,7 +224,8 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     text(
         "report_dir",
         "",
-        f"Where {report.JSON} and {report.HTML} go (default: {REPORTS}/DATASET), or {PREVIEW} (default: {REPORTS}/preview).",
+        f"Where {report.JSON} and {report.HTML} go (default: {REPORTS}/DATASET), or {PREVIEW} (default: "
+        f"{REPORTS}/preview).",
     )
     commands.define_config(values, argv, required=False)
 

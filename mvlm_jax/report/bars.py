@@ -10,11 +10,11 @@ class Bar(NamedTuple):
 
     label: str
     text: str  # the number, in words
-    left: float
-    width: float
-    interval: tuple[float, float] | None  # left end and width
-    zero: float | None  # where 0 is, unless it is at the left end
-    chance: float | None
+    left: int | float
+    width: int | float
+    interval: tuple[int | float, int | float] | None  # left end and width
+    zero: int | float | None  # where 0 is, unless it is at the left end
+    chance: int | float | None
     kind: str  # "", or a class of the style sheet that sets the colour
 
 
@@ -23,11 +23,11 @@ class Value:
     """A number to be drawn as a bar."""
 
     label: str
-    value: float
+    value: int | float
     _: dataclasses.KW_ONLY
-    low: float | None = None  # of the 95% interval
-    high: float | None = None
-    chance: float | None = None
+    low: int | float | None = None  # of the 95% interval
+    high: int | float | None = None
+    chance: int | float | None = None
     unit: str = ""
     digits: int = 1  # after the point
     signed: bool = False
@@ -42,7 +42,7 @@ class Value:
         return text
 
 
-def bars(values: Sequence[Value], *, full: float | None = None) -> list[Bar]:
+def bars(values: Sequence[Value], *, full: int | float | None = None) -> list[Bar]:
     """Bars on one axis, which holds 0 and every interval.
 
     Args:
@@ -52,7 +52,7 @@ def bars(values: Sequence[Value], *, full: float | None = None) -> list[Bar]:
     low, high = min(0.0, *ends), max(0.0, *ends) if full is None else max(full, *ends)
     span = (high - low) or 1.0
 
-    def place(number: float) -> float:
+    def place(number: int | float) -> float:
         return round(100 * (number - low) / span, 2)
 
     drawn = []

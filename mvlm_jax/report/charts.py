@@ -15,15 +15,18 @@ MOST_POINTS = 400  # of a line; a longer one is drawn by the least and the great
 DECADES = 1.5  # positive values that span more are drawn on a logarithmic axis where the curve allows it
 
 
+Point = tuple[int | float, int | float]
+
+
 class Series(NamedTuple):
     """Values over steps."""
 
     name: str
-    points: list[tuple[float, float]]  # (step, value), in order; finite
+    points: list[Point]  # (step, value), in order; finite
 
 
 class Tick(NamedTuple):
-    at: float
+    at: int | float
     label: str
     anchor: str = "middle"
 
@@ -32,14 +35,14 @@ class Mark(NamedTuple):
     """Something that happened at a step; `at` is the step, or the place on the page in a drawn chart."""
 
     kind: str  # warmup, checkpoint, resume
-    at: float
+    at: int | float
     label: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
     points: str  # as SVG has them
-    end: tuple[float, float]
+    end: Point
     is_point: bool
     summary: str
     colour: int
@@ -86,10 +89,10 @@ def chart(
     scale = math.log10 if logarithmic else float
     height = (scale(high) - scale(low)) or 1.0
 
-    def x(step: float) -> float:
+    def x(step: int | float) -> float:
         return round(LEFT + (RIGHT - LEFT) * step / max(1, steps), 1)
 
-    def y(value: float) -> float:
+    def y(value: int | float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (scale(value) - scale(low)) / height, 1)
 
     lines = []
@@ -119,7 +122,7 @@ def chart(
     )
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def thinned(points: Sequence[Point]) -> list[Point]:
     """At most `MOST_POINTS` of them: no peak is lost, however short."""
     if len(points) <= MOST_POINTS:
         return list(points)
@@ -138,7 +141,7 @@ def _in_words(series: Series) -> str:
     return f"{name}{short(values[0])} → {short(values[-1])}"
 
 
-def _round_numbers(low: float, high: float, *, most: int = 5) -> list[float]:
+def _round_numbers(low: int | float, high: int | float, *, most: int = 5) -> list[int | float]:
     """Multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`."""
     if high == low:
         high, low = high + (abs(high) or 1) / 2, low - (abs(low) or 1) / 2
@@ -149,13 +152,13 @@ def _round_numbers(low: float, high: float, *, most: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _powers(low: float, high: float) -> list[float]:
+def _powers(low: int | float, high: int | float) -> list[int | float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = -(-(last - first) // 5)
     return [10.0**power for power in range(first, last + every, every)]
 
 
-def _tick(value: float) -> str:
+def _tick(value: int | float) -> str:
     size = abs(value)
     if size >= 1_000_000:
         return f"{value / 1_000_000:g}M"

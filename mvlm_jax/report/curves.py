@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mvlm_jax.report.charts import Chart, Mark, Series, chart
-from mvlm_jax.report.run import Run, series
+from mvlm_jax.report.run import Point, Run, series
 
 RATE = "learning_rate/"
 # Their titles, with the unit; in this order. What is logged under another name comes between the losses and the rates.
@@ -94,7 +94,7 @@ def marks_of(run: Run) -> list[Mark]:
     return [*([Mark("warmup", warmup, f"end of the warm-up, step {warmup:,}")] if warmup else []), *marks]
 
 
-def _alike_once(names: Sequence[str], logged: Sequence[dict[str, list[tuple[float, float]]]]) -> list[str]:
+def _alike_once(names: Sequence[str], logged: Sequence[dict[str, list[Point]]]) -> list[str]:
     """The rates that differ from those before; where all agree, one line is drawn."""
     kept: list[str] = []
     for name in names:

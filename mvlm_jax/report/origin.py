@@ -64,7 +64,7 @@ def cost(run: Run) -> list[Fact]:
     return facts
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Of so many bytes."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -81,7 +81,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _step_seconds(run: Run) -> float:
+def _step_seconds(run: Run) -> int | float:
     """Of all steps that are in the log, without compilation, evaluations and pauses."""
     seconds, before = 0.0, 0
     for line in run.training:

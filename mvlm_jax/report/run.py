@@ -15,6 +15,7 @@ from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.metrics_log import read_metrics
 
+Point = tuple[int, float]  # a step, and a value
 ENVIRONMENT = "environment.json"  # commit, versions and hardware of a run
 EVENTS = "*tfevents*"
 START_IN_FIRST = 8  # records of an events file among which the start is
@@ -29,7 +30,7 @@ class Run:
     lines: list[dict[str, Any]]  # of the log: training and evaluation
     evaluations: dict[str, dict[str, Any]]  # the content of each file of eval/, by its stem
     checkpoints: list[int]  # steps that are kept
-    starts: list[int]  # the step after which each start of the run went on; 0 for the first
+    events: list[int]  # the step after which each start went on that left an events file
     environment: dict[str, Any]  # empty: not recorded
     weights: dict[str, Any] | None  # what the run started from
     unreadable: list[str]  # files that were left out, with the reason
@@ -48,6 +49,13 @@ class Run:
     def last_step(self) -> int:
         """The last one that the log or a checkpoint knows of."""
         return max([0, *(line["step"] for line in self.lines), *self.checkpoints])
+
+    @property
+    def starts(self) -> list[int]:
+        """The step after which each start of the run went on, 0 for the first; events files may be of an older program
+        than environment.json, or be gone."""
+        recorded = [start["step"] for start in self.recorded_starts if isinstance(start.get("step"), int)]
+        return recorded if len(recorded) >= len(self.events) else self.events
 
     @property
     def commands(self) -> list[str]:
@@ -87,14 +95,14 @@ def read_run(directory: Path, *, config: ConfigDict | None = None) -> Run:
         lines=[line for line in read_metrics(directory / workdir_lib.METRICS) if isinstance(line.get("step"), int)],
         evaluations=evaluations,
         checkpoints=steps,
-        starts=starts(directory),
+        events=event_starts(directory),
         environment=_read(directory / ENVIRONMENT, unreadable) or {},
         weights=_read(directory / workdir_lib.WEIGHTS, unreadable),
         unreadable=unreadable,
     )
 
 
-def starts(directory: Path) -> list[int]:
+def event_starts(directory: Path) -> list[int]:
     """The step after which each start of a run went on, in order of time.
 
     Each start makes an events file, whose first records say from which step on the older files are void.
@@ -108,9 +116,9 @@ def starts(directory: Path) -> list[int]:
     return found
 
 
-def series(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def series(lines: list[dict[str, Any]]) -> dict[str, list[Point]]:
     """(step, value) of each number in the lines, by name; what lies within `timing` goes by its own name."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[Point]] = {}
     for line in lines:
         for name, value in _numbers(line):
             found.setdefault(name, []).append((line["step"], value))

@@ -21,7 +21,7 @@ ACCURACIES = {  # what is right, and the number of guesses
     "top1": ("Right at first", 1),
     "top5": ("Right among the first 5", 5),
 }
-Number = float | list[float]  # a value, or [value, low, high]
+Number = int | float | list[Any]  # a value, or [value, low, high]
 
 
 class Said(NamedTuple):
@@ -65,7 +65,7 @@ class Rebuilt(NamedTuple):
     unit: str
     of_gain: str  # unit of the gain
     digits: int
-    full: float | None  # right end of the axis
+    full: int | float | None  # right end of the axis
 
 
 REBUILT = {
@@ -82,7 +82,7 @@ def results(evaluations: Mapping[str, Mapping[str, Any]], *, config: ConfigDict)
     return sorted(found, key=lambda one: (-(one.step or 0), one.task != "retrieval", one.stem))
 
 
-def chance(name: str, *, images: int, captions: int) -> float | None:
+def chance(name: str, *, images: int | float, captions: int | float) -> int | float | None:
     """Percent that a recall has where the order is random; None for another metric.
 
     A caption has one right image. An image has captions / images right captions, of which one is enough.
@@ -175,7 +175,9 @@ def _recalls(content: Mapping[str, Any]) -> Said:
     return said
 
 
-def _of_retrieval(content: Mapping[str, Any], suffix: str, how: str, *, images: int, captions: int) -> str:
+def _of_retrieval(
+    content: Mapping[str, Any], suffix: str, how: str, *, images: int | float, captions: int | float
+) -> str:
     ranked = {"tr": ("images", images, "caption"), "ir": ("captions", captions, "image")}
     parts = [
         f"for {content[name]:.1f}% of {count:,} {queries} the {found} ranked first is right"
@@ -247,7 +249,7 @@ def _accuracies(content: Mapping[str, Any], *, config: ConfigDict) -> Said:
     return said
 
 
-def _by_guessing(content: Mapping[str, Any], *, config: ConfigDict) -> float | None:
+def _by_guessing(content: Mapping[str, Any], *, config: ConfigDict) -> int | float | None:
     """Percent that are right where every label or class is as likely; None where the answers are open."""
     classes = content.get("classes")
     if content.get("task") == "classification" and is_number(classes) and classes:

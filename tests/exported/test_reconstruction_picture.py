@@ -56,7 +56,8 @@ def test_columns_are_what_the_model_paints_beside_each_partner(model, images, re
 def test_words_are_filled_as_the_model_guesses_them(model, images, rebuilt):
     for index, row in enumerate(rebuilt):
         words = CAPTIONS[index].split()
-        for filled, image in ((row.beside_own, images[index]), (row.beside_wrong, images[(index + 1) % 3])):
+        beside = (row.beside_own, row.beside_wrong, row.alone)
+        for filled, image in zip(beside, (images[index], images[(index + 1) % 3], None), strict=True):
             assert [word for word, _ in filled] == words
             blanks = [place for place, (_, guess) in enumerate(filled) if guess is not None]
             assert len(blanks) == max(1, round(0.3 * len(words)))
@@ -111,9 +112,11 @@ def test_the_demo_ends_with_its_picture_and_one_json_object(demo_run, tmp_path, 
     monkeypatch.setattr(demo.train, "run", lambda argv: shutil.copytree(demo_run, run) and 0)
     monkeypatch.setattr("sys.argv", ["demo.py", f"--workdir={run}"])
     assert demo.main() == 0
-    *_, named, last = capsys.readouterr().out.splitlines()
+    *_, named, report, last = capsys.readouterr().out.splitlines()
     file = run / "reconstruction.png"
     assert named == f"what it rebuilds: {file}"
+    assert report == f"the run as a page, for a browser: {run / 'report.html'}"
+    assert 50_000 < (run / "report.html").stat().st_size < 5_000_000
     summary = json.loads(last)
     assert set(summary) == {
         "tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank", "mlm_gain", "mim_gain", "seconds", "workdir",
