@@ -14,6 +14,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
 
 SMALL = 100  # pixels a side up to which an image is kept exact, and shown enlarged without smoothing
+THUMBNAIL = 160  # pixels of the longer side of an image beside others
 QUALITY = 85  # of the JPEG that a larger image becomes
 
 
@@ -62,6 +63,13 @@ def picture(image: Image.Image, *, alt: str, small: bool | None = None) -> Pictu
         image.save(encoded, "JPEG", quality=QUALITY)
     data = base64.b64encode(encoded.getvalue()).decode("ascii")
     return Picture(f"data:image/{'png' if exact else 'jpeg'};base64,{data}", image.width, image.height, alt)
+
+
+def thumbnail(image: Image.Image, alt: str) -> Picture:
+    """`image`, scaled down to `THUMBNAIL`."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture(small, alt=alt)
 
 
 @functools.cache

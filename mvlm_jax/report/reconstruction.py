@@ -67,7 +67,8 @@ def rebuild(
 ) -> list[Rebuilt]:
     """Each pair with as much of it hidden as in training. The wrong partner is that of the next pair.
 
-    Words are hidden whole, and each is filled by one token.
+    Words are hidden whole, and each is filled by one token. Those that the cut of a long caption takes from the model
+    are not hidden.
 
     Raises:
       UserError: a model of this task rebuilds nothing, or an image cannot be read.
@@ -84,11 +85,20 @@ def rebuild(
         grid = hidden.reshape(masking.grid, masking.grid)
         painted = [model.reconstruct(image, partner, grid) for partner in partners]
         words = caption.split()
-        blanks = set(rng.permutation(len(words))[: masking.masked_tokens(len(words))].tolist())
+        seen = words_seen(model, words)
+        blanks = set(rng.permutation(seen)[: masking.masked_tokens(seen)].tolist())
         filled = [list(_filled(model, words, blanks, partner)) for partner in (image, images[other], None)]
         columns = [Image.fromarray(small), Image.fromarray(seen), *painted]
         rebuilt.append(Rebuilt(columns, caption, captions[other], *filled))
     return rebuilt
+
+
+def words_seen(model: Inference, words: Sequence[str]) -> int:
+    """How many of the first words the model sees whole; with some of them hidden, no fewer."""
+    limit, tokenizer = model.config.text.max_length, model.tokenizer
+    beginnings = [" ".join(words[: count + 1]) for count in range(len(words))]
+    tokens = tokenizer.encode(beginnings, max_length=limit + 1)
+    return int(((tokens != tokenizer.ids.pad).sum(axis=1) <= limit).sum())
 
 
 def draw(rebuilt: Sequence[Rebuilt]) -> Image.Image:
@@ -147,6 +157,9 @@ def _coloured(filled: Sequence[Filled]) -> Iterator[tuple[str, str]]:
 
 
 def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image | None) -> Iterator[Filled]:
+    if not blanks:  # nothing of the caption is seen whole
+        yield from map(Filled, words)
+        return
     # A comma belongs to no word.
     text = " ".join(
         model.mask_token + word[len(word.rstrip(",")) :] if place in blanks else word

@@ -12,7 +12,17 @@ from tiny import ROOT
 import mvlm_jax
 from mvlm_jax.errors import UserError
 from mvlm_jax.report.batch import MASKED
-from mvlm_jax.report.reconstruction import GAP, LINE, MARGIN, Filled, Rebuilt, draw, rebuild, write_reconstruction
+from mvlm_jax.report.reconstruction import (
+    GAP,
+    LINE,
+    MARGIN,
+    Filled,
+    Rebuilt,
+    draw,
+    rebuild,
+    words_seen,
+    write_reconstruction,
+)
 
 CAPTIONS = [
     "a large red circle top left, a small star top right",
@@ -66,6 +76,17 @@ def test_words_are_filled_as_the_model_guesses_them(model, images, rebuilt):
             ]
             guesses = [best for [(best, _)] in model.fill_mask(" ".join(masked), image, top=1)]
             assert [filled[place].guess for place in blanks] == guesses
+
+
+def test_only_words_that_the_model_sees_are_hidden(model, images):
+    limit, config = model.config.text.max_length, model.config
+    many = " ".join(["a"] * 3 * limit)  # a token each; start and end take two of the limit
+    assert words_seen(model, many.split()) == limit - 2
+    assert words_seen(model, ["x" * 500]) == 0
+    first, second = rebuild(model, images[:2], [many, "x" * 500])
+    hidden = [place for place, (_, guess) in enumerate(first.beside_own) if guess is not None]
+    assert len(hidden) == max(1, round(config.mask.text_ratio * (limit - 2))) and max(hidden) < limit - 2
+    assert [filled.guess for filled in second.alone] == [None]
 
 
 def test_rows_are_drawn_below_each_other_with_right_and_wrong_words_in_colour():

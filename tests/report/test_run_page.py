@@ -3,12 +3,16 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from html_page import Page, problems
 from PIL import Image
 
 from mvlm_jax.cli import report as report_command
+from mvlm_jax.errors import UserError
+from mvlm_jax.report.heat_maps import attended, painted
 from mvlm_jax.report.page import picture, render
 from mvlm_jax.report.run import event_starts, read_run
 
@@ -129,6 +133,27 @@ def test_a_missing_dataset_leaves_a_remark_in_place_of_examples(run_dir, tmp_pat
     assert report_command.run(flags) == 0
     page = (tmp_path / "page.html").read_text()
     assert problems(page) == [] and "No examples: dataset &#39;shapes&#39; is not prepared" in page
+
+
+def test_words_are_shown_where_they_are_found():
+    """With a model that finds the first word in the upper left patch, and nothing for the second."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    maps = np.zeros((2, 2, 2), np.float32)
+    maps[0, 0, 0] = 0.3
+
+    def attention(image, text):
+        if not text:
+            raise UserError("'' holds no word")
+        return SimpleNamespace(words=("red", "star"), maps=maps, match=0.5, image=np.asarray(image))
+
+    model = SimpleNamespace(task=SimpleNamespace(verbs=("attention",)), attention=attention)
+    [card] = attended(model, [Image.fromarray(pixels)] * 2, ["red star", ""])
+    assert (card.text, card.remark, [one.word for one in card.words]) == ("red star", "match 50%", ["red", "star"])
+    found, nothing = (np.asarray(painted(pixels, heat)) for heat in maps)
+    np.testing.assert_array_equal(found[:4, :4], pixels[:4, :4])
+    np.testing.assert_array_equal(found[4:], nothing[4:])
+    assert np.ptp(nothing[4:].astype(int), axis=2).max() < 12  # next to grey
+    assert attended(SimpleNamespace(task=SimpleNamespace(verbs=())), [], []) == []
 
 
 def test_an_image_is_kept_exact_where_it_is_small():
