@@ -45,6 +45,7 @@ setup(
         "jax>=0.10",
         "jaxtyping",
         "jinja2>=3.1",
+        "markupsafe",
         "ml-collections",
         "ml-dtypes",
         "numpy",

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 SELF_CLOSED = {"line", "path", "circle", "rect", "polyline"}  # of SVG
 
 

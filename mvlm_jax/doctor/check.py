@@ -218,7 +218,7 @@ def _check_example(
     faults: list[tuple[str, str]] = []
     identity = source.example_id(index)
     if identity != identity.strip() or not identity or INVISIBLE.search(identity):
-        faults.append(("broken_id", repr(identity)))
+        faults.append(("broken_id", f"the id is {identity!r}"))
     try:
         example = source[index]
     except UnusableImage as error:
@@ -229,9 +229,9 @@ def _check_example(
     captions = example["captions"]
     blank = sum(not caption.strip() for caption in captions)
     if blank == len(captions):
-        faults.append(("no_captions", "all are blank" if captions else "there is none"))
+        faults.append(("no_captions", "all of them are blank" if captions else "there is none"))
     elif blank:
-        faults += [("empty_caption", f"{blank} of {len(captions)}")] * blank
+        faults += [("empty_caption", f"{blank} of its {len(captions)} captions are blank")] * blank
     for caption in captions:
         if caption.strip():
             faults += [(fault, _quoted(caption)) for fault in caption_faults(caption)]

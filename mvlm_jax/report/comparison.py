@@ -53,9 +53,9 @@ def comparison_page(runs: Two, *, examples: Sequence[Examples]) -> str:
     """The whole page."""
     runs = labelled(runs)
     first, second = runs
-    compared = [
-        _compared(stem, runs) for stem in first.evaluations if stem in second.evaluations
-    ]  # of one source: the stem says which
+    # A stem says of which source it is. Retrieval first, as in the page of a run.
+    stems = sorted(first.evaluations, key=lambda stem: not stem.startswith("retrieval"))
+    compared = [_compared(stem, runs) for stem in stems if stem in second.evaluations]
     alone = [
         (run.name, stem)
         for run, other in (runs, runs[::-1])

@@ -3,10 +3,12 @@
 import base64
 import functools
 import io
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 from PIL import Image
 
 from mvlm_jax import __version__
@@ -83,7 +85,14 @@ def _templates() -> jinja2.Environment:
     )
     templates.filters["count"] = lambda number: f"{number:,}"
     templates.filters["short"] = short
+    templates.filters["breakable"] = breakable
     return templates
+
+
+def breakable(value: Any) -> markupsafe.Markup:
+    """Escaped; long names may go on in the next line behind their dots, slashes and underscores."""
+    text = str(markupsafe.escape(value))
+    return markupsafe.Markup(re.sub(r"(?<=[\w])([._/])(?=[A-Za-z])", r"\1<wbr>", text))
 
 
 def short(value: Any) -> str:

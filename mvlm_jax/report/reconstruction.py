@@ -85,8 +85,8 @@ def rebuild(
         grid = hidden.reshape(masking.grid, masking.grid)
         painted = [model.reconstruct(image, partner, grid) for partner in partners]
         words = caption.split()
-        seen = words_seen(model, words)
-        blanks = set(rng.permutation(seen)[: masking.masked_tokens(seen)].tolist())
+        readable = words_seen(model, words)
+        blanks = set(rng.permutation(readable)[: masking.masked_tokens(readable)].tolist())
         filled = [list(_filled(model, words, blanks, partner)) for partner in (image, images[other], None)]
         columns = [Image.fromarray(small), Image.fromarray(seen), *painted]
         rebuilt.append(Rebuilt(columns, caption, captions[other], *filled))
