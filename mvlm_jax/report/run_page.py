@@ -87,6 +87,9 @@ def next_commands(run: Run, *, recipe: Recipe) -> list[tuple[str, str]]:
                 f"mvlm weights export --workdir={directory} --output={output}",
             )
         )
+        if task.embeds:
+            search = f'mvlm search --model={output} --images=FOLDER "a dog on the grass"'
+            commands.append(("Find images of a folder with it:", search))
         python = f'import mvlm_jax\nfrom PIL import Image\n\nmodel = mvlm_jax.load("{run.directory}-export")\n'
         commands.append(("Use the exported model:", python + 'image = Image.open("photo.jpg")\n' + task.about.example))
     if run.is_finished:

@@ -13,6 +13,8 @@ from mvlm_jax.report.page import short
 from mvlm_jax.tasks.registry import task_type
 from mvlm_jax.training.workdir import ORIGIN
 
+PER_CLASS = "per_class"  # the metric that holds those of each class
+MOST_CLASSES = 40  # that are listed
 LEVELS = (1, 5, 10)
 DIRECTIONS = {"tr": "image → caption", "ir": "caption → image"}
 PARTNERS = {"own": "its own partner", "wrong": "a wrong partner", "none": "no partner"}
@@ -53,6 +55,7 @@ class Result:
     groups: list[Group]
     metrics: list[tuple[str, str]]  # every number, for a table
     confusion: Confusion | None
+    classes: list[tuple[str, str, str]]  # (class, images, percent right), the worst first
 
 
 class Rebuilt(NamedTuple):
@@ -104,7 +107,7 @@ def numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, Number]:
     """The numbers and intervals of an evaluation by name; what lies within a mapping as `name/key`."""
     found: dict[str, Number] = {}
     for name, value in content.items():
-        if not prefix and name in (*ORIGIN, CONFUSION):
+        if not prefix and name in (*ORIGIN, CONFUSION, PER_CLASS):
             continue
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{name}/")
@@ -145,6 +148,7 @@ def _result(stem: str, content: Mapping[str, Any], *, config: ConfigDict) -> Res
         groups=[group for one in said for group in one.groups],
         metrics=[(name, in_words(value)) for name, value in numbers(content).items()],
         confusion=confusion(content),
+        classes=_classes(content),
     )
 
 
@@ -256,6 +260,20 @@ def _by_guessing(content: Mapping[str, Any], *, config: ConfigDict) -> int | flo
         return 100 / classes
     task = task_type(config)
     return 100 / len(task.labels) if content.get("task") == task.name and task.labels else None
+
+
+def _classes(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Empty where the evaluation has no classes."""
+    classes = content.get(PER_CLASS)
+    if not isinstance(classes, Mapping):
+        return []
+    rows = [
+        (str(name), one.get("images", 0), one["top1"])
+        for name, one in classes.items()
+        if isinstance(one, Mapping) and is_number(one.get("top1"))
+    ]
+    rows.sort(key=lambda row: row[2])
+    return [(name, short(images), f"{right:.1f}%") for name, images, right in rows[:MOST_CLASSES]]
 
 
 def _other_gains(content: Mapping[str, Any]) -> Said:

@@ -30,7 +30,8 @@ for (const width of [1280, 390]) {
     results.push({
       width: root.clientWidth, scroll: root.scrollWidth, images: inner.images.length, refused,
       broken: [...inner.images].filter(image => !image.naturalWidth).length,
-      requests: frame.contentWindow.performance.getEntriesByType("resource").filter(one => !one.name.startsWith("data:")).length,
+      requests: frame.contentWindow.performance.getEntriesByType("resource")
+        .filter(one => !one.name.startsWith("data:")).length,
       font: frame.contentWindow.getComputedStyle(inner.body).fontSize,
     });
     if (results.length == 2) document.body.textContent = "measured " + JSON.stringify(results);

@@ -78,12 +78,21 @@ def test_other_contents_of_an_evaluation_are_listed_and_nothing_breaks():
     assert result.metrics == [("made_up", "1.5"), ("nested/a", "2")] and result.groups == []
 
 
+def test_classes_are_listed_the_worst_first():
+    per_class = {"a": {"images": 2, "top1": 50.0}, "b": {"images": 1, "top1": 0.0}, "empty": {"images": 0}}
+    content = {"task": "classification", "top1": 33.3, "classes": 3, "images": 3, "per_class": per_class}
+    [result] = results({"a": content}, config=config_lib.default())
+    assert result.classes == [("b", "1", "0.0%"), ("a", "2", "50.0%")]
+    assert result.sentences == ["33.3% of 3 right at first (chance: 33.3%)."]
+    assert not any(name.startswith("per_class") for name, _ in result.metrics)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         {"confusion": {"yes": {"yes": 3, "no": 1}, "no": {"no": 2}}},
         {"confusion": {"labels": ["yes", "no"], "counts": [[3, 1], [0, 2]]}},
-        {"confusion": [[3, 1], [0, 2]], "labels": ["yes", "no"]},
+        {"confusion": [[3, 1], [0, 2]], "class_names": ["yes", "no"]},
     ],
 )
 def test_confusion_is_read_in_each_form(content):

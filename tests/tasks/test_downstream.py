@@ -178,7 +178,8 @@ def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence(
     rows = [LabelledRow((), "", ("True",), "", group, f"{group}{number}") for group in "ab" for number in range(2)]
     [found] = task.results([(row, {"True": 0.9, "False": 0.1}) for row in rows[:3]], [(rows[3], "absent")]).values()
     counted = {"skipped_images": 1, "left_out": {"absent": 1}}
-    assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2} | counted
+    confusion = {"confusion": {"True": {"True": 3, "False": 0}, "False": {"True": 0, "False": 0}}}
+    assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2} | confusion | counted
 
 
 @pytest.mark.parametrize(
