@@ -22,7 +22,7 @@ class Series(NamedTuple):
     """Values over steps."""
 
     name: str
-    points: list[Point]  # (step, value), in order; finite
+    points: Sequence[Point]  # (step, value), in order; finite
 
 
 class Tick(NamedTuple):

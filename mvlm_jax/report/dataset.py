@@ -135,7 +135,14 @@ def _card(finding: Finding, sources: Mapping[str, Source]) -> dict[str, Any]:
 
 def _shown(source: Source, place: Place, name: str) -> dict[str, Any]:
     """The image and the captions of an example, as far as they can be read."""
-    shown = {"split": place.split, "id": name, "picture": None, "problem": "", "captions": [], "more": 0}
+    shown: dict[str, Any] = {
+        "split": place.split,
+        "id": name,
+        "picture": None,
+        "problem": "",
+        "captions": [],
+        "more": 0,
+    }
     try:
         example = source[place.index]
         captions = example["captions"]

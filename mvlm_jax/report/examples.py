@@ -17,7 +17,7 @@ from mvlm_jax.report.heat_maps import Attended, attended
 from mvlm_jax.report.model import open_model
 from mvlm_jax.report.page import Picture, picture
 from mvlm_jax.report.reconstruction import COLUMNS, Filled, Rebuilt, rebuild
-from mvlm_jax.report.retrieved import Retrieved, retrieved
+from mvlm_jax.report.retrieved import Retrievals, retrieved
 from mvlm_jax.report.run import Run
 from mvlm_jax.tasks.labelled import LabelledTask
 
@@ -52,10 +52,7 @@ class Examples:
     among: int = 0
     columns: tuple[str, ...] = COLUMNS
     rebuilt: Sequence[RebuiltCard] = ()
-    best_images: Sequence[Retrieved] = ()
-    worst_images: Sequence[Retrieved] = ()
-    best_texts: Sequence[Retrieved] = ()
-    worst_texts: Sequence[Retrieved] = ()
+    found: Retrievals = Retrievals()
     attended: Sequence[Attended] = ()
     right: Sequence[Answered] = ()
     wrong: Sequence[Answered] = ()
@@ -98,7 +95,7 @@ def examples(model: Inference, *, count: int) -> Examples:
         among=min(AMONG, len(pairs)),
         rebuilt=_rebuilt(model, images, captions, count=count),
         attended=attended(model, images[: min(count, ATTENDED)], captions[: min(count, ATTENDED)]),
-        **(retrieved(model, images[:AMONG], captions[:AMONG], count=count) if model.task.embeds else {}),
+        found=_retrieved(model, images[:AMONG], captions[:AMONG], count=count),
     )
 
 
@@ -143,6 +140,13 @@ def _rebuilt(model: Inference, images: list[Image.Image], captions: list[str], *
         return []
     pairs = max(2, count)  # of a single one there is no wrong partner
     return [rebuilt_card(one) for one in rebuild(model, images[:pairs], captions[:pairs])[:count]]
+
+
+def _retrieved(model: Inference, images: list[Image.Image], captions: list[str], *, count: int) -> Retrievals:
+    """Empty for a model that does not embed images and texts."""
+    if not model.task.embeds:
+        return Retrievals()
+    return retrieved(model.similarity(images, captions), images, captions, count=count)
 
 
 def rebuilt_card(one: Rebuilt) -> RebuiltCard:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from mvlm_jax.inference import Inference
 from mvlm_jax.report.page import Picture, thumbnail
 
 SHOWN = 3  # candidates of a query
@@ -39,11 +38,19 @@ class Retrieved:
     texts: Sequence[FoundText] = ()
 
 
+class Retrievals(NamedTuple):
+    """Images found for captions, and captions found for images: the surest and the worst."""
+
+    best_images: Sequence[Retrieved] = ()
+    worst_images: Sequence[Retrieved] = ()
+    best_texts: Sequence[Retrieved] = ()
+    worst_texts: Sequence[Retrieved] = ()
+
+
 def retrieved(
-    model: Inference, images: list[Image.Image], captions: list[str], *, count: int
-) -> dict[str, list[Retrieved]]:
-    """`count` each of `best_images` and `worst_images`, found for captions, and `best_texts` and `worst_texts`."""
-    scores = model.similarity(images, captions)
+    scores: Float[np.ndarray, "B B"], images: Sequence[Image.Image], captions: Sequence[str], *, count: int
+) -> Retrievals:
+    """`count` of each kind among pairs, from the score of each image (a row) with each caption."""
     own = np.array([[one == other for other in captions] for one in captions])  # the same caption is as right
     thumbnails = [thumbnail(image, caption) for image, caption in zip(images, captions, strict=True)]
 
@@ -57,13 +64,20 @@ def retrieved(
         shown = [FoundText(captions[place], *scored.at(place, rank)) for rank, place in scored.shown()]
         return Retrieved("", scored.remark, image=thumbnails[query], texts=shown)
 
-    found = {}
-    for kind, table, show in (("images", scores.T, to_images), ("texts", scores, to_texts)):
-        lead = margins(table, own)
-        order = np.argsort(-lead, kind="stable")
-        found[f"best_{kind}"] = [show(int(query)) for query in order[:count]]
-        found[f"worst_{kind}"] = [show(int(query)) for query in order[::-1][:count]]
-    return found
+    best_images, worst_images = _ends(scores.T, own, count=count)
+    best_texts, worst_texts = _ends(scores, own, count=count)
+    return Retrievals(
+        list(map(to_images, best_images)),
+        list(map(to_images, worst_images)),
+        list(map(to_texts, best_texts)),
+        list(map(to_texts, worst_texts)),
+    )
+
+
+def _ends(scores: Float[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"], *, count: int) -> tuple[list[int], list[int]]:
+    """The queries whose right candidate is furthest ahead, and those where it is furthest behind."""
+    order = np.argsort(-margins(scores, own), kind="stable").tolist()
+    return order[:count], order[::-1][:count]
 
 
 def margins(scores: Float[np.ndarray, "Q C"], own: Bool[np.ndarray, "Q C"]) -> Float[np.ndarray, " Q"]:
