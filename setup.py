@@ -34,7 +34,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["mvlm_jax", "mvlm_jax.*"]),
-    package_data={"mvlm_jax": ["py.typed"]},
+    package_data={"mvlm_jax": ["py.typed", "report/templates/*"]},
     # What mvlm_jax imports, and nothing else (tests/test_packaging.py compares). constraints.txt has the versions that
     # all tests pass with; the bounds are the oldest ones that runs, evaluations and imports were tested with.
     install_requires=[
@@ -44,6 +44,8 @@ setup(
         "grain>=0.2.15",  # iterators of older ones cannot be closed, so that their workers would live on
         "jax>=0.10",
         "jaxtyping",
+        "jinja2>=3.1",
+        "markupsafe",
         "ml-collections",
         "ml-dtypes",
         "numpy",

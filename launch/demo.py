@@ -1,4 +1,5 @@
-"""Data, training and evaluation of the recipe `demo` in one process, and a picture of what the model rebuilds.
+"""Data, training and evaluation of the recipe `demo` in one process, a picture of what the model rebuilds, and the run
+as a page.
 
 The last line printed is one JSON object.
 
@@ -13,17 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 from PIL import Image
 
 from mvlm_jax.cli import prepare, train
 from mvlm_jax.data.sources import open_source
 from mvlm_jax.files import user_path
-from mvlm_jax.inference import Inference
-from mvlm_jax.interop.parameters import nested, restore_parameters
+from mvlm_jax.report.model import open_model
 from mvlm_jax.report.reconstruction import write_reconstruction
-from mvlm_jax.tasks.registry import open_task
-from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.report.run import Run, read_run
+from mvlm_jax.report.run_page import write_report
 
 PICTURE, SHOWN = "reconstruction.png", 4  # its file in the workdir; pairs of the evaluation split
 
@@ -45,22 +44,21 @@ def main() -> int:
     rebuilt = json.loads((workdir / "eval" / "reconstruction-shapes-val.json").read_text())
     summary = {name: retrieval[name] for name in ("tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank")}
     summary |= {name: rebuilt[name] for name in ("mlm_gain", "mim_gain", "mim_gain_informative")}
-    print(f"what it rebuilds: {_draw(workdir)}")
+    run = read_run(workdir)
+    print(f"what it rebuilds: {_draw(run)}")
+    print(f"the run as a page, for a browser: {write_report(run)}")
     print(json.dumps({**summary, "seconds": round(time.time() - arguments.started), "workdir": str(workdir)}))
     return 0
 
 
-def _draw(workdir: Path) -> Path:
+def _draw(run: Run) -> Path:
     """The picture of the first pairs that the model was evaluated on."""
-    config = workdir_lib.read_config(workdir)
-    params, _ = restore_parameters(workdir / workdir_lib.CHECKPOINTS, step=None)
-    task = open_task(config, workdir=workdir)
-    model = Inference(task=task, params=jax.device_put(nested(params)), batch_size=SHOWN)
+    config, (model, _) = run.config, open_model(run)
     source = open_source(config.data.eval, data_dir=config.data.data_dir)
     examples = [source[index] for index in range(min(SHOWN, len(source)))]
     images = [Image.open(io.BytesIO(example["image"])) for example in examples]
     captions = [example["captions"][0] for example in examples]
-    return write_reconstruction(model, images, captions, file=workdir / PICTURE)
+    return write_reconstruction(model, images, captions, file=run.directory / PICTURE)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ PATHS = [  # a command with what it requires, and the flag that is looked at
     (["weights", "export", WORKDIR, OUTPUT], "workdir"),
     (["weights", "export", WORKDIR, OUTPUT], "output"),
     (["weights", "inspect", "--source=~/model.safetensors"], "source"),
+    (["report", CONFIG, WORKDIR], "workdir"),
+    (["report", CONFIG, WORKDIR, "--output=~/page.html"], "output"),
+    (["report", CONFIG, WORKDIR, "--compare=~/other"], "compare"),
     (["compile", CONFIG, "--topology=v5e:2x2", "--json=~/figures.json"], "json"),
 ]
 WITH_RECIPE = [

@@ -8,12 +8,14 @@
 Images that cannot be used are left out and counted by reason in the manifest. What is interrupted leaves nothing that
 looks finished; the same command continues it.
 
-With --check nothing is prepared. check.html and check.json list what is wrong with the images, the captions and the
-ids, and which images are in two splits or in an evaluation set. The exit status is 1 where --policy stops.
+With --check nothing is prepared. check.html and check.json, in reports/DATASET, list what is wrong with the images, the
+captions and the ids, and which images are in two splits or in an evaluation set. The exit status is 1 where --policy
+stops.
 
     mvlm prepare --check --dataset=mine --source=json:pairs.json --against=coco='json:dataset_coco.json?split=test'
 
-With --preview a page shows the batch of a step of a run: its images as augmented, its captions, and the masks.
+With --preview a page, reports/preview/preview.html, shows the batch of a step of a run: its images as augmented, its
+captions, and the masks.
 
     mvlm prepare --preview --config=demo --config.data.data_dir=data --step=100
 """
@@ -59,6 +61,7 @@ MODES = {  # that a flag is used in, of the flags that not all modes use
     "licence": ("prepare",),
     "workers": ("check", "prepare"),
 }
+REPORTS = "reports"  # in the current directory, where no other place is given
 IN_RECIPE = {"data_dir": "data_dir", "dataset": "train", "source": "train"}  # what --preview takes from --config
 
 
@@ -123,7 +126,7 @@ def _main(values: flags.FlagValues) -> None:
 def _check(values: flags.FlagValues, data_dir: Path) -> None:
     """Checks a collection, and writes and summarises the report."""
     config = commands.checked_config(values) if values["config"].present else config_lib.default()
-    directory, policy = _report_dir(values, data_dir / values.dataset), parse_policy(values.policy)
+    directory, policy = _report_dir(values, values.dataset), parse_policy(values.policy)
     collection = collect(values.dataset, sources=values.source, data_dir=data_dir)
     if not isinstance(collection.codec, PairCodec):
         raise UserError(f"--check looks at images with captions; --dataset={values.dataset} has none")
@@ -152,7 +155,7 @@ def _tokenizer(config: ConfigDict, collection: Collection) -> Tokenizer | None:
 
 def _preview(values: flags.FlagValues) -> None:
     config = commands.checked_config(values)
-    directory = _report_dir(values, resolved_data_dir(config.data.data_dir))
+    directory = _report_dir(values, "preview")
     if not issubclass(task_type(config), Pretrain):
         raise UserError(f"--preview shows image-text pairs; config.task={config.task} is not trained on pairs")
     # The batches of a run do not depend on these.
@@ -181,8 +184,9 @@ def _mode(values: flags.FlagValues) -> str:
     return mode
 
 
-def _report_dir(values: flags.FlagValues, default: Path) -> Path:
-    return local_path(values.report_dir, name="--report_dir") if values.report_dir else default
+def _report_dir(values: flags.FlagValues, name: str) -> Path:
+    """Below the current directory by default: a dataset's own is left as it was prepared."""
+    return local_path(values.report_dir or f"{REPORTS}/{name}", name="--report_dir")
 
 
 def _workdir(values: flags.FlagValues) -> Path | None:
@@ -220,7 +224,8 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     text(
         "report_dir",
         "",
-        f"Where {report.JSON} and {report.HTML} go (default: beside the dataset), or {PREVIEW} (default: data_dir).",
+        f"Where {report.JSON} and {report.HTML} go (default: {REPORTS}/DATASET), or {PREVIEW} (default: "
+        f"{REPORTS}/preview).",
     )
     commands.define_config(values, argv, required=False)
 

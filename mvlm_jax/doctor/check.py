@@ -218,7 +218,7 @@ def _check_example(
     faults: list[tuple[str, str]] = []
     identity = source.example_id(index)
     if identity != identity.strip() or not identity or INVISIBLE.search(identity):
-        faults.append(("broken_id", repr(identity)))
+        faults.append(("broken_id", f"the id is {identity!r}"))
     try:
         example = source[index]
     except UnusableImage as error:
@@ -229,9 +229,9 @@ def _check_example(
     captions = example["captions"]
     blank = sum(not caption.strip() for caption in captions)
     if blank == len(captions):
-        faults.append(("no_captions", "all are blank" if captions else "there is none"))
+        faults.append(("no_captions", "all of them are blank" if captions else "there is none"))
     elif blank:
-        faults += [("empty_caption", f"{blank} of {len(captions)}")] * blank
+        faults += [("empty_caption", f"{blank} of its {len(captions)} captions are blank")] * blank
     for caption in captions:
         if caption.strip():
             faults += [(fault, _quoted(caption)) for fault in caption_faults(caption)]
@@ -286,7 +286,7 @@ def _repeated_ids(table: _Table, *, splits: Iterable[str]) -> Iterator[Finding]:
         first, number = np.unique(table.ids[rows], return_index=True, return_inverse=True)[1:]
         for index in np.flatnonzero(first[number] != np.arange(len(number))):
             earlier = int(first[number[index]]) + rows.start
-            yield table.finding("duplicate_id", rows.start + int(index), "as an earlier one", earlier)
+            yield table.finding("duplicate_id", rows.start + int(index), "the same id as the other one", earlier)
 
 
 def _boilerplate(table: _Table, *, examples: int) -> Iterator[Finding]:
@@ -318,11 +318,11 @@ def _copies(table: _Table, *, own: int) -> Iterator[Finding]:
                 first = None if row == copies[0] else int(copies[0])
                 yield table.finding("repeated_image", row, f"one of {len(copies)} with the same bytes", first)
             elif row != firsts[number]:
-                yield table.finding("duplicate", row, "same bytes", firsts[number])
+                yield table.finding("duplicate", row, "the same bytes as the other one", firsts[number])
             for other, first in firsts.items():
                 if other < number or first >= own:
                     fault = "evaluation_overlap" if first >= own else "split_overlap"
-                    yield table.finding(fault, row, "same bytes", first)
+                    yield table.finding(fault, row, "the same bytes as the other one", first)
 
 
 def _near_copies(table: _Table, *, own: int) -> Iterator[Finding]:
@@ -353,7 +353,7 @@ def _near_copies(table: _Table, *, own: int) -> Iterator[Finding]:
             fault = "near_duplicate"
         else:
             fault = "split_near_overlap"
-        yield table.finding(fault, row, f"{differing} of 256 signs differ", other)
+        yield table.finding(fault, row, f"the fingerprints agree in {256 - differing} of 256 bits", other)
 
 
 def _hashes(texts: Iterable[str]) -> UInt64[np.ndarray, " E"]:

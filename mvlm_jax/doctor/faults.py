@@ -13,35 +13,122 @@ class Fault(NamedTuple):
 
     error: bool  # it cannot be used, or makes a metric wrong; other faults are for a person to judge
     meaning: str
+    remedy: str
 
 
 FAULTS = {
-    "missing": Fault(True, "the image is not where the source says"),
-    "undecodable": Fault(True, "the file is empty, not an image, or damaged"),
-    "truncated": Fault(True, "the file ends before the picture does; or its rest was filled with grey"),
-    "too_large": Fault(True, "more pixels than config.data.max_image_pixels"),
-    "unread": Fault(True, "a line, a row, a caption or a member of a tar file that cannot be used"),
-    "no_captions": Fault(True, "the image has no caption"),
-    "duplicate_id": Fault(True, "an earlier example of the split has the same id"),
-    "broken_id": Fault(True, "the id is empty, or has blanks around it or control characters in it"),
-    "split_overlap": Fault(True, "the same file is in another split, too"),
-    "split_near_overlap": Fault(True, "nearly the same picture is in another split, too"),
-    "evaluation_overlap": Fault(True, "the same file is in a named evaluation set"),
-    "evaluation_near_overlap": Fault(True, "nearly the same picture is in a named evaluation set"),
-    "duplicate": Fault(False, "an earlier example of the split is the same file"),
-    "near_duplicate": Fault(False, "an earlier example of the split is nearly the same picture"),
-    "repeated_image": Fault(False, "one of ten or more copies of a file; often what a host shows for a lost picture"),
-    "tiny": Fault(False, "a side is shorter than a quarter of config.image.size"),
-    "extreme_aspect": Fault(False, "one side is more than four times the other"),
-    "blank": Fault(False, "one colour and next to nothing else"),
-    "animated": Fault(False, "several frames, of which the first is taken"),
-    "empty_caption": Fault(False, "a blank caption beside others"),
-    "not_text": Fault(False, "a caption that is an address, a file name, markup, or mostly no letters"),
-    "mojibake": Fault(False, "a caption that was read in a wrong encoding"),
-    "control_characters": Fault(False, "a caption with control or other invisible characters"),
-    "long_caption": Fault(False, "more tokens than config.text.max_length: the rest is cut off"),
-    "unknown_words": Fault(False, "half of a caption's tokens or more are unknown to the tokenizer"),
-    "boilerplate": Fault(False, "a caption of ten or more images, and of one in a thousand"),
+    "missing": Fault(
+        True,
+        "the image is not where the source says",
+        "Copy the image there, mend the path in the list, or remove the line",
+    ),
+    "undecodable": Fault(
+        True,
+        "the file is empty, not an image, or damaged",
+        "Fetch the image again, or remove its line; a run would leave it out",
+    ),
+    "truncated": Fault(
+        True,
+        "the file ends before the picture does; or its rest was filled with grey",
+        "Fetch the image again; a run would learn its grey rest",
+    ),
+    "too_large": Fault(
+        True,
+        "more pixels than config.data.max_image_pixels",
+        "Scale it down with --max_side when preparing, or raise config.data.max_image_pixels",
+    ),
+    "unread": Fault(
+        True,
+        "a line, a row, a caption or a member of a tar file that cannot be used",
+        "Mend these lines of the list; below is what is wrong with each kind",
+    ),
+    "no_captions": Fault(
+        True, "the image has no caption", "Add a caption, or remove the image; a run would leave it out"
+    ),
+    "duplicate_id": Fault(
+        True,
+        "an earlier example of the split has the same id",
+        "Give each image an id of its own: retrieval takes equal ids for one image",
+    ),
+    "broken_id": Fault(
+        True,
+        "the id is empty, or has blanks around it or control characters in it",
+        "Mend the id: programs that strip blanks would take it for another one",
+    ),
+    "split_overlap": Fault(
+        True,
+        "the same file is in another split, too",
+        "Remove it from one of the splits, for a fair evaluation from the training split",
+    ),
+    "split_near_overlap": Fault(
+        True,
+        "nearly the same picture is in another split, too",
+        "Look at both; where it is one picture, remove it from the training split",
+    ),
+    "evaluation_overlap": Fault(
+        True,
+        "the same file is in a named evaluation set",
+        "Remove it from the training data: the model would have seen the test",
+    ),
+    "evaluation_near_overlap": Fault(
+        True,
+        "nearly the same picture is in a named evaluation set",
+        "Look at both; where it is one picture, remove it from the training data",
+    ),
+    "duplicate": Fault(
+        False, "an earlier example of the split is the same file", "Keep one, with the captions of both"
+    ),
+    "near_duplicate": Fault(
+        False,
+        "an earlier example of the split is nearly the same picture",
+        "Look at both; where it is one picture, keep one, with the captions of both",
+    ),
+    "repeated_image": Fault(
+        False,
+        "one of ten or more copies of a file; often what a host shows for a lost picture",
+        "Where it is a placeholder, remove all of them with their captions",
+    ),
+    "tiny": Fault(
+        False,
+        "a side is shorter than a quarter of config.image.size",
+        "Fetch it in a larger size, or accept that it is blurred when enlarged",
+    ),
+    "extreme_aspect": Fault(
+        False,
+        "one side is more than four times the other",
+        "Crop it to what the caption describes: resizing to a square distorts it",
+    ),
+    "blank": Fault(False, "one colour and next to nothing else", "Remove it where nothing is to be seen"),
+    "animated": Fault(
+        False, "several frames, of which the first is taken", "Nothing, where the caption describes the first frame"
+    ),
+    "empty_caption": Fault(False, "a blank caption beside others", "Nothing; preparing leaves it out and counts it"),
+    "not_text": Fault(
+        False,
+        "a caption that is an address, a file name, markup, or mostly no letters",
+        "Remove the caption, or write one",
+    ),
+    "mojibake": Fault(
+        False,
+        "a caption that was read in a wrong encoding",
+        "Read the list in its right encoding and write it as UTF-8",
+    ),
+    "control_characters": Fault(False, "a caption with control or other invisible characters", "Remove the characters"),
+    "long_caption": Fault(
+        False,
+        "more tokens than config.text.max_length: the rest is cut off",
+        "Raise config.text.max_length, or shorten the caption",
+    ),
+    "unknown_words": Fault(
+        False,
+        "half of a caption's tokens or more are unknown to the tokenizer",
+        "Give a tokenizer of this language, config.text.tokenizer",
+    ),
+    "boilerplate": Fault(
+        False,
+        "a caption of ten or more images, and of one in a thousand",
+        "Remove the caption where it says nothing of its image",
+    ),
 }
 GROUPS = {
     "errors": tuple(name for name, fault in FAULTS.items() if fault.error),

@@ -3,24 +3,23 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mvlm_jax import config as config_lib
-from mvlm_jax.errors import UserError
-from mvlm_jax.files import write_text
 from mvlm_jax.objectives.pretraining import Pairs
-from mvlm_jax.report import page
+from mvlm_jax.report.page import picture, render, short, write_page
+from mvlm_jax.report.recipe import recipe_of
 from mvlm_jax.tasks.pretrain import Pretrain
 from mvlm_jax.training.streams import Streams
 
 PREVIEW = "preview.html"
 MASKED = (222, 224, 228)  # in place of the learned vector that a hidden patch becomes
-SIDE = 200  # pixels; smaller images are shown enlarged by a whole number
 SETTINGS = (
     "data.train",
     "data.augment.",
@@ -31,15 +30,18 @@ SETTINGS = (
     "batch_size",
     "seed",
 )
+HOW = ("mesh.", "data.workers", "data.prefetch")  # how a page's own batch is made, which no command has to repeat
 CONTEXTS = {  # by config.mask.condition_on
     "unmasked": "Each is rebuilt beside the whole other one.",
     "masked": "Each is rebuilt beside what is left of the other one.",
     "none": "Each is rebuilt alone.",
 }
-STYLE = (
-    "<style>.hidden { background: #1c2430; color: #fff; border-radius: 3px; padding: 0 3px; } "
-    ".unknown { color: #a0a8b4; }</style>"
-)
+
+
+class Word(NamedTuple):
+    text: str
+    is_hidden: bool
+    is_unknown: bool
 
 
 def write_preview(task: Pretrain, *, directory: Path, step: int, examples: int) -> Path:
@@ -49,12 +51,7 @@ def write_preview(task: Pretrain, *, directory: Path, step: int, examples: int) 
       UserError: `directory` cannot be written.
     """
     html = preview_page(task, step=step, examples=examples)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / PREVIEW, html, errors="replace")
-    except OSError as error:
-        raise UserError(f"the page cannot be written to {str(directory)!r}: {error.strerror}") from error
-    return directory / PREVIEW
+    return write_page(directory / PREVIEW, html, flag="--report_dir")
 
 
 def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
@@ -79,20 +76,18 @@ def preview_page(task: Pretrain, *, step: int, examples: int) -> str:
         for row in range(count)
     ]
     config = task.config
-    settings = [
-        [page.text(name), page.text(value)] for name, value in config_lib.flatten(config) if name.startswith(SETTINGS)
-    ]
-    body = [
-        STYLE,
-        f"<p>The first {count} of the {len(ids)} pairs of step {step}. Left: the image as augmented. Right: the same "
-        f"without the {int(masks[0].sum())} of {masks.shape[1]} patches that are hidden from it; in the captions, "
-        f'<span class="hidden">hidden</span> words. {CONTEXTS[config.mask.condition_on]}</p>',
-        '<div class="cards">',
-        *cards,
-        "</div><h2>Settings</h2>",
-        page.table(settings, head=["field", "value"]),
-    ]
-    return page.page(title=f"Step {step} of {config.data.train}", body="\n".join(body))
+    return render(
+        "batch.html",
+        title=f"Step {step:,} of {config.data.train}",
+        cards=cards,
+        batch_size=len(ids),
+        step=step,
+        masked_patches=int(masks[0].sum()),
+        patches=masks.shape[1],
+        context=CONTEXTS[config.mask.condition_on],
+        settings=[(name, short(value)) for name, value in config_lib.flatten(config) if name.startswith(SETTINGS)],
+        commands=_next_commands(config, step=step),
+    )
 
 
 def step_pairs(task: Pretrain, *, step: int) -> Pairs:
@@ -111,6 +106,19 @@ def masked_image(image: UInt8[np.ndarray, "S S 3"], patch_mask: Bool[np.ndarray,
     return np.where(pixels[:, :, None], np.array(MASKED, np.uint8), image)
 
 
+def _next_commands(config: ConfigDict, *, step: int) -> list[tuple[str, str]]:
+    """(what it does, a command to copy)"""
+    recipe = recipe_of(config)
+    chosen = recipe._replace(differences=[one for one in recipe.differences if not one.name.startswith(HOW)])
+    name, flags = recipe.name or "RECIPE", chosen.flags() if recipe.name else []
+    look = [f"mvlm prepare --preview --config={name} --step={step + 100}", *flags]
+    train = [f"mvlm train --config={name} --workdir=runs/{name.replace(':', '-')}", *flags]
+    return [
+        ("Look at another step:", " \\\n  ".join(look)),
+        ("Train on it:", " \\\n  ".join(train)),
+    ]
+
+
 def _card(
     task: Pretrain,
     *,
@@ -119,32 +127,25 @@ def _card(
     text: Int[np.ndarray, " L"],
     hidden: set[int],
     name: str,
-) -> str:
-    pictures = "".join(_picture(pixels) for pixels in (image, masked_image(image, patch_mask)))
-    width = 2 * image.shape[0] * _enlargement(image.shape[0]) + 4
-    return (
-        f'<figure style="width:{width}px"><div class="pair">{pictures}</div>'
-        f'<figcaption>{" ".join(_words(task, text, hidden))}<br><span class="id">{page.text(name)}</span></figcaption>'
-        "</figure>"
-    )
+) -> dict[str, Any]:
+    words = list(_words(task, text, hidden))
+    whole = " ".join(word.text for word in words)
+    return {
+        "image": picture(Image.fromarray(image), alt=f"as augmented: {whole}"),
+        "masked": picture(
+            Image.fromarray(masked_image(image, patch_mask)), alt="the same with its hidden patches grey"
+        ),
+        "words": words,
+        "name": name,
+    }
 
 
-def _words(task: Pretrain, text: Int[np.ndarray, " L"], hidden: set[int]) -> Iterator[str]:
+def _words(task: Pretrain, text: Int[np.ndarray, " L"], hidden: set[int]) -> Iterator[Word]:
     ids = task.tokenizer.ids
     for position, number in enumerate(text.tolist()):
         if position in hidden:
-            yield f'<span class="hidden">{page.text(task.tokenizer.decode([number]))}</span>'
+            yield Word(task.tokenizer.decode([number]), True, False)
         elif number == ids.unknown:
-            yield '<span class="unknown">unknown</span>'
+            yield Word("unknown", False, True)
         elif number not in ids:
-            yield page.text(task.tokenizer.decode([number]))
-
-
-def _picture(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
-    picture = Image.fromarray(pixels)
-    side = picture.width * _enlargement(picture.width)
-    return page.image(picture.resize((side, side), Image.Resampling.NEAREST))
-
-
-def _enlargement(side: int) -> int:
-    return max(1, round(SIDE / side))
+            yield Word(task.tokenizer.decode([number]), False, False)

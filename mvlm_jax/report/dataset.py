@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from mvlm_jax.doctor.check import LONGEST, CheckResult, Finding, Place
 from mvlm_jax.doctor.faults import FAULTS, Policy
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
-from mvlm_jax.report import page
+from mvlm_jax.report.page import picture, render
 
 JSON, HTML = "check.json", "check.html"
 SHOWN = 12  # findings of a fault that the page shows
+CAPTIONS = 3  # of an example
 NAMED = 5  # of them in a line for a terminal
 THUMBNAIL = 150  # pixels of the longer side
 BAR, HEIGHT = 8, 140  # pixels: width of a bar of the histogram, height of the highest
@@ -76,42 +77,29 @@ def as_html(
 ) -> str:
     """One page: counts, the histogram of lengths, and the first findings of each fault with their images."""
     examples = sum(result.examples.values())
-    verdict = (
-        f'<p class="bad">Stopped by --policy={page.text(content["policy"])}: {page.text(listed(stops))}.</p>'
-        if stops
-        else f'<p class="good">Nothing that --policy={page.text(content["policy"])} stops at.</p>'
+    rows = [(split, f"{count:,}", f"{result.captions[split]:,}") for split, count in result.examples.items()]
+    rows += [(f"{name} (compared with)", f"{count:,}", "") for name, count in result.against.items()]
+    return render(
+        "dataset.html",
+        title=f"Check of {content['dataset']}",
+        content=content,
+        stops=listed(stops),
+        splits=rows,
+        faults=[
+            {
+                "name": fault,
+                "count": count,
+                "part": count / examples if examples else 0.0,
+                "stops": fault in stops,
+                "meaning": _sentence(FAULTS[fault].meaning),
+                "remedy": FAULTS[fault].remedy,
+            }
+            for fault, count in sorted(result.counts.items(), key=lambda one: one[0] not in stops)
+        ],
+        left_out=_left_out(content),
+        histogram=_histogram(result),
+        groups=list(_groups(result.findings, sources)),
     )
-    splits = ", ".join(
-        f"{split}: {count:,} images, {result.captions[split]:,} captions" for split, count in result.examples.items()
-    )
-    against = "".join(f"; compared with {name}: {count:,} images" for name, count in result.against.items())
-    rows = [
-        [
-            f'<a href="#{fault}">{fault}</a>',
-            f"{count:,}",
-            f"{count / examples:.2%}",
-            '<span class="bad">stops</span>' if fault in stops else "",
-            page.text(FAULTS[fault].meaning),
-        ]
-        for fault, count in result.counts.items()
-    ]
-    body = [
-        verdict,
-        f"<p>{page.text(content['source'])}<br>{page.text(splits + against)}</p>",
-        page.table(rows, head=["fault", "findings", "of the images", "", "meaning"])
-        if rows
-        else "<p>No fault found.</p>",
-        _left_out(content),
-        f"<h2>Tokens of a caption</h2>{_histogram(result)}",
-    ]
-    for fault, group in itertools.groupby(result.findings, key=lambda finding: finding.fault):
-        findings = list(group)
-        more = f", {SHOWN} of them shown" if len(findings) > SHOWN else ""
-        body.append(f'<h2 id="{fault}">{fault}: {len(findings):,}{more}</h2>')
-        body.append(f'<p class="muted">{page.text(FAULTS[fault].meaning)}</p><div class="cards">')
-        body += [_card(finding, sources) for finding in findings[:SHOWN]]
-        body.append("</div>")
-    return page.page(title=f"Check of {content['dataset']}", body="\n".join(body))
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -123,64 +111,89 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return entry if finding.other is None else entry | {"other": {**finding.other._asdict(), "id": finding.other_id}}
 
 
-def _card(finding: Finding, sources: Mapping[str, Source]) -> str:
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _groups(findings: Sequence[Finding], sources: Mapping[str, Source]) -> Iterator[dict[str, Any]]:
+    """The first findings of each fault."""
+    for fault, group in itertools.groupby(findings, key=lambda finding: finding.fault):
+        found = list(group)
+        yield {
+            "name": fault,
+            "count": len(found),
+            "meaning": _sentence(FAULTS[fault].meaning),
+            "remedy": FAULTS[fault].remedy,
+            "cards": [_card(finding, sources) for finding in found[:SHOWN]],
+        }
+
+
+def _card(finding: Finding, sources: Mapping[str, Source]) -> dict[str, Any]:
     places = [(finding.place, finding.id)] + ([(finding.other, finding.other_id)] if finding.other else [])
-    pictures = "".join(_thumbnail(sources[place.split], place) for place, _ in places)
-    names = "<br>".join(f'{page.text(place.split)} <span class="id">{page.text(name)}</span>' for place, name in places)
-    return (
-        f'<figure style="width:{THUMBNAIL * len(places) + 4 * (len(places) - 1)}px"><div class="pair">{pictures}</div>'
-        f"<figcaption>{names}<br>{page.text(finding.detail)}</figcaption></figure>"
-    )
+    return {"detail": finding.detail, "places": [_shown(sources[place.split], place, name) for place, name in places]}
 
 
-def _thumbnail(source: Source, place: Place) -> str:
+def _shown(source: Source, place: Place, name: str) -> dict[str, Any]:
+    """The image and the captions of an example, as far as they can be read."""
+    shown: dict[str, Any] = {
+        "split": place.split,
+        "id": name,
+        "picture": None,
+        "problem": "",
+        "captions": [],
+        "more": 0,
+    }
     try:
-        pixels = decode_image(source[place.index]["image"], max_pixels=PILLOW_PIXELS, size_hint=THUMBNAIL)
-    except UnusableImage:
-        return ""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return page.image(picture, file_format="JPEG", alt=f"{place.split} {place.index}")
+        example = source[place.index]
+        captions = example["captions"]
+        shown |= {"captions": captions[:CAPTIONS], "more": max(0, len(captions) - CAPTIONS)}
+        pixels = decode_image(example["image"], max_pixels=PILLOW_PIXELS, size_hint=THUMBNAIL)
+    except UnusableImage as error:
+        return shown | {"problem": str(error)}
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return shown | {"picture": picture(image, alt=f"{place.split} {name}: {' / '.join(captions[:1])}", small=False)}
 
 
-def _left_out(content: Mapping[str, Any]) -> str:
+def _left_out(content: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(split, reason, count, first ids) of what was left out before any image was read."""
     skips = [*content["left_out"].items(), ("lines", content["lines_left_out"])]
-    rows = [
-        [page.text(where), page.text(reason), f"{skipped['count']:,}", page.text(", ".join(skipped["ids"]))]
+    return [
+        (where, reason, f"{skipped['count']:,}", ", ".join(skipped["ids"]))
         for where, reasons in skips
         for reason, skipped in reasons.items()
     ]
-    if not rows:
-        return ""
-    return '<h2 id="unread">Left out before any image was read</h2>' + page.table(
-        rows, head=["split", "reason", "count", "first"]
-    )
 
 
-def _histogram(result: CheckResult) -> str:
+def _histogram(result: CheckResult) -> dict[str, Any] | None:
+    """Captions by their number of tokens, as the places of bars; None where they were not counted."""
     if not len(result.lengths):
-        return '<p class="muted">Not counted: no tokenizer is named, and there is no caption to train one on.</p>'
+        return None
     limit, counts = result.max_length, result.lengths
-    cut = int(counts[limit + 1 :].sum())
-    width, highest = BAR * len(counts) + 40, max(1, int(counts.max()))
-    bars = "".join(
-        f'<rect x="{BAR * length}" y="{HEIGHT - HEIGHT * count / highest:.1f}" width="{BAR - 1}" '
-        f'height="{HEIGHT * count / highest:.1f}" fill="{"#b3261e" if length > limit else "#4a76b8"}">'
-        f"<title>{length} tokens: {count:,}</title></rect>"
-        for length, count in enumerate(counts.tolist())
-    )
-    ticks = "".join(
-        f'<text x="{BAR * length + BAR / 2}" y="{HEIGHT + 16}" font-size="11" text-anchor="middle">{length}</text>'
-        for length in range(0, len(counts), 10)
-    )
-    edge = BAR * (limit + 1) - 0.5
-    return (
-        f"<p>{cut:,} of {int(counts.sum()):,} captions are longer than config.text.max_length={limit} and are cut; "
-        f"the longest has {len(counts) - 1} tokens{' or more' if len(counts) > LONGEST * limit else ''}, start and end "
-        "included.</p>"
-        f'<svg width="{max(width, int(edge) + 40)}" height="{HEIGHT + 24}" role="img">{bars}{ticks}'
-        f'<line x1="{edge}" x2="{edge}" y1="0" y2="{HEIGHT}" stroke="#b3261e" stroke-dasharray="4 3"/></svg>'
-    )
+    highest, edge = max(1, int(counts.max())), BAR * (limit + 1) - 0.5
+    return {
+        "limit": limit,
+        "cut": int(counts[limit + 1 :].sum()),
+        "captions": int(counts.sum()),
+        "longest": len(counts) - 1,
+        "is_open": len(counts) > LONGEST * limit,
+        "width": max(BAR * len(counts) + 40, int(edge) + 40, 360),
+        "height": HEIGHT,
+        "edge": edge,
+        "bars": [
+            {
+                "x": BAR * length,
+                "y": round(HEIGHT - HEIGHT * count / highest, 1),
+                "width": BAR - 1,
+                "height": round(HEIGHT * count / highest, 1),
+                "is_cut": length > limit,
+                "title": f"{length} tokens: {count:,}",
+            }
+            for length, count in enumerate(counts.tolist())
+            if count
+        ],
+        "ticks": [(BAR * length + BAR / 2, length) for length in range(0, len(counts), 10)],
+    }
 
 
 def summary(result: CheckResult, *, stops: Sequence[str]) -> list[str]:

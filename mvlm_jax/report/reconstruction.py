@@ -27,6 +27,11 @@ class Filled(NamedTuple):
     word: str
     guess: str | None = None
 
+    @property
+    def is_right(self) -> bool:
+        """Whether the guess is the word, whose comma was not hidden."""
+        return self.guess == self.word.rstrip(",")
+
 
 class Rebuilt(NamedTuple):
     """One pair: the columns of its row, and the captions below them."""
@@ -36,6 +41,7 @@ class Rebuilt(NamedTuple):
     wrong_caption: str
     beside_own: list[Filled]
     beside_wrong: list[Filled]
+    alone: Sequence[Filled] = ()  # beside no image
 
 
 def write_reconstruction(
@@ -61,7 +67,8 @@ def rebuild(
 ) -> list[Rebuilt]:
     """Each pair with as much of it hidden as in training. The wrong partner is that of the next pair.
 
-    Words are hidden whole, and each is filled by one token.
+    Words are hidden whole, and each is filled by one token. Those that the cut of a long caption takes from the model
+    are not hidden.
 
     Raises:
       UserError: a model of this task rebuilds nothing, or an image cannot be read.
@@ -78,11 +85,20 @@ def rebuild(
         grid = hidden.reshape(masking.grid, masking.grid)
         painted = [model.reconstruct(image, partner, grid) for partner in partners]
         words = caption.split()
-        blanks = set(rng.permutation(len(words))[: masking.masked_tokens(len(words))].tolist())
-        beside_own, beside_wrong = (list(_filled(model, words, blanks, partner)) for partner in (image, images[other]))
+        readable = words_seen(model, words)
+        blanks = set(rng.permutation(readable)[: masking.masked_tokens(readable)].tolist())
+        filled = [list(_filled(model, words, blanks, partner)) for partner in (image, images[other], None)]
         columns = [Image.fromarray(small), Image.fromarray(seen), *painted]
-        rebuilt.append(Rebuilt(columns, caption, captions[other], beside_own, beside_wrong))
+        rebuilt.append(Rebuilt(columns, caption, captions[other], *filled))
     return rebuilt
+
+
+def words_seen(model: Inference, words: Sequence[str]) -> int:
+    """How many of the first words the model sees whole; with some of them hidden, no fewer."""
+    limit, tokenizer = model.config.text.max_length, model.tokenizer
+    beginnings = [" ".join(words[: count + 1]) for count in range(len(words))]
+    tokens = tokenizer.encode(beginnings, max_length=limit + 1)
+    return int(((tokens != tokenizer.ids.pad).sum(axis=1) <= limit).sum())
 
 
 def draw(rebuilt: Sequence[Rebuilt]) -> Image.Image:
@@ -132,14 +148,18 @@ def _write(canvas: ImageDraw.ImageDraw, words: Sequence[tuple[str, str]], *, y: 
 
 
 def _coloured(filled: Sequence[Filled]) -> Iterator[tuple[str, str]]:
-    for word, guess in filled:
+    for one in filled:
+        word, guess = one
         if guess is None:
             yield word, INK
         else:
-            yield f"[{guess}]", RIGHT if guess == word.rstrip(",") else WRONG
+            yield f"[{guess}]", RIGHT if one.is_right else WRONG
 
 
-def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image) -> Iterator[Filled]:
+def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Image.Image | None) -> Iterator[Filled]:
+    if not blanks:  # nothing of the caption is seen whole
+        yield from map(Filled, words)
+        return
     # A comma belongs to no word.
     text = " ".join(
         model.mask_token + word[len(word.rstrip(",")) :] if place in blanks else word

@@ -62,7 +62,20 @@ class ClassificationTask(LabelledTask):
     ) -> dict[str, dict[str, Any]]:
         judged = [(row, row.answers[0] == likeliest(probabilities)) for row, probabilities in predicted if row.answers]
         judged += [(row, False) for row, _ in left_out if row.answers]
-        return {f"{self.name}-{self.eval_name}": self.metrics(judged) | reasons(left_out)}
+        metrics = self.metrics(judged) | self.confusion(predicted) | reasons(left_out)
+        return {f"{self.name}-{self.eval_name}": metrics}
+
+    def confusion(self, predicted: Sequence[tuple[LabelledRow, dict[str, float]]]) -> dict[str, Any]:
+        """`confusion`: by true label, how many examples were taken for each label; none where no label is known.
+
+        What was left out was taken for nothing.
+        """
+        counts = {true: dict.fromkeys(self.labels, 0) for true in self.labels}
+        known = [(row.answers[0], likeliest(probabilities)) for row, probabilities in predicted if row.answers]
+        for true, taken in known:
+            if true in counts:
+                counts[true][taken] += 1
+        return {"confusion": counts} if known else {}
 
     def metrics(self, judged: Sequence[tuple[LabelledRow, bool]]) -> dict[str, Any]:
         """Over the examples whose label is known, from whether each was predicted right."""

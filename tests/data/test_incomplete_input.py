@@ -170,7 +170,8 @@ def test_members_that_are_not_used_are_counted(tmp_path):
     }
 
 
-def test_what_is_left_out_of_a_source_stands_in_the_manifest_and_stops_the_doctor(tmp_path, capsys):
+def test_what_is_left_out_of_a_source_stands_in_the_manifest_and_stops_the_doctor(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the page goes
     members_tar(tmp_path / "a.tar", [*pair("0", 0).items(), ("0.png", IMAGES[1])])
     arguments = ["--dataset=mine", f"--source=webdataset:{tmp_path}/a.tar", f"--data_dir={tmp_path}"]
     assert prepare_command.run(arguments) == 0

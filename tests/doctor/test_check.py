@@ -2,11 +2,13 @@
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from examples import ListSource, encoded, pair_source, picture
+from html_page import problems
 from PIL import Image, ImageEnhance
 
 from mvlm_jax.cli import prepare as prepare_command
@@ -193,9 +195,16 @@ def test_page_shows_what_it_speaks_of_and_needs_no_other_file(checked):
     html = (checked[1] / "check.html").read_text()
     for fault in FAULTS:
         assert f'id="{fault}"' in html
-    assert set(re.findall(r'(?:src|href)="([^"]{1,6})', html)) <= {"data:i", *(f"#{fault}"[:6] for fault in FAULTS)}
+    assert problems(html) == []
     assert html.count("data:image/jpeg;base64,") > 40
     assert "<b>dog" not in html and "&lt;b&gt;dog" in html  # a caption is no markup
+    # Both pictures of a pair stand above what their captions say, and each fault has a remedy.
+    near = html.partition('<h2 id="near_duplicate">')[2].partition("</h2>")[2].partition("<h2")[0]
+    pair = near.partition('<div class="card">')[2].partition('<div class="card">')[0]
+    assert pair.count("<img") == 2 == len(re.findall(r"<br>two dogs run \d+", pair))
+    assert re.search(r"<p>the fingerprints agree in \d+ of 256 bits</p>", pair)
+    for fault in FAULTS.values():
+        assert escape(fault.remedy) in html
 
 
 def test_findings_do_not_depend_on_the_number_of_threads(planting, recipe, checked, tmp_path, capsys):
@@ -262,14 +271,17 @@ def test_wrong_flags_are_refused_in_one_line(planting, capsys, flags, message):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_prepared_dataset_is_checked_like_any_source(tmp_path, capsys):
+def test_prepared_dataset_is_checked_like_any_source_and_left_as_it_is(tmp_path, capsys, monkeypatch):
     source = pair_source(4, captions=["two dogs run"])
     source.examples[3] = {**source.examples[1], "image_id": "again"}
-    write_dataset(Collection(splits={"train": source}, source="memory"), name="pairs", data_dir=tmp_path)
-    flags = ["--check", "--dataset=pairs", f"--data_dir={tmp_path}", "--policy=duplicate"]
+    write_dataset(Collection(splits={"train": source}, source="memory"), name="pairs", data_dir=tmp_path / "data")
+    prepared = sorted((tmp_path / "data").rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--check", "--dataset=pairs", f"--data_dir={tmp_path}/data", "--policy=duplicate"]
     assert prepare_command.run([*flags, "--source=tfds:pairs:train"]) == 1
-    assert ("duplicate", "train", "again") in found_in(tmp_path / "pairs")
-    assert prepare_command.run([*flags, f"--source=arrayrecord:{tmp_path}/pairs/train[:3]"]) == 0
+    assert ("duplicate", "train", "again") in found_in(tmp_path / "reports" / "pairs")
+    assert prepare_command.run([*flags, f"--source=arrayrecord:{tmp_path}/data/pairs/train[:3]"]) == 0
+    assert sorted((tmp_path / "data").rglob("*")) == prepared
 
 
 def test_collection_without_a_single_usable_caption_is_still_checked(tmp_path):

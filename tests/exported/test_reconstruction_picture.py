@@ -12,7 +12,17 @@ from tiny import ROOT
 import mvlm_jax
 from mvlm_jax.errors import UserError
 from mvlm_jax.report.batch import MASKED
-from mvlm_jax.report.reconstruction import GAP, LINE, MARGIN, Filled, Rebuilt, draw, rebuild, write_reconstruction
+from mvlm_jax.report.reconstruction import (
+    GAP,
+    LINE,
+    MARGIN,
+    Filled,
+    Rebuilt,
+    draw,
+    rebuild,
+    words_seen,
+    write_reconstruction,
+)
 
 CAPTIONS = [
     "a large red circle top left, a small star top right",
@@ -56,7 +66,8 @@ def test_columns_are_what_the_model_paints_beside_each_partner(model, images, re
 def test_words_are_filled_as_the_model_guesses_them(model, images, rebuilt):
     for index, row in enumerate(rebuilt):
         words = CAPTIONS[index].split()
-        for filled, image in ((row.beside_own, images[index]), (row.beside_wrong, images[(index + 1) % 3])):
+        beside = (row.beside_own, row.beside_wrong, row.alone)
+        for filled, image in zip(beside, (images[index], images[(index + 1) % 3], None), strict=True):
             assert [word for word, _ in filled] == words
             blanks = [place for place, (_, guess) in enumerate(filled) if guess is not None]
             assert len(blanks) == max(1, round(0.3 * len(words)))
@@ -65,6 +76,17 @@ def test_words_are_filled_as_the_model_guesses_them(model, images, rebuilt):
             ]
             guesses = [best for [(best, _)] in model.fill_mask(" ".join(masked), image, top=1)]
             assert [filled[place].guess for place in blanks] == guesses
+
+
+def test_only_words_that_the_model_sees_are_hidden(model, images):
+    limit, config = model.config.text.max_length, model.config
+    many = " ".join(["a"] * 3 * limit)  # a token each; start and end take two of the limit
+    assert words_seen(model, many.split()) == limit - 2
+    assert words_seen(model, ["x" * 500]) == 0
+    first, second = rebuild(model, images[:2], [many, "x" * 500])
+    hidden = [place for place, (_, guess) in enumerate(first.beside_own) if guess is not None]
+    assert len(hidden) == max(1, round(config.mask.text_ratio * (limit - 2))) and max(hidden) < limit - 2
+    assert [filled.guess for filled in second.alone] == [None]
 
 
 def test_rows_are_drawn_below_each_other_with_right_and_wrong_words_in_colour():
@@ -111,9 +133,11 @@ def test_the_demo_ends_with_its_picture_and_one_json_object(demo_run, tmp_path, 
     monkeypatch.setattr(demo.train, "run", lambda argv: shutil.copytree(demo_run, run) and 0)
     monkeypatch.setattr("sys.argv", ["demo.py", f"--workdir={run}"])
     assert demo.main() == 0
-    *_, named, last = capsys.readouterr().out.splitlines()
+    *_, named, report, last = capsys.readouterr().out.splitlines()
     file = run / "reconstruction.png"
     assert named == f"what it rebuilds: {file}"
+    assert report == f"the run as a page, for a browser: {run / 'report.html'}"
+    assert 50_000 < (run / "report.html").stat().st_size < 5_000_000
     summary = json.loads(last)
     assert set(summary) == {
         "tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank", "mlm_gain", "mim_gain", "mim_gain_informative", "seconds",

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from html_page import problems
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny import SMALLER, demo_flags, prepare_shapes, recipe, sizes
 
 import mvlm_jax
 from mvlm_jax import config as config_lib
-from mvlm_jax.cli import evaluate, train, weights
+from mvlm_jax.cli import evaluate, report, train, weights
 from mvlm_jax.data import images
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.images import UndecodableImage
@@ -80,17 +81,29 @@ def test_a_task_is_trained_from_a_checkpoint_and_evaluated(finetuned, capsys):
     # Another batch size, and the same answers.
     assert evaluate.run([*given, "--config.eval.batch_size=24"]) == 0
     after = json.loads(file.read_text())
-    for of in ("left_out", *ORIGIN):
+    for of in ("left_out", "confusion", *ORIGIN):
         assert after.pop(of, None) == before.pop(of, None)
     assert after == pytest.approx(before, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_a_page_shows_what_a_fine_tuned_model_answers(finetuned, tmp_path):
+    name, workdir, _ = finetuned
+    assert report.run([f"--workdir={workdir}", "--examples=2", f"--output={tmp_path}/page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert problems(page) == []
+    cards = page.partition("Answered right")[2].partition('<h2 id="curves">')[0]
+    images = {"nlvr2": 2}.get(name, 1)
+    assert cards.count("<img") == images * cards.count('class="card"') > 0
+    assert ("Which label was taken for which" in page) == (name != "vqa")
+
+
 def test_everything_but_the_new_head_comes_from_the_checkpoint(finetuned, demo_run):
     name, workdir, _ = finetuned
-    report = json.loads((workdir / "weights.json").read_text())
+    kept_report = json.loads((workdir / "weights.json").read_text())
     new = [] if name == "vqa" else ["classification_head"]
-    assert report["at_initial_values"] == new
-    [loaded] = report["loaded"]
+    assert kept_report["at_initial_values"] == new
+    [loaded] = kept_report["loaded"]
     assert loaded["resized"] == ["image_encoder/position_embedding (1, 17, 16) -> (1, 37, 16)"]
     if name == "vqa":
         assert loaded["initial"] == ["answer_decoder/position_embedding"]
@@ -178,7 +191,8 @@ def test_statements_that_cannot_be_seen_break_the_consistency_of_their_sentence(
     rows = [LabelledRow((), "", ("True",), "", group, f"{group}{number}") for group in "ab" for number in range(2)]
     [found] = task.results([(row, {"True": 0.9, "False": 0.1}) for row in rows[:3]], [(rows[3], "absent")]).values()
     counted = {"skipped_images": 1, "left_out": {"absent": 1}}
-    assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2} | counted
+    confusion = {"confusion": {"True": {"True": 3, "False": 0}, "False": {"True": 0, "False": 0}}}
+    assert found == {"accuracy": 75, "examples": 4, "consistency": 50, "groups": 2} | confusion | counted
 
 
 @pytest.mark.parametrize(

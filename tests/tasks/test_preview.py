@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from html_page import problems
 from tiny import ROOT, SMALLER, recipe
 
 from mvlm_jax.cli import prepare as prepare_command
@@ -58,7 +59,9 @@ def test_page_marks_the_hidden_words_of_the_first_pairs(task):
         assert [html.unescape(word) for word in re.findall(r'"hidden">(.*?)</span>', caption)] == words
         whole = html.unescape(re.sub("<[^>]*>", "", caption)).replace(" ", "")
         assert whole == task.tokenizer.decode(text[row]).replace(" ", "")
-    assert page.count("data:image/png;base64,") == 10 and "http" not in page
+    assert page.count("data:image/png;base64,") == 10 and problems(page) == []
+    # What the page's own batch was made with is no part of the next command.
+    assert "mvlm train --config=demo" in page and "--config.data.workers" not in page
 
 
 def test_preview_writes_the_batch_of_a_run_whatever_its_mesh_and_workers(task, demo_dir, tmp_path, capsys):
