@@ -16,13 +16,14 @@ from mvlm_jax.training.optimizer import learning_rates, make_optimizer
 from mvlm_jax.training.partition import partition_of
 from mvlm_jax.training.state import TrainState, abstract_state, init_state, make_train_step
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Task
+from mvlm_jax.training.task import Params, Task
 
 
 class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
     init: Callable[[], TrainState]
+    trained: Params  # shapes of the parameters that are not frozen
     step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `step.lower(…).compile()` compiles it ahead of time
 
 
@@ -46,8 +47,9 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
     )
     params = jax.eval_shape(lambda: task.init(Streams(seed=config.seed, step=jnp.int32(0)).key("init")))
     partition = partition_of(params, patterns=options.frozen, rules=task.frozen_rules)
+    trained = jax.eval_shape(partition.split, params).trained
     optimizer = make_optimizer(
-        jax.eval_shape(partition.split, params).trained,
+        trained,
         schedules=schedules,
         rules=task.optimizer_rules,
         decay_rules=task.decay_rules,
@@ -87,6 +89,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh) -> Program:
         init=lambda: init_state(
             init=task.init, optimizer=optimizer, partition=partition, seed=config.seed, shardings=shardings
         ),
+        trained=trained,
         step=make_train_step(
             value_and_grad=step_value_and_grad,
             optimizer=optimizer,
