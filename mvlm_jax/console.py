@@ -2,12 +2,15 @@
 
 import contextlib
 import logging as standard_logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 from absl import logging
 from tqdm import tqdm
+
+NARROWEST = 40  # columns of a terminal that a bar is drawn in
 
 
 class Lines(standard_logging.Handler):
@@ -35,8 +38,10 @@ class Lines(standard_logging.Handler):
 def show_lines(*, keep: Callable[[standard_logging.LogRecord], bool]) -> None:
     """Shows messages from now on as plain lines; a later call replaces what an earlier one set up."""
     root = standard_logging.getLogger()
-    for handler in [*root.handlers]:
-        if isinstance(handler, Lines) or handler is logging.get_absl_handler():
+    for handler in list(root.handlers):
+        # Libraries set up handlers for stderr when something is logged while they are imported.
+        to_stderr = isinstance(handler, standard_logging.StreamHandler) and handler.stream is sys.stderr
+        if to_stderr or isinstance(handler, Lines) or handler is logging.get_absl_handler():
             root.removeHandler(handler)
     root.addHandler(Lines(keep))
     logging.set_verbosity(logging.INFO)
@@ -93,7 +98,11 @@ class Progress:
 
 
 def in_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether stderr is a terminal that is wide enough for a bar; some do not tell how wide they are."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns >= NARROWEST
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -37,13 +37,13 @@ def next_commands(*, config: ConfigDict, workdir: Path, argv: Sequence[str], sto
     here, export = f"--workdir={workdir}", _free(workdir.with_name(f"{workdir.name}-export"))
     average = ["--ema"] if config.eval.ema else []
     commands = {
-        "evaluate it, on another split too": ["mvlm", "evaluate", here, f"--config.data.eval={config.data.eval}"],
-        "export it for mvlm_jax.load": ["mvlm", "weights", "export", here, f"--output={export}", *average],
+        "to evaluate it": ["mvlm", "evaluate", here, f"--config.data.eval={config.data.eval}"],
+        "to export it for mvlm_jax.load": ["mvlm", "weights", "export", here, f"--output={export}", *average],
     }
     if stopped:
-        commands |= {"go on with it": ["mvlm", "train", *argv]}
+        commands |= {"to continue it": ["mvlm", "train", *argv]}
     else:
-        commands |= {"train on from it, on other data too": [*_train_on(config, workdir=workdir, argv=argv)]}
+        commands |= {"to train a new run from its weights": [*_train_on(config, workdir=workdir, argv=argv)]}
     return {what: shlex.join(words) for what, words in commands.items()}
 
 
@@ -75,11 +75,11 @@ def _reached(
             continue
         values = ", ".join(f"{metric} {_value(metrics[metric])}" for metric in shown)
         curve = f"eval/{name}{suffix}/{shown[0]}"
-        logged = [(line[curve], -line["step"]) for line in lines if line.get(curve) is not None]
-        best, step = max(logged, default=(None, 0))
+        logged = {line["step"]: line[curve] for line in lines if line.get(curve) is not None}
+        best = max(logged, key=logged.__getitem__, default=config.steps)
         better = ""
-        if best is not None and -step != config.steps:
-            better = f" (the best {shown[0]}, {best:.4g}, was that of step {-step})"
+        if config.steps in logged and logged[best] > logged[config.steps]:
+            better = f" (the best {shown[0]}, {logged[best]:.4g}, was that of step {best})"
         yield f"reached at step {config.steps}: {name}{suffix} {values}{better}"
 
 

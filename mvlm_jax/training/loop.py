@@ -105,7 +105,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, illustrate: Illustr
         if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
         if first:
-            logging.info("going on after step %d of %d", first, steps)
+            logging.info("continuing after step %d of %d", first, steps)
         with (
             MetricsLog(directory, resumed_step=first, writes=writes) as log,
             Progress(first=first, steps=steps, shown=writes) as progress,
