@@ -1,9 +1,7 @@
 """What a run says of itself before its first step."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ import mvlm_jax
 from mvlm_jax.training.mesh import batch_parts
 from mvlm_jax.training.metrics_log import METRICS
 from mvlm_jax.training.program import Program
-from mvlm_jax.training.task import DataSizes, Task
+from mvlm_jax.training.task import DataSizes, Params, Task
 
 TRACKED = (("wandb", "Weights & Biases project"), ("tracker", "tracker"))  # fields of config.log
 
@@ -48,15 +46,15 @@ def _parameters(program: Program) -> str:
     return f"{_short(total)} ({shown}){frozen}"
 
 
-def _count(params: Mapping[str, Any]) -> int:
+def _count(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _short(number: int) -> str:
-    """Three digits or more of a number."""
+    """To three digits."""
     for size, unit in ((1_000_000_000, " G"), (1_000_000, " M"), (1_000, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}" if number < 1000 * size else f"{number / size:.0f}{unit}"
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
     return str(number)
 
 

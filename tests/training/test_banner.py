@@ -34,4 +34,4 @@ def test_a_run_says_what_it_is_in_a_line_for_each_subject(tmp_path):
 
 def test_large_numbers_are_short():
     numbers = (999, 1000, 86_567_656, 999_600, 1_234_567_890)
-    assert [_short(number) for number in numbers] == ["999", "1 k", "86.6 M", "1000 k", "1.23 G"]
+    assert [_short(number) for number in numbers] == ["999", "1 k", "86.6 M", "1 M", "1.23 G"]

@@ -5,6 +5,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -33,10 +34,13 @@ def events(directory):
 
 class Recorder(Tracker):
     def __init__(self, run):
-        self.run, self.steps, self.closed = run, [], False
+        self.run, self.steps, self.shown, self.closed = run, [], [], False
 
     def log(self, step, values):
         self.steps.append(step)
+
+    def show(self, step, examples):
+        self.shown.append((step, examples))
 
     def close(self):
         self.closed = True
@@ -59,26 +63,42 @@ def own(monkeypatch):
     return module
 
 
-def test_a_tracker_of_ones_own_gets_every_line_and_is_closed(tmp_path, own):
+def test_a_tracker_of_ones_own_gets_every_line_and_examples_and_is_closed(tmp_path, own):
+    devices = []
+
+    def illustrate(params):
+        devices.append({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)})
+        return EXAMPLES
+
     config = toy_config(**{"log.tracker": "own_tracker:Recorder", "eval.every": 3})
-    train(ToyTask(), config=config, workdir=tmp_path)
+    train(ToyTask(), config=config, workdir=tmp_path, illustrate=illustrate)
     [tracker] = own.opened
     assert tracker.steps == [line["step"] for line in metrics_lines(tmp_path)] and tracker.closed
+    assert tracker.shown == [(3, EXAMPLES), (6, EXAMPLES), (9, EXAMPLES)]
+    assert devices == [{1}] * 3  # one copy of the parameters is enough
     assert (tracker.run.directory, tracker.run.resumed_step) == (tmp_path, 0)
     assert tracker.run.config["batch_size"] == 16 and tracker.run.environment["devices"] > 0
     assert tracker.run.identity == read_environment(tmp_path)["run"]
+    # TensorBoard has them too.
+    pictures = [event.step for event in events(tmp_path) for value in event.summary.value if value.HasField("image")]
+    assert pictures == [3, 6, 9]
     # A finished run has nothing to tell.
     train(ToyTask(), config=config, workdir=tmp_path)
-    assert len(own.opened) == 1
+    assert len(own.opened) == len(read_environment(tmp_path)["starts"]) == 1
 
 
-def test_a_tracker_that_fails_is_left_out_after_three_times_and_the_run_goes_on(tmp_path, own, caplog):
-    train(ToyTask(), config=toy_config(**{"log.tracker": "own_tracker:Failing"}), workdir=tmp_path)
+def test_neither_a_tracker_that_fails_nor_examples_that_cannot_be_made_end_a_run(tmp_path, own, caplog):
+    def illustrate(params):
+        raise ValueError("no image")
+
+    config = toy_config(**{"log.tracker": "own_tracker:Failing"})
+    outcome = train(ToyTask(), config=config, workdir=tmp_path, illustrate=illustrate)
+    assert outcome.results["toy-val"] and metrics_lines(tmp_path)[-1]["step"] == 9
     assert own.opened[0].steps == [1, 2, 3] and not own.opened[0].closed
-    assert metrics_lines(tmp_path)[-1]["step"] == 9
-    told = [record.message for record in caplog.records if "Failing" in record.message]
+    told = [record.message for record in caplog.records if "has failed" in record.message]
     assert told[0] == "the tracker Failing has failed (OSError: no route to host)"
     assert told[2].startswith("the tracker Failing has failed 3 times in a row, and is left out from here on (")
+    assert len(told) == 3 and "examples cannot be shown (ValueError: no image)" in caplog.text
 
 
 def test_a_tracker_that_cannot_be_opened_is_one_warning(caplog):
@@ -177,25 +197,3 @@ def test_tensorboard_has_scalars_images_texts_and_the_config(tmp_path):
     assert (scalar.tag, scalar.simple_value) == ("loss/total", 0.5)
     assert (image.tag, image.image.height, image.image.width) == ("examples/picture", 4, 6)
     assert (text.tag, list(text.tensor.string_val)) == ("examples/text/text_summary", [b"a | b"])
-
-
-def test_examples_are_shown_at_each_evaluation_from_parameters_on_one_device(tmp_path):
-    shown = []
-
-    def illustrate(params):
-        shown.append({len(leaf.sharding.device_set) for leaf in (params["head"]["kernel"], params["encoder"]["bias"])})
-        return EXAMPLES
-
-    train(ToyTask(), config=toy_config(**{"eval.every": 3}), workdir=tmp_path, illustrate=illustrate)
-    assert shown == [{1}] * 3
-    pictures = [event.step for event in events(tmp_path) for value in event.summary.value if value.HasField("image")]
-    assert pictures == [3, 6, 9]
-
-
-def test_examples_that_cannot_be_made_do_not_end_a_run(tmp_path, caplog):
-    def illustrate(params):
-        raise ValueError("no image")
-
-    outcome = train(ToyTask(), config=toy_config(), workdir=tmp_path, illustrate=illustrate)
-    assert outcome.results["toy-val"]
-    assert "examples cannot be shown (ValueError: no image)" in caplog.text
