@@ -1,5 +1,6 @@
 """Trackers: what they are told, and that nothing they do ends a run."""
 
+import re
 import struct
 import sys
 import types
@@ -18,6 +19,7 @@ from mvlm_jax.training.loop import train
 from mvlm_jax.training.tensorboard import TensorBoard
 from mvlm_jax.training.tracker import Examples, TrackedRun, Tracker, Trackers
 
+ROOT = Path(__file__).parents[2]
 RUN = TrackedRun(directory=Path("run"), identity="0123", resumed_step=0, config={"steps": 9}, environment={})
 EXAMPLES = Examples({"examples/picture": np.zeros((4, 6, 3), np.uint8)}, {"examples/text": "a | b"})
 
@@ -141,6 +143,25 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(UserError, match=message):
         train(ToyTask(), config=toy_config(**fields), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_tracker_of_the_documentation_is_one(monkeypatch):
+    told = []
+    mlflow = types.ModuleType("mlflow")
+    for name in ("start_run", "log_metrics", "end_run"):
+        setattr(mlflow, name, lambda *values, _name=name, **options: told.append((_name, *values, options)))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    [code] = re.findall(r"```python\n(import mlflow.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    with Trackers([names["Mlflow"]], run=RUN) as trackers:
+        trackers.log(5, {"loss/total": 0.5})
+        trackers.show(5, EXAMPLES)
+    assert told == [
+        ("start_run", {"run_name": "run"}),
+        ("log_metrics", {"loss/total": 0.5}, {"step": 5}),
+        ("end_run", {}),
+    ]
 
 
 def test_weights_and_biases_gets_the_run_under_one_identity_at_each_start(tmp_path, monkeypatch):
