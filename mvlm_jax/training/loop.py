@@ -87,7 +87,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, illustrate: Illustr
         device_kind=mesh.devices.flat[0].device_kind,
         device_count=mesh.size,
     )
-    evaluation = Evaluation(task, config=config, directory=directory, illustrate=illustrate, writes=writes)
+    evaluator = Evaluator(task, config=config, directory=directory, illustrate=illustrate, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
     with (
         Heartbeat(),
@@ -117,7 +117,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, illustrate: Illustr
                 trackers = _trackers(openers, directory=directory, first=first, config=config, mesh=mesh)
                 log.track(held.enter_context(trackers), losses=tuple(task.objective.weights))
             if due:
-                results = evaluation.make(state, step=first, log=log)
+                results = evaluator.make(state, step=first, log=log)
 
             if first == steps:
                 return Outcome(False, results)
@@ -152,7 +152,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, illustrate: Illustr
                         logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
                         break
                     if _is_due(step, every=config.eval.every, steps=steps):
-                        results = evaluation.make(state, step=step, log=log)
+                        results = evaluator.make(state, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
 
@@ -221,7 +221,7 @@ def _evaluated(directory: Path, *, step: int, config: ConfigDict) -> dict[str, d
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluator:
     """How a run is evaluated, and where the results go."""
 
     task: Task
