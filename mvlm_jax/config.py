@@ -17,7 +17,7 @@ from mvlm_jax.errors import UserError
 # Fields that say how a run is carried out, not what it computes: a run may continue with other values of these.
 CHANGEABLE_ON_RESUME = (
     "mesh.", "accumulate", "model.attention", "model.layer_loop", "model.remat", "data.workers", "data.prefetch",
-    "data.data_dir", "checkpoint.", "log_every",
+    "data.data_dir", "checkpoint.", "log_every", "log.",
     "max_skipped_updates", "eval.", "compilation_cache",
 )  # fmt: skip
 # Fields that an evaluation may set otherwise than the training it evaluates.
@@ -56,6 +56,8 @@ LIMITS = (
      "optimizer.warmup_steps optimizer.clip_norm loss.mim loss.mlm loss.itc loss.itm "
      "data.augment.operations checkpoint.keep_every eval.every eval.rerank",
      lambda value: value >= 0, "must not be negative"),
+    ("log.examples", lambda value: value == 0 or value >= 2,
+     "must be 0 or at least 2, since each example is also shown beside the partner of another one"),
     ("mask.image_ratio mask.text_ratio image_encoder.epsilon", lambda value: 0 < value < 1,
      "must lie between 0 and 1"),
     ("image_encoder.dropout text_encoder.dropout cross.dropout image_encoder.stochastic_depth "
@@ -225,6 +227,11 @@ def default() -> ConfigDict:
     config.eval.sweep = ()  # smaller numbers of candidates, for which recalls are given too
     config.eval.host_bytes = 2**30  # of images, of scores and of text features, each, kept in the host's memory at once
     config.eval.bootstrap = 2000  # resamples behind a 95% interval
+
+    config.log = ConfigDict()  # where metrics go beside metrics.jsonl and TensorBoard, and what is shown there
+    config.log.wandb = ""  # project of Weights & Biases; empty: none
+    config.log.tracker = ""  # module:name of a tracker of your own, see docs/training.md; empty: none
+    config.log.examples = 4  # of the evaluation split that are rebuilt at each evaluation, to be looked at; 0: none
 
     return config.lock()
 

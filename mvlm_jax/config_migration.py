@@ -48,7 +48,14 @@ ADDED_IN_3: Fields = {
     "eval.rerank_by": "itm",
     "eval.ema": False,
 }
-ADDED_IN_4: Fields = {"compilation_cache": "auto", "loss.pixels": "l1", "data.epoch_of": "image"}
+ADDED_IN_4: Fields = {
+    "compilation_cache": "auto",
+    "loss.pixels": "l1",
+    "data.epoch_of": "image",
+    "log.wandb": "",
+    "log.tracker": "",
+    "log.examples": 4,
+}
 
 
 def migrate(fields: Fields) -> Fields:

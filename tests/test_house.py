@@ -27,7 +27,7 @@ LAYERS = (
     "models  data  training",
     "configs",  # the shipped recipes
     "config",
-    "config_migration  compilation_cache  compile_time",
+    "config_migration  compilation_cache  compile_time  console",
     "files  lock  signals",
     "errors",
 )

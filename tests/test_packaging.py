@@ -47,7 +47,9 @@ def test_importing_the_package_imports_no_other_one():
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported(declared):
     imported = imported_modules("mvlm_jax")
-    required, optional = names(declared["install_requires"]), names(declared["extras_require"]["hub"])
+    required, optional = names(declared["install_requires"]), set()
+    for extra in ("hub", "wandb"):
+        optional |= names(declared["extras_require"][extra])
     assert {module for module in imported if not providers(module) & (required | optional | UNDECLARED)} == set()
     assert (required | optional) - set().union(*map(providers, imported)) == set()
 

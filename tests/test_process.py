@@ -143,7 +143,7 @@ def test_a_run_that_is_interrupted_while_it_starts_says_so_in_one_line(tmp_path,
 def test_ctrl_c_while_worker_processes_start_ends_them_all_with_one_line(tmp_path):
     prepare_shapes(tmp_path / "data")
     flags = demo_flags(data_dir=tmp_path / "data", workdir=tmp_path / "run", steps=1000, data__workers=2)
-    run = started(flags)
+    run = started([*flags, "--log_prefix"])
     while len(processes(run.pid)) < 3:  # the run, the resource tracker, a worker
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.01)

@@ -52,6 +52,7 @@ SMALLER = {
     "eval.rerank": 3,
     "eval.bootstrap": 50,
     "log_every": 1,
+    "log.examples": 0,
 }
 # The run of six steps from which tests start, and with which interrupted runs are compared.
 DEMO_RUN = {"steps": 6, "checkpoint__every": 2}

@@ -11,11 +11,12 @@ from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from mvlm_jax import compilation_cache, signals
+from mvlm_jax import compilation_cache, console, signals
 from mvlm_jax import config as config_lib
 from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
@@ -43,11 +44,15 @@ def run(
     After Ctrl-C it is 130. Where `main` has nothing to clean up after an interruption, Ctrl-C and SIGTERM may go on
     ending the process at once, as they do while it starts.
     """
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_ours_or_urgent)
+    console.show_lines(keep=_is_ours_or_urgent)
     values = flags.FlagValues()
     argv = [f"mvlm {name}", *argv]
+    flags.DEFINE_boolean(
+        "log_prefix",
+        False,
+        "Put the level, the time and the place in the code before each line of the log.",
+        flag_values=values,
+    )
     try:
         define_flags(values, argv)
         if HELP & set(argv):
@@ -58,6 +63,8 @@ def run(
             raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
+        if values.log_prefix:
+            console.show_prefixes()
         if cleans_up:
             signals.restore()
         return main(values) or 0
@@ -169,6 +176,8 @@ def connect(values: flags.FlagValues) -> None:
         num_processes=values.num_processes,
         process_id=values.process_id,
     )
+    if jax.distributed.is_initialized() and jax.process_index():
+        logging.set_verbosity(logging.WARNING)  # process 0 reports the run
 
 
 def use_compilation_cache(config: ConfigDict) -> None:
@@ -262,8 +271,9 @@ class _SourceParser(_PathParser):
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:
     # The libraries report every file they touch, which would bury the progress lines. What Orbax cannot write or read
-    # comes to us as an exception too, and is reported once; its futures are all that uses asyncio.
-    if "/orbax/" in record.pathname or record.name == "asyncio":
+    # comes to us as an exception too, and is reported once; so does what ml_collections finds wrong with a recipe.
+    # Orbax's futures are all that uses asyncio.
+    if "/orbax/" in record.pathname or "/ml_collections/" in record.pathname or record.name == "asyncio":
         return False
     return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname
 

@@ -1,5 +1,6 @@
 """A picture of what a model rebuilds: masked images beside their caption, a wrong one and none, and masked captions."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -170,5 +171,6 @@ def _filled(model: Inference, words: Sequence[str], blanks: set[int], image: Ima
         yield Filled(word, next(guesses)[0][0] if place in blanks else None)
 
 
+@functools.cache
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(FONT)

@@ -44,7 +44,7 @@ from mvlm_jax.tasks.tokenizer import TOKENIZER_FILE, open_tokenizer
 from mvlm_jax.training import hosts
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Params, StartWeights, Task
+from mvlm_jax.training.task import DataSizes, Params, StartWeights, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class BaseTask(Task):
     verbs: ClassVar[tuple[str, ...]] = ()  # what a loaded model of this task can do; methods of `inference.Inference`
     embeds: ClassVar[bool] = False  # whether images and texts are embedded by themselves, so that they can be ranked
     submits: ClassVar[bool] = False  # whether an evaluation server takes its predictions
+    headline: ClassVar[tuple[str, ...]] = ()  # metrics that say how good a run is, the first of all first
 
     sharding_rules = SHARDING_RULES
     optimizer_rules = OPTIMIZER_RULES
@@ -166,6 +167,18 @@ class BaseTask(Task):
         )
 
     @functools.cached_property
+    def training_mixture(self) -> Mixture:
+        return self.mixture(self.config)
+
+    @functools.cached_property
+    def eval_source(self) -> Source[Any]:
+        return type(self).open_source(self.config.data.eval, data_dir=self.config.data.data_dir)
+
+    def data_sizes(self) -> DataSizes:
+        mixture = self.training_mixture
+        return DataSizes(tuple(map(len, mixture.components)), mixture.epoch_size, len(self.eval_source))
+
+    @functools.cached_property
     def model(self) -> Any:
         return self.build_model(self._with_frozen_encoders(), pad_id=self.tokenizer.ids.pad)
 
@@ -231,7 +244,7 @@ class BaseTask(Task):
         """Of `TrainingExamples`."""
         config = self.config
         augment = Augment(**config.data.augment)
-        return {"mixture": self.mixture(config), "seed": config.seed, "spec": self.image_spec, "augment": augment}
+        return {"mixture": self.training_mixture, "seed": config.seed, "spec": self.image_spec, "augment": augment}
 
     @property
     def image_spec(self) -> ImageSpec:

@@ -43,6 +43,7 @@ class LabelledTask(BaseTask):
 
     loss: ClassVar[str]  # which of its `losses` is minimised; the others are metrics
     verbs: ClassVar[tuple[str, ...]] = ("predict",)
+    headline: ClassVar[tuple[str, ...]] = ("accuracy",)
     batch_type = LabelledBatches
     open_source = staticmethod(open_labelled)
 
@@ -127,7 +128,7 @@ class LabelledTask(BaseTask):
     def split(self) -> LabelledSplit:
         config = self.config
         with hosts.together():
-            source = open_labelled(config.data.eval, data_dir=config.data.data_dir)
+            source = cast(LabelledSource, self.eval_source)
         return LabelledSplit(
             source=source,
             tokenizer=self.tokenizer,

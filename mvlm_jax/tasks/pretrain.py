@@ -15,7 +15,6 @@ from mvlm_jax.data.mixtures import Mixture
 from mvlm_jax.data.pipeline import EvalSplit, PairBatches, PairExamples, eval_split
 from mvlm_jax.data.single_captions import by_caption
 from mvlm_jax.data.skipped import left_out
-from mvlm_jax.data.sources import open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, classify_folder
 from mvlm_jax.evaluation.reconstruction import evaluate_reconstruction
@@ -45,6 +44,7 @@ class Pretrain(BaseTask):
     )
     verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
     embeds = True
+    headline = ("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "mlm_gain", "mim_gain")
     batch_type = PairBatches
 
     @classmethod
@@ -79,7 +79,7 @@ class Pretrain(BaseTask):
         config = self.config
         with hosts.together():
             split = eval_split(
-                open_source(config.data.eval, data_dir=config.data.data_dir),
+                self.eval_source,
                 self.tokenizer,
                 max_length=config.text.max_length,
                 spec=self.image_spec,

@@ -1,6 +1,7 @@
 """Training, from the first step or from the last checkpoint."""
 
-import functools
+import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,21 +11,29 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mvlm_jax import config as config_lib
 from mvlm_jax.compile_time import compiling, timed
+from mvlm_jax.console import Progress
 from mvlm_jax.files import user_path
-from mvlm_jax.training import hosts
+from mvlm_jax.training import environment, hosts
 from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.training.banner import banner
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.heartbeat import Heartbeat
 from mvlm_jax.training.interruption import Interruption
-from mvlm_jax.training.mesh import batch_parts, make_mesh, shard_batch
+from mvlm_jax.training.mesh import alone, batch_parts, make_mesh, own_copy, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import Program, make_program
 from mvlm_jax.training.state import TrainState, with_weights
-from mvlm_jax.training.task import StartWeights, Task
-from mvlm_jax.training.throughput import Throughput, progress_line
+from mvlm_jax.training.task import Params, StartWeights, Task
+from mvlm_jax.training.tensorboard import TensorBoard
+from mvlm_jax.training.throughput import Throughput, progress_words
+from mvlm_jax.training.tracker import Examples, Opener, TrackedRun, Trackers, openers_of
+
+# What a model makes of some examples of the evaluation split, from parameters that this process alone can compute with.
+Illustrate = Callable[[Params], Examples]
 
 
 class Outcome(NamedTuple):
@@ -32,30 +41,51 @@ class Outcome(NamedTuple):
     results: dict[str, dict[str, Any]]  # the metrics of the last evaluation, by `<task>-<split>`
 
 
-def train(task: Task, *, config: ConfigDict, workdir: str | Path, program: Program | None = None) -> Outcome:
+def train(
+    task: Task,
+    *,
+    config: ConfigDict,
+    workdir: str | Path,
+    program: Program | None = None,
+    illustrate: Illustrate | None = None,
+) -> Outcome:
     """Makes `config.steps` steps in all.
 
     SIGTERM, or Ctrl-C once, stops it after the step in progress, with a checkpoint.
 
     Args:
       program: of this task and config, where an earlier run has compiled it; None: it is made.
+      illustrate: what is shown by trackers after each evaluation.
 
     Raises:
       UserError: the config does not fit the devices, the workdir does not fit the config, or another run uses it.
       RunError: the run cannot go on: nothing can be written, or no update is finite any more.
     """
     with ExitStack() as held:
-        return _train(task, config=config, workdir=user_path(workdir), held=held, program=program)
+        return _train(
+            task, config=config, workdir=user_path(workdir), held=held, program=program, illustrate=illustrate
+        )
 
 
-def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, program: Program | None) -> Outcome:
-    """`held` gets the lock of the workdir."""
+def _train(
+    task: Task,
+    *,
+    config: ConfigDict,
+    workdir: Path,
+    held: ExitStack,
+    program: Program | None,
+    illustrate: Illustrate | None,
+) -> Outcome:
+    """`held` gets the lock of the workdir, and the trackers, which may take their time to close."""
     steps = config.steps
     mesh = make_mesh(**config.mesh)
     program = program or make_program(task=task, config=config, mesh=mesh)
     _check_own_rows(task, config=config, mesh=mesh)
     writes = jax.process_index() == 0
     with hosts.together():
+        # What is asked for and is not there leaves no workdir behind.
+        openers = [TensorBoard, *openers_of(config)] if writes else []
+        data = task.data_sizes()
         # Weights are read before anything is written: those that do not fit leave no workdir behind.
         start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
@@ -66,6 +96,8 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, pr
                 task.save_assets(directory)
     with hosts.together():
         workdir_lib.check_shared(directory)
+    for line in banner(task, config=config, mesh=mesh, program=program, data=data, directory=directory):
+        logging.info("%s", line)
     throughput = Throughput(
         steps=steps,
         batch_size=config.batch_size,
@@ -73,7 +105,7 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, pr
         device_kind=mesh.devices.flat[0].device_kind,
         device_count=mesh.size,
     )
-    evaluate = functools.partial(_evaluate, task, config=config, directory=directory, writes=writes)
+    evaluator = Evaluator(task, config=config, directory=directory, illustrate=illustrate, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
     with (
         Heartbeat(),
@@ -90,11 +122,20 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, pr
         # Another run, ended since the check above, may have left a checkpoint.
         if start is not None and restored is None:
             state = _started_from(start, state, directory=directory, writes=writes)
-        with MetricsLog(directory, resumed_step=first, writes=writes) as log:
+        if first:
+            logging.info("continuing after step %d of %d", first, steps)
+        with (
+            MetricsLog(directory, resumed_step=first, writes=writes) as log,
+            Progress(first=first, steps=steps, shown=writes) as progress,
+        ):
             results = _evaluated(directory, step=first, config=config)
             evaluated = log.has_evaluation(first, ema=config.eval.ema)
-            if _is_due(first, every=config.eval.every, steps=steps) and not evaluated:
-                results = evaluate(state, step=first, log=log)
+            due = _is_due(first, every=config.eval.every, steps=steps) and not evaluated
+            if writes and (due or first < steps):
+                trackers = _trackers(openers, directory=directory, first=first, config=config, mesh=mesh)
+                log.track(held.enter_context(trackers), losses=tuple(task.objective.weights))
+            if due:
+                results = evaluator.make(state, step=first, log=log)
 
             if first == steps:
                 return Outcome(False, results)
@@ -117,7 +158,8 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, pr
                         jax.block_until_ready(metrics)
                         throughput.restart(step)
                     if _is_due(step, every=config.log_every, steps=steps):
-                        _log(step, jax.device_get(metrics), steps=steps, throughput=throughput, log=log)
+                        _report(step, jax.device_get(metrics), throughput=throughput, log=log, progress=progress)
+                    progress.step_done()
                     checkpoints.check_written()
                     stop = interruption.requested(step)
                     if stop or _is_due(step, every=config.checkpoint.every, steps=steps):
@@ -128,9 +170,22 @@ def _train(task: Task, *, config: ConfigDict, workdir: Path, held: ExitStack, pr
                         logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
                         break
                     if _is_due(step, every=config.eval.every, steps=steps):
-                        results = evaluate(state, step=step, log=log)
+                        results = evaluator.make(state, step=step, log=log)
                         throughput.restart(step)
     return Outcome(stop, results)
+
+
+def _trackers(openers: list[Opener], *, directory: Path, first: int, config: ConfigDict, mesh: Mesh) -> Trackers:
+    with workdir_lib.writing(directory):
+        record = environment.record_start(directory, step=first, mesh=mesh)
+    run = TrackedRun(
+        directory=directory,
+        identity=record["run"],
+        resumed_step=first,
+        config=dict(config_lib.flatten(config)),
+        environment=record["starts"][-1],
+    )
+    return Trackers(openers, run=run)
 
 
 def _init(program: Program) -> TrainState:
@@ -166,11 +221,11 @@ def _is_due(step: int, *, every: int, steps: int) -> bool:
     return step == steps or (step > 0 and every > 0 and step % every == 0)
 
 
-def _log(step: int, metrics: dict[str, Any], *, steps: int, throughput: Throughput, log: MetricsLog) -> None:
+def _report(step: int, metrics: dict[str, Any], *, throughput: Throughput, log: MetricsLog, progress: Progress) -> None:
     metrics = {name: float(value) for name, value in metrics.items() if name != IN_A_ROW}
     timing = throughput.report(step)
     log.write(step, metrics, timing=timing)
-    logging.info("%s", progress_line(step=step, steps=steps, metrics=metrics, timing=timing))
+    progress.report(step, progress_words(metrics=metrics, timing=timing))
 
 
 def _evaluated(directory: Path, *, step: int, config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -183,13 +238,40 @@ def _evaluated(directory: Path, *, step: int, config: ConfigDict) -> dict[str, d
     }
 
 
-def _evaluate(
-    task: Task, state: TrainState, *, step: int, config: ConfigDict, directory: Path, log: MetricsLog, writes: bool
-) -> dict[str, dict[str, Any]]:
-    average = config.eval.ema
-    with timed(f"evaluating step {step}"):
-        results = task.evaluate(state.averaged if average else state.params)
-    if writes:
-        workdir_lib.write_evaluations(directory, results, step=step, source=config.data.eval, ema=average)
-    log.write_evaluation(step, results, ema=average)
-    return results
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """How a run is evaluated, and where the results go."""
+
+    task: Task
+    _: dataclasses.KW_ONLY
+    config: ConfigDict
+    directory: Path
+    illustrate: Illustrate | None
+    writes: bool
+
+    def make(self, state: TrainState, *, step: int, log: MetricsLog) -> dict[str, dict[str, Any]]:
+        average = self.config.eval.ema
+        params = state.averaged if average else state.params
+        with timed(f"evaluating step {step}"):
+            results = self.task.evaluate(params)
+        if self.writes:
+            source = self.config.data.eval
+            workdir_lib.write_evaluations(self.directory, results, step=step, source=source, ema=average)
+        log.write_evaluation(step, results, ema=average)
+        if self.illustrate is not None:
+            self._show(self.illustrate, params, step=step, log=log)
+        return results
+
+    def _show(self, illustrate: Illustrate, params: Params, *, step: int, log: MetricsLog) -> None:
+        """In every process, though one shows it: on GPUs, processes may wait for each other to compile a program."""
+        own = own_copy(params)
+        if own is None:
+            logging.info("no examples are shown: no process has all parameters")
+            return
+        try:
+            with timed(f"rebuilding examples at step {step}"), alone(own):
+                examples = illustrate(own)
+        except Exception as error:  # the pictures are not worth a run
+            logging.warning("examples cannot be shown (%s: %s)", type(error).__name__, " ".join(str(error).split()))
+            return
+        log.show(step, examples)

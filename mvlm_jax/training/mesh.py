@@ -1,7 +1,8 @@
 """The devices of a run as a mesh, and where arrays lie on it."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,3 +145,26 @@ def _axes(entry: Any) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def own_copy(params: PyTree) -> PyTree | None:
+    """The parameters for work that this process does by itself: on one device where each device has all of them.
+
+    None where other processes hold parts of them.
+    """
+    leaves = jax.tree.leaves(params)
+    if all(leaf.is_fully_replicated for leaf in leaves):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
+    return params if all(leaf.is_fully_addressable for leaf in leaves) else None
+
+
+@contextlib.contextmanager
+def alone(params: PyTree) -> Iterator[None]:
+    """For a computation with parameters that are on the devices of this process."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        yield
+        return
+    (device,) = sharding.device_set
+    with jax.default_device(device), jax.set_mesh(make_mesh(data=1, fsdp=1, tensor=1, devices=[device])):
+        yield

@@ -1,63 +1,65 @@
-"""The metrics of a run, as JSON lines and as TensorBoard events."""
+"""The metrics of a run as JSON lines, and on their way to its trackers."""
 
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mvlm_jax.files import plain, write_text
+from mvlm_jax.training.tracker import Examples, Tracker
 from mvlm_jax.training.workdir import AVERAGE, METRICS, writing
 
 
 class MetricsLog:
-    """`metrics.jsonl` reads as if the run had never been interrupted, except for the `timing` of its lines."""
+    """`metrics.jsonl` reads as if the run had never been interrupted, except for `time` and `timing` of its lines."""
 
     def __init__(self, directory: Path, *, resumed_step: int, writes: bool = True):
         """Drops what was logged after `resumed_step`. Every process of a run opens the log; one of them `writes`."""
         path = directory / METRICS
         lines = [line for line in read_metrics(path) if line["step"] <= resumed_step]
         self._evaluated = {(line["step"], ema) for line in lines for ema in _evaluations(line)}
-        self._file = self._events = None
+        self._file = None
         if writes:
             with writing(directory):
                 write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
                 self._file = path.open("a")
-                self._events = EventsFile(directory, purge_step=resumed_step + 1)
         self._directory = directory
+        self._trackers: Tracker | None = None
+        self._losses: Collection[str] = ()
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_) -> None:
-        if self._file and self._events:
+        if self._file:
             with writing(self._directory):
-                self._events.close()
                 self._file.close()
+
+    def track(self, trackers: Tracker, *, losses: Collection[str]) -> None:
+        """From now on they get the values too, by the names of `grouped`; `losses` are what the loss is made of."""
+        self._trackers, self._losses = trackers, losses
 
     def has_evaluation(self, step: int, *, ema: bool = False) -> bool:
         """Whether an earlier start of the run has logged one, of the average where `ema` says so."""
         return (step, ema) in self._evaluated
 
     def write(self, step: int, metrics: dict[str, float | int], *, timing: dict[str, float] | None = None) -> None:
-        if not (self._file and self._events):
+        """A line: `step`, `time` in seconds since 1970, the metrics, and `timing`."""
+        if not self._file:
             return
-        line = {"step": step, **plain(metrics)} | ({"timing": plain(timing)} if timing else {})
+        line = {"step": step, "time": round(time.time(), 3), **plain(metrics)}
+        line |= {"timing": plain(timing)} if timing else {}
         with writing(self._directory):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
-            for name, value in (timing or {}).items():
-                self._events.add_scalar(f"timing/{name}", value, step)
-            self._events.flush()
+        if self._trackers is not None:
+            rates = {f"throughput/{name}": value for name, value in (timing or {}).items()}
+            self._trackers.log(step, grouped(metrics, losses=self._losses) | rates)
 
     def write_evaluation(self, step: int, results: dict[str, dict[str, Any]], *, ema: bool = False) -> None:
         """The metrics of each `<task>-<split>` as `eval/<task>-<split>/<name>`; see `scalars`.
@@ -67,24 +69,23 @@ class MetricsLog:
         suffix = AVERAGE if ema else ""
         self.write(step, dict(scalars({f"eval/{name}{suffix}": metrics for name, metrics in results.items()})))
 
+    def show(self, step: int, examples: Examples) -> None:
+        """For the trackers alone."""
+        if self._trackers is not None:
+            self._trackers.show(step, examples)
 
-class EventsFile(EventsWriter):
-    """Scalars for TensorBoard, in a new events file.
 
-    It is written in this thread. The thread of tensorboardX's `SummaryWriter` dies on a full disk, and its queue then
-    blocks the run.
-    """
+def grouped(metrics: Mapping[str, float | int], *, losses: Collection[str] = ()) -> dict[str, float | int]:
+    """The metrics as trackers name them, `<group>/<name>`: they draw the curves of a group beside each other."""
+    named = {"loss": "loss/total", "grad_norm": "gradient/norm", "skipped_updates": "gradient/skipped_updates"}
 
-    def __init__(self, directory: Path, *, purge_step: int):
-        """TensorBoard ignores the steps of older files from `purge_step` on."""
-        super().__init__(str(directory / "events"))
-        self._add(purge_step, session_log=SessionLog(status=SessionLog.START))
+    def name_of(metric: str) -> str:
+        group, _, name = metric.partition("/")
+        if name:
+            return f"rate/{name}" if group == "learning_rate" else metric
+        return f"loss/{metric}" if metric in losses else named.get(metric, f"train/{metric}")
 
-    def add_scalar(self, name: str, value: float | int, step: int) -> None:
-        self._add(step, summary=summary.scalar(name, value))
-
-    def _add(self, step: int, **content) -> None:
-        self.write_event(Event(step=step, wall_time=time.time(), **content))
+    return {name_of(metric): value for metric, value in metrics.items()}
 
 
 def scalars(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:

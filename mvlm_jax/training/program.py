@@ -17,13 +17,14 @@ from mvlm_jax.training.optimizer import learning_rates, make_optimizer
 from mvlm_jax.training.partition import partition_of
 from mvlm_jax.training.state import TrainState, abstract_state, make_init, make_train_step
 from mvlm_jax.training.streams import Streams
-from mvlm_jax.training.task import Task
+from mvlm_jax.training.task import Params, Task
 
 
 class Program(NamedTuple):
     state: TrainState  # shapes with shardings
     batch_sharding: NamedSharding
     init: Callable[..., TrainState]  # () -> state
+    trained: Params  # shapes of the parameters that are not frozen
     step: Any  # (state, batch) -> (state, metrics); `step.lower(…).compile()` compiles it ahead of time
 
     def of_seed(self, seed: int) -> "Program":
@@ -58,8 +59,9 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh, any_seed: bool =
     )
     params = jax.eval_shape(lambda: task.init(Streams(seed=config.seed, step=jnp.int32(0)).key("init")))
     partition = partition_of(params, patterns=options.frozen, rules=task.frozen_rules)
+    trained = jax.eval_shape(partition.split, params).trained
     optimizer = make_optimizer(
-        jax.eval_shape(partition.split, params).trained,
+        trained,
         schedules=schedules,
         rules=task.optimizer_rules,
         decay_rules=task.decay_rules,
@@ -98,6 +100,7 @@ def make_program(*, task: Task, config: ConfigDict, mesh: Mesh, any_seed: bool =
         state=state,
         batch_sharding=batch_sharding(mesh),
         init=make_init(init=task.init, optimizer=optimizer, partition=partition, seed=seed, shardings=shardings),
+        trained=trained,
         step=make_train_step(
             value_and_grad=step_value_and_grad,
             optimizer=optimizer,

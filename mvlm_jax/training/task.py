@@ -27,6 +27,14 @@ class StartWeights(NamedTuple):
     lines: Sequence[str]  # the same for a reader
 
 
+class DataSizes(NamedTuple):
+    """Numbers of examples."""
+
+    train: tuple[int, ...]  # that a run uses of each training source
+    epoch: int
+    evaluated: int  # in the evaluation source
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Losses that are means over the global batch, in the parts that many devices and microbatches need.
@@ -78,6 +86,11 @@ class Task(Protocol):
         """Whether an evaluation server takes what the model predicts."""
 
     @property
+    def headline(self) -> Sequence[str]:
+        """The metrics of an evaluation that say how good a run is, the first of all first; more is better."""
+        return ()
+
+    @property
     def sharding_rules(self) -> Sequence[tuple[str, PartitionSpec]]: ...
 
     @property
@@ -119,6 +132,14 @@ class Task(Protocol):
 
     def prepare(self, batch: Batch, streams: Streams) -> Rows:
         """The global batch as the objective takes it, with everything random that a step needs."""
+
+    def data_sizes(self) -> DataSizes | None:
+        """None where they are not known.
+
+        Raises:
+          UserError: a source that cannot be opened.
+        """
+        return None
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
         """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0.

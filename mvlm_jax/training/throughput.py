@@ -18,6 +18,8 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 
+RATE = "learning_rate/"
+
 
 def peak_flops(device_kind: str) -> float | None:
     """None for a device that is not in the table."""
@@ -63,11 +65,18 @@ class Throughput:
         return rates if self._mfu_seconds is None else rates | {"mfu": self._mfu_seconds / seconds}
 
 
-def progress_line(*, step: int, steps: int, metrics: dict[str, float], timing: dict[str, float]) -> str:
-    left_out = ("grad_norm", "examples")
-    losses = [name for name in metrics if name not in left_out and not name.startswith("learning_rate/")]
-    words = [f"step {step}/{steps}"]
-    words += [f"{name} {metrics[name]:.4g}" for name in sorted(losses, key=lambda name: name != "loss")]
+def progress_words(*, metrics: dict[str, float], timing: dict[str, float]) -> str:
+    """Losses and other metrics, the norm of the gradient, the learning rates, and how fast it goes."""
+    left_out = ("loss", "grad_norm", "examples")
+    names = [name for name in metrics if name not in left_out and not name.startswith(RATE)]
+    words = [f"{name} {metrics[name]:.4g}" for name in ("loss", *names) if name in metrics]
+    if "grad_norm" in metrics:
+        words.append(f"grad_norm {metrics['grad_norm']:.4g}")
+    rates = {name.removeprefix(RATE): f"{metrics[name]:.3g}" for name in metrics if name.startswith(RATE)}
+    if len(set(rates.values())) == 1:
+        words.append(f"lr {next(iter(rates.values()))}")
+    else:
+        words += [f"lr/{group} {rate}" for group, rate in rates.items()]
     if timing:
         words.append(f"{timing['pairs_per_second']:.4g} pairs/s")
         words.append(f"ETA {datetime.timedelta(seconds=round(timing['seconds_left']))}")

@@ -74,10 +74,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line_and_the_on
 
 
 def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(tmp_path, monkeypatch):
-    def full(self, name, value, step):
+    def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mvlm_jax.training.metrics_log.EventsFile.add_scalar", full)
+    monkeypatch.setattr("mvlm_jax.training.metrics_log.write_text", full)
     with pytest.raises(RunError, match=r"cannot be written to any more: No space left on device; once that is mended"):
         train(ToyTask(), config=toy_config(), workdir=tmp_path)
 

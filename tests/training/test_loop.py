@@ -58,6 +58,7 @@ def test_a_run_leaves_config_assets_events_checkpoints_and_evaluations(uninterru
         "asset.txt",
         "checkpoints",
         "config.json",
+        "environment.json",
         "eval",
         "metrics.jsonl",
     }

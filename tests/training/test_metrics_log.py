@@ -1,22 +1,25 @@
 import json
 import math
-import struct
+import time
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
-from mvlm_jax.training.metrics_log import MetricsLog, read_metrics, scalars
+from mvlm_jax.training.metrics_log import MetricsLog, grouped, read_metrics, scalars
+from mvlm_jax.training.tracker import Tracker
 
 
-def events(directory):
-    """What TensorBoard reads: records of a length, its checksum, an event and its checksum."""
-    for path in sorted(directory.glob("events*")):
-        data, place = path.read_bytes(), 0
-        while place < len(data):
-            [length] = struct.unpack_from("<Q", data, place)
-            yield Event.FromString(data[place + 12 : place + 12 + length])
-            place += length + 16
+def logged_lines(directory):
+    """Without the time of each line, which is none of a test's business."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(directory / "metrics.jsonl")]
+
+
+class Curves(Tracker):
+    def __init__(self):
+        self.values = []
+
+    def log(self, step, values):
+        self.values.append((step, dict(values)))
 
 
 def test_a_resumed_log_drops_the_lines_after_its_step(tmp_path):
@@ -25,7 +28,7 @@ def test_a_resumed_log_drops_the_lines_after_its_step(tmp_path):
             log.write(step, {"loss": step / 2}, timing={"seconds": 1.0})
     with MetricsLog(tmp_path, resumed_step=2) as log:
         log.write(3, {"loss": 9.0})
-    assert list(read_metrics(tmp_path / "metrics.jsonl")) == [
+    assert logged_lines(tmp_path) == [
         {"step": 1, "loss": 0.5, "timing": {"seconds": 1.0}},
         {"step": 2, "loss": 1.0, "timing": {"seconds": 1.0}},
         {"step": 3, "loss": 9.0},
@@ -48,7 +51,15 @@ def test_lines_are_on_disk_before_the_run_ends(tmp_path):
 def test_a_loss_that_is_not_finite_is_null_in_strict_json(tmp_path):
     with MetricsLog(tmp_path, resumed_step=0) as log:
         log.write(1, {"loss": float("nan")})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": None}
+    assert logged_lines(tmp_path) == [{"step": 1, "loss": None}]
+
+
+def test_a_line_has_the_time_at_which_it_was_written(tmp_path):
+    before = time.time()
+    with MetricsLog(tmp_path, resumed_step=0) as log:
+        log.write(1, {"loss": 0.5})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert before - 0.001 <= line["time"] <= time.time() + 0.001
 
 
 def test_every_number_of_an_evaluation_is_logged_and_it_is_remembered_across_starts(tmp_path):
@@ -63,10 +74,11 @@ def test_every_number_of_an_evaluation_is_logged_and_it_is_remembered_across_sta
         "templates": ["two", "texts"],
         "mim_gain": [float("nan"), 0.0, None],
     }
+    curves = Curves()
     with MetricsLog(tmp_path, resumed_step=0) as log:
+        log.track(curves, losses=())
         log.write(4, {"loss": 0.5})
         log.write_evaluation(4, {"retrieval-val": metrics})
-    curves = {value.tag: value.simple_value for event in events(tmp_path) for value in event.summary.value}
     with MetricsLog(tmp_path, resumed_step=4) as log:
         assert log.has_evaluation(4)
         assert not log.has_evaluation(3)
@@ -85,12 +97,25 @@ def test_every_number_of_an_evaluation_is_logged_and_it_is_remembered_across_sta
         "mim_gain_high": None,
     }
     line = {"step": 4} | {f"eval/retrieval-val/{name}": value for name, value in logged.items()}
-    assert list(read_metrics(tmp_path / "metrics.jsonl"))[-1] == line
-    numbers = [math.nan if value is None else value for value in ({"loss": 0.5} | logged).values()]
-    assert list(curves) == ["loss", *(name for name in line if name != "step")]
-    np.testing.assert_array_equal(list(curves.values()), numbers)
+    assert logged_lines(tmp_path)[-1] == line
+    assert curves.values[0] == (4, {"loss/total": 0.5})
+    step, evaluated = curves.values[1]
+    assert step == 4 and list(evaluated) == [name for name in line if name != "step"]
+    numbers = [math.nan if value is None else value for value in logged.values()]
+    np.testing.assert_array_equal(list(evaluated.values()), numbers)
     with MetricsLog(tmp_path, resumed_step=3) as log:
         assert not log.has_evaluation(4)
+
+
+def test_trackers_get_every_value_in_a_group_of_its_kind(tmp_path):
+    curves = Curves()
+    metrics = {"loss": 3.0, "mim": 1.0, "mlm_accuracy": 20.0, "grad_norm": 2.0, "learning_rate/rest": 0.1}
+    with MetricsLog(tmp_path, resumed_step=0) as log:
+        log.track(curves, losses=("mim",))
+        log.write(1, metrics, timing={"mfu": 0.5})
+    groups = {"loss/total": 3.0, "loss/mim": 1.0, "train/mlm_accuracy": 20.0, "gradient/norm": 2.0, "rate/rest": 0.1}
+    assert curves.values == [(1, groups | {"throughput/mfu": 0.5})]
+    assert grouped({"eval/val/r1": 1, "skipped_updates": 0}) == {"eval/val/r1": 1, "gradient/skipped_updates": 0}
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], np.zeros(2), [1.0, 2.0, "a text"], b"bytes"])

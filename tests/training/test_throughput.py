@@ -1,6 +1,6 @@
 import pytest
 
-from mvlm_jax.training.throughput import Throughput, peak_flops, progress_line
+from mvlm_jax.training.throughput import Throughput, peak_flops, progress_words
 
 
 def throughput(*, times, kind="TPU v5 lite"):
@@ -59,9 +59,13 @@ def test_unknown_devices_report_no_mfu():
     assert "mfu" not in timer.report(1)
 
 
-def test_the_progress_line_says_where_the_run_is_how_fast_and_how_long():
+def test_progress_is_told_by_losses_gradient_rates_and_speed():
     timing = {"pairs_per_second": 123.456, "seconds_left": 3723.4, "mfu": 0.4567}
-    metrics = {"grad_norm": 3.0, "itc": 0.5, "learning_rate/rest": 0.1, "loss": 1.23456}
-    assert progress_line(step=5, steps=100, metrics=metrics, timing=timing) == (
-        "step 5/100  loss 1.235  itc 0.5  123.5 pairs/s  ETA 1:02:03  MFU 45.7%"
+    rates = {"learning_rate/image_encoder": 1e-5, "learning_rate/rest": 0.0003}
+    metrics = {"examples": 8.0, "grad_norm": 3.14159, "itc": 0.5, **rates, "loss": 1.23456}
+    assert progress_words(metrics=metrics, timing=timing) == (
+        "loss 1.235  itc 0.5  grad_norm 3.142  lr/image_encoder 1e-05  lr/rest 0.0003  "
+        "123.5 pairs/s  ETA 1:02:03  MFU 45.7%"
     )
+    same = metrics | {"learning_rate/image_encoder": 0.0003}
+    assert progress_words(metrics=same, timing={}) == "loss 1.235  itc 0.5  grad_norm 3.142  lr 0.0003"
