@@ -370,7 +370,7 @@ def test_the_evidence_on_a_gpu_starts_from_both_encoders(tmp_path, demo_dir):
         used = json.loads(
             (tmp_path / "results" / "runs" / f"{row['arm']}-{row['fraction']:g}-0" / "weights.json").read_text()
         )
-        assert {"image_encoder", "text_encoder"} <= set(used)
+        assert {report["encoder"] for report in used["loaded"]} == {"image_encoder", "text_encoder"}
     assert (tmp_path / "results" / "tables.md").read_text() in done.stdout
 
 
