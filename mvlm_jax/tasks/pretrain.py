@@ -41,7 +41,7 @@ class Pretrain(BaseTask):
         "one, beside contrast and matching",
         'model.similarity([image], ["a dog on the grass", "a red car"])',
     )
-    verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
+    verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct", "attention")
     embeds = True
     batch_type = PairBatches
 

@@ -19,11 +19,14 @@ from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_r
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
+from mvlm_jax.inference.heat import WordHeat
+from mvlm_jax.inference.words import by_word, words_of
 from mvlm_jax.interop import hub
 from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
 from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.parameters import flat, nested, read_parameters
 from mvlm_jax.interop.vocabulary import library_tokenizer
+from mvlm_jax.models.heat_maps import text_heat_maps
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.labelled import LabelledTask
@@ -222,6 +225,29 @@ class Inference:
         painted = compute(self.model, self.params, *shown, method=_reconstruct)
         return Image.fromarray(np.asarray(painted)[0])
 
+    def attention(self, image: Image.Image, text: str) -> WordHeat:
+        """Where in the image each word of the text looks, as far as that makes them match; see `heat_maps`.
+
+        Raises:
+          UserError: the text has no words, or the model has one cross layer only, which shows nothing of its words.
+        """
+        self.check_verb("attention")
+        if self.config.cross.layers < 2:
+            raise UserError(
+                "attention needs a model of at least two cross layers; this one was trained with config.cross.layers=1"
+            )
+        pixels, tokens = self.pixels([image]), self._tokens([text])
+        words = words_of(text, self.tokenizer, max_length=tokens.shape[1])
+        if not words:
+            raise UserError(f"{text!r} holds no word; give a text that describes the image")
+        heat, odds = _heat(self.model, self.params, pixels, tokens)
+        return WordHeat(
+            words=tuple(word.text for word in words),
+            maps=by_word(np.asarray(heat, np.float32)[0], words),
+            match=float(jax.nn.sigmoid(odds[0])),
+            image=pixels[0],
+        )
+
     def _batched(self, method: Callable[..., jax.Array], *inputs: np.ndarray) -> np.ndarray:
         outputs = []
         for indices in index_batches(len(inputs[0]), self.batch_size):
@@ -278,6 +304,9 @@ class Inference:
     def mask_token(self) -> str:
         """What stands for a hidden token in `fill_mask`."""
         return SPECIAL[self.tokenizer.kind][-1]
+
+
+_heat = jax.jit(text_heat_maps, static_argnums=0)
 
 
 def _match(model, pixels, tokens):
