@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mvlm_jax import __version__
 
-COMMANDS = ("train", "evaluate", "prepare", "weights", "compile")
+COMMANDS = ("train", "evaluate", "prepare", "weights", "compile", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,84 +1,68 @@
-"""A trained model for Pillow images and strings."""
+"""A trained model for images and strings."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32, PyTree, UInt8
+from jaxtyping import Bool, Float, Int, Int32, PyTree, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mvlm_jax import config as config_lib
-from mvlm_jax.data.images import UndecodableImage, evaluate_transform, upright_rgb
-from mvlm_jax.data.text import SPECIAL, Tokenizer
+from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
+from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, class_embeddings
+from mvlm_jax.inference import programs
+from mvlm_jax.inference.blanks import Blanks
 from mvlm_jax.inference.heat import WordHeat
+from mvlm_jax.inference.images import ImageReader, Picture, Pictures, described
+from mvlm_jax.inference.ranked import Hit, nearest, reordered
+from mvlm_jax.inference.texts import checked_labels, checked_number, checked_templates, checked_text, checked_texts
 from mvlm_jax.inference.words import by_word, words_of
-from mvlm_jax.interop import hub
-from mvlm_jax.interop.exporting import CONFIG, TOKENIZER, WEIGHTS
-from mvlm_jax.interop.families import text_family
-from mvlm_jax.interop.parameters import flat, nested, read_parameters
-from mvlm_jax.interop.vocabulary import library_tokenizer
-from mvlm_jax.models.heat_maps import text_heat_maps
+from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
 from mvlm_jax.tasks.labelled import LabelledTask
-from mvlm_jax.tasks.registry import task_type, validate
-from mvlm_jax.training.workdir import CHECKPOINTS
 
-NOT_IMAGES = "images must be a list of Pillow images; open files with PIL.Image.open"
-
-
-def load(folder: str | Path, *, batch_size: int) -> "Inference":
-    """As `mvlm_jax.load`."""
-    folder = hub.local_path(folder)
-    if (folder / CHECKPOINTS).is_dir():
-        raise UserError(f"{folder} is a run; export it with mvlm weights export --workdir={folder} --output=FOLDER")
-    try:
-        config = config_lib.from_json((folder / CONFIG).read_bytes(), source=folder / CONFIG)
-    except OSError as error:
-        raise UserError(f"{folder} has no {CONFIG}; give a folder that mvlm weights export wrote") from error
-    try:
-        validate(config)
-        task = task_type(config)
-    except UserError as error:
-        raise UserError(f"{folder} cannot be loaded: {error}") from error
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
-    # What was fastest where it was trained may not exist here.
-    config.model.attention = config.model.layer_loop = "auto"
-    tokenizer = Tokenizer.load(folder / TOKENIZER, kind=text_family(config.text_encoder.kind).tokenizer)
-    params = read_parameters(folder / WEIGHTS)
-    shapes = {path: leaf.shape for path, leaf in flat(task.parameter_shapes(config)).items()}
-    different = sorted(set(shapes) ^ set(params)) or [
-        path for path in sorted(shapes) if shapes[path] != params[path].shape
-    ]
-    if different:
-        raise UserError(
-            f"{folder / WEIGHTS} does not fit the config.json beside it in {len(different)} parameters, the first is "
-            f"{different[0]}; keep the files of one export together"
-        )
-    opened = task(config=config, tokenizer=tokenizer, **task.read_assets(folder))
-    return Inference(task=opened, params=jax.device_put(nested(params)), batch_size=batch_size)
+Group = Picture | Sequence[Picture]  # the images that one text speaks of
+Filled = list[list[tuple[str, float]]]  # of each mask the likeliest tokens with their probabilities
+Masks = Bool[np.ndarray, "rows columns"] | Bool[np.ndarray, "B rows columns"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inference:
     """A model with its tokenizer; `task.verbs` names the methods that it has been trained for.
 
-    Batches are filled up to one size, so that each method compiles once.
+    Images are Pillow images, paths of files, or arrays of uint8 [height, width, 3]; where a method takes any number of
+    them, a folder stands for the image files in it. Batches are filled up to one size, so that each method compiles
+    once; a single image or text given by itself is computed alone. Whatever is given wrongly raises a `UserError`,
+    which is a `ValueError`.
     """
 
     task: BaseTask
     params: PyTree
     batch_size: int
+
+    def __repr__(self) -> str:
+        config, leaves = self.config, jax.tree.leaves(self.params)
+        where = ", ".join(sorted({str(device) for leaf in leaves for device in leaf.devices()}))
+        count = sum(leaf.size for leaf in leaves)
+        size, text = config.image.size, config.text
+        return "\n".join(
+            [
+                f"mvlm_jax.Inference of config.task={self.task.name}: {count:,} parameters on {where}, {config.dtype}",
+                f"  reads images of {size} x {size} pixels ({config.image_encoder.kind}) and texts of up to "
+                f"{text.max_length} tokens ({config.text_encoder.kind}), {self.batch_size} at once",
+                f"  {', '.join(self.task.verbs)}",
+            ]
+        )
 
     @property
     def config(self) -> ConfigDict:
@@ -92,56 +76,54 @@ class Inference:
     def model(self) -> MaskVLM:
         return self.task.model
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """To each question about its image the likeliest answer of the list that the model was trained with.
+    @cached_property
+    def images(self) -> ImageReader:
+        """What reads images for this model."""
+        return ImageReader(self.task.image_spec)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for models that embed an image alike, but for rounding."""
+        digest = hashlib.blake2b(digest_size=16)
+        shown = {name: self.config[name].to_dict() for name in ("image", "image_encoder", "cross")}
+        digest.update(json.dumps(shown, sort_keys=True).encode())
+        for path, value in sorted(flat(self.params).items()):
+            if path.startswith(("image_encoder", "image_to_cross", "image_projection")):
+                digest.update(path.encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    def warm_up(self, *verbs: str) -> dict[str, float]:
+        """Compiles methods, all that the model has by default, and returns the seconds that each took.
 
         Raises:
-          UserError: as `predict`, or a model that does not answer questions.
+          UserError: the model has no such method.
         """
-        self.check_verb("answer")
-        return [answer.ranked for answer in self.predict(images, questions)]
-
-    def classify_pair(
-        self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]
-    ) -> list[dict[str, float]]:
-        """The probability of each label for each image, or pair of images where the task has two, with its text.
-
-        Raises:
-          UserError: as `predict`, or a model that does not choose labels.
-        """
-        self.check_verb("classify_pair")
-        return self.predict(images, texts)
-
-    def predict(self, images: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]) -> list[Any]:
-        """What the task predicts of each image, or group of images, with its text.
-
-        Raises:
-          UserError: not as many texts as images, another number of images in a group than the task takes, or a model
-            that is not fine-tuned to predict something of images with a text.
-        """
-        self.check_verb("predict")
-        assert isinstance(self.task, LabelledTask)
-        if isinstance(images, Image.Image):
-            raise UserError(NOT_IMAGES)
-        groups: list[Any] = [image if isinstance(image, list | tuple) else [image] for image in images]
-        pixels = self.pixels([image for group in groups for image in group])
-        tokens, each = self._tokens(texts), self.task.images
-        for index, group in enumerate(groups):
-            if len(group) != each:
-                raise UserError(
-                    f"config.task={self.task.name} takes {each} images a text; images[{index}] holds {len(group)}"
-                )
-        if len(groups) != len(tokens):
-            raise UserError(
-                f"predict got {len(groups)} images and {len(tokens)} texts; it needs one text for each image"
-            )
-        pixels = pixels.reshape(len(tokens), each, *pixels.shape[1:])
-        predicted: list[Any] = []
-        for indices in index_batches(len(tokens), self.batch_size):
-            image, text = (padded(rows[indices], self.batch_size) for rows in (pixels, tokens))
-            shown = self.task.shown(place({"image": image, "text": text}, params=self.params))
-            predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]
-        return predicted
+        for verb in verbs:
+            self.check_verb(verb)
+        image, text, seconds = Image.new("RGB", (32, 32)), "a photo", {}
+        grid = np.zeros([self.config.image.size // self.config.image_encoder.patch] * 2, bool)
+        group: Any = [[image] * self.task.images]
+        calls: dict[str, Callable[[], Any]] = {
+            "encode_image": lambda: self.encode_image([image]),
+            "encode_text": lambda: self.encode_text([text]),
+            "similarity": lambda: self.similarity([image], [text]),
+            "match": lambda: self.match([image], [text]),
+            "rank": lambda: self.rank([image], [text]),
+            "classify": lambda: self.classify([image], ["dog", "cat"]),
+            "fill_mask": lambda: self.fill_mask(f"a {self.mask_token}", image),
+            "reconstruct": lambda: self.reconstruct(image, text, grid),
+            "attention": lambda: self.attention(image, text),
+            "answer": lambda: self.answer(group, [text]),
+            "classify_pair": lambda: self.classify_pair(group, [text]),
+            "predict": lambda: self.predict(group, [text]),
+        }
+        one_layer = self.config.cross.layers < 2
+        for verb in verbs or [verb for verb in self.task.verbs if not (verb == "attention" and one_layer)]:
+            start = time.perf_counter()
+            calls[verb]()
+            seconds[verb] = time.perf_counter() - start
+        return seconds
 
     def check_verb(self, verb: str) -> None:
         """
@@ -153,100 +135,268 @@ class Inference:
                 f"{verb} is not for a model of config.task={self.task.name}; use {', '.join(self.task.verbs)}"
             )
 
-    def encode_image(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "B E"]:
-        """Embeddings of unit norm, comparable with those of texts."""
+    def answer(self, images: Sequence[Group], questions: Sequence[str]) -> list[str]:
+        """To each question about its image the likeliest answer of the list that the model was trained with.
+
+        Raises:
+          UserError: as `predict`, or a model that does not answer questions.
+        """
+        self.check_verb("answer")
+        return [answer.ranked for answer in self._predicted(images, questions, verb="answer")]
+
+    def classify_pair(self, images: Sequence[Group], texts: Sequence[str]) -> list[dict[str, float]]:
+        """The probability of each label for each image, or pair of images where the task has two, with its text.
+
+        Raises:
+          UserError: as `predict`, or a model that does not choose labels.
+        """
+        self.check_verb("classify_pair")
+        return self._predicted(images, texts, verb="classify_pair")
+
+    def predict(self, images: Sequence[Group], texts: Sequence[str]) -> list[Any]:
+        """What the task predicts of each image, or group of images, with its text.
+
+        Raises:
+          UserError: not as many texts as images, another number of images in a group than the task takes, or a model
+            that is not fine-tuned to predict something of images with a text.
+        """
+        self.check_verb("predict")
+        return self._predicted(images, texts, verb="predict")
+
+    def encode_image(self, images: Pictures) -> Float[np.ndarray, "B E"]:
+        """Embeddings of unit norm, comparable with those of texts.
+
+        Any number of images: they may come from a generator, and one batch of them is in memory.
+        """
         self.check_verb("encode_image")
-        return self._batched(MaskVLM.embed_image, self.pixels(images))
+        return np.concatenate(list(self.encode_image_batches(images)))
+
+    def encode_image_batches(self, images: Pictures) -> Iterable[Float[np.ndarray, "b E"]]:
+        """As `encode_image`, a batch at a time: the images of the next one are read while one is computed."""
+        self.check_verb("encode_image")
+        waiting = None
+        for pixels in self.images.batches(images, self.batch_size):
+            batch = place(padded(pixels, self.batch_size), params=self.params)
+            computed = compute(self.model, self.params, batch, method=MaskVLM.embed_image)
+            if waiting is not None:
+                yield np.asarray(waiting[0])[: waiting[1]]
+            waiting = computed, len(pixels)
+        assert waiting is not None
+        yield np.asarray(waiting[0])[: waiting[1]]
 
     def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """Embeddings of unit norm, comparable with those of images; longer texts are cut as captions are."""
         self.check_verb("encode_text")
         return self._batched(MaskVLM.embed_text, self._tokens(texts))
 
-    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
+    def similarity(self, images: Pictures, texts: Sequence[str]) -> Float[np.ndarray, "I T"]:
         """Cosine of every image with every text."""
         self.check_verb("similarity")
-        return self.encode_image(images) @ self.encode_text(texts).T
+        z_text = self.encode_text(texts)
+        return self.encode_image(images) @ z_text.T
 
-    def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[np.ndarray, " B"]:
+    def match(self, images: Pictures, texts: Sequence[str]) -> Float[np.ndarray, " B"]:
         """Probability that the first text describes the first image, the second the second, …
 
         Raises:
           UserError: not as many texts as images.
         """
         self.check_verb("match")
-        pixels, tokens = self.pixels(images), self._tokens(texts)
-        if len(pixels) != len(tokens):
-            raise UserError(f"match got {len(pixels)} images and {len(tokens)} texts; it needs one text for each image")
-        return self._batched(_match, pixels, tokens)
+        listed, tokens = self.images.listed(images), self._tokens(texts)
+        self._check_as_many(listed, tokens, verb="match")
+        each = np.arange(len(tokens))
+        return 1 / (1 + np.exp(-self._log_odds(listed, tokens, each, each)))
 
-    def fill_mask(self, text: str, image: Image.Image | None = None, *, top: int = 5) -> list[list[tuple[str, float]]]:
-        """For each mask in `text` the `top` likeliest tokens with their probabilities.
+    def rank(
+        self, images: Pictures, texts: Sequence[str], *, top: int = 10, rerank: int | None = None
+    ) -> list[list[Hit]]:
+        """For each text the images that it describes best, best first.
+
+        They are found by similarity; the matching head then decides the order of the first of them, as it does in
+        evaluation (`config.eval.rerank_by`).
+
+        Args:
+          top: images for each text, at most.
+          rerank: how many images the matching head judges for each text; None: `config.eval.rerank`, or none where the
+            model was trained without matching.
+        """
+        self.check_verb("rank")
+        top = checked_number(top, name="top", least=1)
+        rerank = self.reranked_by_default if rerank is None else checked_number(rerank, name="rerank", least=0)
+        tokens, listed = self._tokens(texts), self.images.listed(images)
+        similarity = self.similarity(listed, texts).T.astype(np.float64)
+        candidates = [nearest(row, k=max(top, rerank)) for row in similarity]
+        return [hits[:top] for hits in self.judged(listed, tokens, similarity, candidates, rerank=rerank)]
+
+    @property
+    def reranked_by_default(self) -> int:
+        """Images for each text that the matching head judges where the caller does not say."""
+        return self.config.eval.rerank if self.config.loss.itm else 0
+
+    def judged(
+        self,
+        images: Sequence[Any],
+        tokens: Int[np.ndarray, "T L"],
+        similarity: Float[np.ndarray, "T I"],
+        candidates: Sequence[Int[np.ndarray, " k"]],
+        *,
+        rerank: int,
+    ) -> list[list[Hit]]:
+        """The candidates of each text, the first of them in the order of the matching head; see `rank`."""
+        pairs = [(image, text) for text, row in enumerate(candidates) for image in row[:rerank]]
+        order = sorted(range(len(pairs)), key=lambda place: pairs[place])  # each image is read once
+        log_odds = np.zeros(len(pairs), np.float32)
+        if pairs:
+            image, text = np.array(pairs)[order].T
+            log_odds[order] = self._log_odds(images, tokens, image, text)
+        added = self.config.eval.rerank_by == "itm+itc"
+        temperature = float(compute(self.model, self.params, method=MaskVLM.temperature)) if added else None
+        ends = np.cumsum([min(rerank, len(row)) for row in candidates])
+        return [
+            reordered(row, cosines, odds, temperature=temperature)
+            for row, cosines, odds in zip(candidates, similarity, np.split(log_odds, ends[:-1]), strict=True)
+        ]
+
+    def classify(
+        self, images: Pictures, labels: Sequence[str], *, templates: Sequence[str] = TEMPLATES
+    ) -> list[dict[str, float]]:
+        """The probability of each label for each image, without training (Radford et al., 2021).
+
+        A label is the mean of its prompts' embeddings; the probabilities are the softmax of the cosines by the model's
+        temperature. Any number of images, as `encode_image`.
+
+        Args:
+          templates: prompts, each with {} in the place of the label.
+        """
+        self.check_verb("classify")
+        prompts = Prompts(self.tokenizer, self.config.text.max_length, checked_templates(templates))
+        labels = checked_labels(labels)
+        classes = class_embeddings(self.model, self.params, labels, prompts, batch_size=self.batch_size)
+        temperature = float(compute(self.model, self.params, method=MaskVLM.temperature))
+        scores = self.encode_image(images).astype(np.float64) @ classes.T / temperature
+        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return [dict(zip(labels, row.tolist())) for row in odds / odds.sum(axis=1, keepdims=True)]
+
+    @overload
+    def fill_mask(self, text: str, image: Picture | None = None, *, top: int = 5) -> Filled: ...
+
+    @overload
+    def fill_mask(self, text: Sequence[str], image: Pictures | None = None, *, top: int = 5) -> list[Filled]: ...
+
+    def fill_mask(self, text: Any, image: Any = None, *, top: int = 5) -> Any:
+        """For each mask in the text the `top` likeliest tokens with their probabilities; of a list, for each text.
 
         A mask is written <mask> (RoBERTa, MPNet) or [MASK] (BERT, DistilBERT), and stands for one token.
 
+        Args:
+          image: to the text, or as many as texts; None: the words are guessed from the text alone.
+
         Raises:
-          UserError: no mask in what is left of `text` after it is cut to the longest caption.
+          UserError: no mask in what is left of a text after it is cut to the longest caption.
         """
         self.check_verb("fill_mask")
-        tokens = self._masked_tokens(text)
-        slots = np.flatnonzero(tokens[0] == self.tokenizer.ids.mask)
-        if not len(slots):
-            raise UserError(
-                f"{text!r} holds no {self.mask_token} among its first {tokens.shape[1] - 2} tokens; put one in"
-            )
-        pixels = None if image is None else self.pixels([image])
-        everywhere = _fill_mask(self.model, self.params, pixels, tokens, self.tokenizer.vocab_size)
-        probabilities = np.asarray(everywhere)[0, slots]
-        best = np.argsort(-probabilities, axis=-1)[:, :top]
-        return [
-            [(self._spelled(token), float(row[token])) for token in tokens_of.tolist()]
-            for row, tokens_of in zip(probabilities, best)
-        ]
+        checked_number(top, name="top", least=1)
+        if not isinstance(text, list | tuple):
+            checked_text(text)
+            pixels = None if image is None else self.images.one(image)[None]
+            return self._filled([text], lambda _: pixels, top=top)[0]
+        texts = checked_texts(text, name="text")
+        if image is None:
+            return self._filled(texts, lambda _: None, top=top)
+        listed = self.images.listed(image, name="image")
+        self._check_as_many(listed, texts, verb="fill_mask")
+        return self._filled(texts, lambda indices: self._read(listed, indices, name="image"), top=top)
 
-    def reconstruct(
-        self, image: Image.Image, text: str | None, patch_mask: Bool[np.ndarray, "rows columns"]
-    ) -> Image.Image:
+    @overload
+    def reconstruct(self, image: Picture, text: str | None, patch_mask: Masks) -> Image.Image: ...
+
+    @overload
+    def reconstruct(self, image: Pictures, text: Sequence[str] | None, patch_mask: Masks) -> list[Image.Image]: ...
+
+    def reconstruct(self, image: Any, text: Any, patch_mask: Any) -> Any:
         """The image at the model's size, its patches where `patch_mask` is true painted from the rest and the text.
 
         Args:
-          text: None: from the rest alone.
+          image: one, or a list of them.
+          text: as many as images; None: from the rest alone.
+          patch_mask: for all images, or one for each.
 
         Raises:
           UserError: `patch_mask` is not of the model's grid.
         """
         self.check_verb("reconstruct")
-        side = self.config.image.size // self.config.image_encoder.patch
-        patch_mask = np.asarray(patch_mask, bool)
-        if patch_mask.shape != (side, side):
-            raise UserError(f"patch_mask has the shape {patch_mask.shape}; the image has {side} rows of {side} patches")
-        tokens = None if text is None else self._tokens([text])
-        shown = self.pixels([image]), tokens, patch_mask.reshape(1, -1)
-        painted = compute(self.model, self.params, *shown, method=_reconstruct)
-        return Image.fromarray(np.asarray(painted)[0])
+        single = isinstance(image, Image.Image | str | Path) or getattr(image, "ndim", 0) == 3
+        if single:
+            texts = None if text is None else [checked_text(text)]
+            pixels = self.images.one(image)[None]
+            count, read = 1, lambda _: pixels
+        else:
+            listed = self.images.listed(image, name="image")
+            texts = None if text is None else checked_texts(text, name="text")
+            if texts is not None:
+                self._check_as_many(listed, texts, verb="reconstruct")
+            count, read = len(listed), lambda indices: self._read(listed, indices, name="image")
+        masks = self._patch_masks(patch_mask, count=count, single=single)
+        tokens = None if texts is None else self._tokens(texts)
+        size, painted = 1 if count == 1 else self.batch_size, []
+        for indices in index_batches(count, size):
+            shown = (read(indices), None if tokens is None else tokens[indices], masks[indices])
+            batch = jax.tree.map(lambda rows: padded(rows, size), shown)
+            result = compute(self.model, self.params, *place(batch, params=self.params), method=programs.reconstruct)
+            painted += [Image.fromarray(each) for each in np.asarray(result)[: len(indices)]]
+        return painted[0] if single else painted
 
-    def attention(self, image: Image.Image, text: str) -> WordHeat:
-        """Where in the image each word of the text looks, as far as that makes them match; see `heat_maps`.
+    def attention(self, image: Picture, text: str) -> WordHeat:
+        """Where in the image each word of the text looks, as far as that makes them match; see `text_heat_maps`.
 
         Raises:
           UserError: the text has no words, or the model has one cross layer only, which shows nothing of its words.
         """
         self.check_verb("attention")
+        pixels, tokens = self.images.one(image)[None], self._tokens([checked_text(text)])
+        words = words_of(text, self.tokenizer, max_length=tokens.shape[1])
+        if not words:
+            raise UserError(f"{text!r:.60} holds no word; give a text that describes the image")
         if self.config.cross.layers < 2:
             raise UserError(
                 "attention needs a model of at least two cross layers; this one was trained with config.cross.layers=1"
             )
-        pixels, tokens = self.pixels([image]), self._tokens([text])
-        words = words_of(text, self.tokenizer, max_length=tokens.shape[1])
-        if not words:
-            raise UserError(f"{text!r} holds no word; give a text that describes the image")
-        heat, odds = _heat(self.model, self.params, pixels, tokens)
+        heat, odds = programs.heat_maps(self.model, self.params, *place((pixels, tokens), params=self.params))
         return WordHeat(
             words=tuple(word.text for word in words),
             maps=by_word(np.asarray(heat, np.float32)[0], words),
             match=float(jax.nn.sigmoid(odds[0])),
             image=pixels[0],
         )
+
+    def pixels(self, images: Pictures) -> UInt8[np.ndarray, "B H W 3"]:
+        """Images as the model is shown them: upright, at its size.
+
+        Raises:
+          UserError: one of them is no image, or cannot be read.
+        """
+        return np.concatenate(list(self.images.batches(images, self.batch_size)))
+
+    @property
+    def mask_token(self) -> str:
+        """What stands for a hidden token in `fill_mask`."""
+        return self._blanks.mask_token
+
+    @cached_property
+    def _blanks(self) -> Blanks:
+        return Blanks(self.tokenizer, max_length=self.config.text.max_length)
+
+    def _tokens(self, texts: Any) -> Int32[np.ndarray, "B L"]:
+        return self.tokenizer.encode(checked_texts(texts), max_length=self.config.text.max_length)
+
+    def _read(
+        self, images: Sequence[Any], indices: Int[np.ndarray, " b"], *, name: str
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        return np.stack([self.images.one(images[index], name=f"{name}[{index}]") for index in indices.tolist()])
+
+    def _check_as_many(self, images: Sequence[Any], texts: Any, *, verb: str) -> None:
+        if len(images) != len(texts):
+            raise UserError(f"{verb} got {len(images)} images and {len(texts)} texts; it needs one text for each image")
 
     def _batched(self, method: Callable[..., jax.Array], *inputs: np.ndarray) -> np.ndarray:
         outputs = []
@@ -256,82 +406,65 @@ class Inference:
             outputs.append(np.asarray(computed)[: len(indices)])
         return np.concatenate(outputs)
 
-    def pixels(self, images: Any) -> UInt8[np.ndarray, "B H W 3"]:
-        """Images as the model is shown them: upright, at its size.
+    def _log_odds(
+        self,
+        images: Sequence[Any],
+        tokens: Int[np.ndarray, "T L"],
+        image: Int[np.ndarray, " pairs"],
+        text: Int[np.ndarray, " pairs"],
+    ) -> Float[np.ndarray, " pairs"]:
+        """Of a match, for each pair of an image and a text by their places; a batch reads each of its images once."""
+        outputs = []
+        for indices in index_batches(len(image), self.batch_size):
+            unique, slots = np.unique(image[indices], return_inverse=True)
+            pixels = self._read(images, unique, name="images")[slots]
+            outputs.append(self._batched(programs.log_odds, pixels, tokens[text[indices]]))
+        return np.concatenate(outputs)
 
-        Raises:
-          UserError: they are no list of Pillow images, or one of them cannot be read.
-        """
-        if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
-            raise UserError(NOT_IMAGES)
-        if not images:
-            raise UserError("images is empty; give at least one")
+    def _filled(self, texts: Sequence[str], read: Callable[[Any], Any], *, top: int) -> list[Filled]:
+        rows = [self._blanks.encoded(text) for text in texts]
+        tokens = np.stack([row for row, _ in rows])
+        # Few sizes, so that few programs are compiled.
+        most = 1 << (max(len(slots) for _, slots in rows) - 1).bit_length()
+        slots = np.stack([np.resize(slots, most) for _, slots in rows])
+        size, filled = 1 if len(texts) == 1 else self.batch_size, []
+        for indices in index_batches(len(texts), size):
+            batch = jax.tree.map(lambda part: padded(part, size), (read(indices), tokens[indices], slots[indices]))
+            batch = place(batch, params=self.params)
+            found = np.asarray(programs.fill_mask(self.model, self.params, *batch, self.tokenizer.vocab_size))
+            filled += [
+                self._blanks.likeliest(row[: len(rows[index][1])], top=top) for row, index in zip(found, indices)
+            ]
+        return filled
+
+    def _patch_masks(self, patch_mask: Any, *, count: int, single: bool) -> Bool[np.ndarray, "B N"]:
+        side = self.config.image.size // self.config.image_encoder.patch
+        right = f"the image has {side} rows of {side} patches"
         try:
-            upright = [upright_rgb(image) for image in images]
-        except UndecodableImage as error:  # Pillow reads the pixels of a file only here
-            raise UserError(f"an image cannot be used: {error}") from error
-        return np.stack([evaluate_transform(image, size=self.config.image.size) for image in upright])
+            masks = np.asarray(patch_mask)
+        except ValueError as error:  # lists of different lengths
+            raise UserError(f"patch_mask is {described(patch_mask)} with rows of different lengths; {right}") from error
+        if masks.shape != (side, side) and (single or masks.shape != (count, side, side)):
+            what = f"has the shape {masks.shape}" if masks.ndim else f"is {described(patch_mask)}"
+            raise UserError(f"patch_mask {what}; {right}")
+        if masks.dtype != bool and not np.isin(masks, (0, 1)).all():
+            raise UserError(f"patch_mask is {described(masks)}; give true where a patch is to be painted, else false")
+        return np.broadcast_to(masks.astype(bool).reshape(-1, side * side), (count, side * side))
 
-    def _tokens(self, texts: Sequence[str]) -> Int32[np.ndarray, "B L"]:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError("texts must be a list of strings; put a single one in brackets")
-        if not texts:
-            raise UserError("texts is empty; give at least one")
-        return self.tokenizer.encode(texts, max_length=self.config.text.max_length)
-
-    def _masked_tokens(self, text: str) -> Int32[np.ndarray, "1 L"]:
-        # Lone surrogates cannot be passed on to the library.
-        pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self.mask_token)
-        if self.tokenizer.kind == "roberta":
-            # A token of byte-level BPE brings the space before it along, and so does the mask in its place.
-            pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]
-        ids: list[int] = []
-        for index, piece in enumerate(pieces):
-            ids += [self.tokenizer.ids.mask] * (index > 0)
-            ids += self._library.encode(piece, add_special_tokens=False).ids
-        length, special = self.config.text.max_length, self.tokenizer.ids
-        row = [special.start, *ids[: length - 2], special.end]
-        return np.array([row + [special.pad] * (length - len(row))], np.int32)
-
-    def _spelled(self, token: int) -> str:
-        return self._library.decode([token], skip_special_tokens=False).strip()
-
-    @cached_property
-    def _library(self) -> Any:
-        return library_tokenizer(self.tokenizer)
-
-    @cached_property
-    def mask_token(self) -> str:
-        """What stands for a hidden token in `fill_mask`."""
-        return SPECIAL[self.tokenizer.kind][-1]
-
-
-_heat = jax.jit(text_heat_maps, static_argnums=0)
-
-
-def _match(model, pixels, tokens):
-    return jax.nn.softmax(model.pair_logits(pixels, tokens))[:, 1]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _fill_mask(model, params, pixels, tokens, vocab_size):
-    bound = model.bind({"params": params})
-    v = None if pixels is None else bound.encode_whole_image(pixels)
-    fused = bound.fuse_text(bound.encode_text(tokens), bound.text_mask(tokens), v)
-    # The embedding table may have more rows than the tokenizer has tokens.
-    return jax.nn.softmax(bound.classify_tokens(fused)[..., :vocab_size])
-
-
-def _reconstruct(model, pixels, tokens, patch_mask):
-    if tokens is None:
-        w, text_mask = None, jnp.ones((len(pixels), 1), bool)  # a mask of nothing, which is not looked at
-    else:
-        w, text_mask = model.encode_text(tokens), model.text_mask(tokens)
-    patches = model.patches(pixels)
-    fused = model.fuse_image(model.encode_image(patches, patch_mask[:, None])[:, 0], w, text_mask)
-    slots = jnp.broadcast_to(jnp.arange(patch_mask.shape[1]), patch_mask.shape)
-    painted = jnp.where(patch_mask[:, :, None], model.decode_image(fused, w, text_mask, slots), patches)
-    side, patch = model.image.grid, model.image.patch
-    grid = painted.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    colours = grid.reshape(pixels.shape) * jnp.asarray(model.image.std) + jnp.asarray(model.image.mean)
-    return jnp.round(jnp.clip(colours, 0, 1) * 255).astype(jnp.uint8)
+    def _predicted(self, images: Any, texts: Any, *, verb: str) -> list[Any]:
+        assert isinstance(self.task, LabelledTask)
+        listed, tokens, each = self.images.listed(images), self._tokens(texts), self.task.images
+        groups: list[Any] = [group if isinstance(group, list | tuple) else [group] for group in listed]
+        for index, group in enumerate(groups):
+            if len(group) != each:
+                raise UserError(
+                    f"config.task={self.task.name} takes {each} images a text; images[{index}] holds {len(group)}"
+                )
+        self._check_as_many(groups, tokens, verb=verb)
+        predicted: list[Any] = []
+        for indices in index_batches(len(tokens), self.batch_size):
+            pixels = np.stack([self.images.read(groups[index], name=f"images[{index}]") for index in indices])
+            image, text = (padded(rows, self.batch_size) for rows in (pixels, tokens[indices]))
+            shown = self.task.shown(place({"image": image, "text": text}, params=self.params))
+            predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]
+        return predicted

@@ -41,7 +41,10 @@ class Pretrain(BaseTask):
         "one, beside contrast and matching",
         'model.similarity([image], ["a dog on the grass", "a red car"])',
     )
-    verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct", "attention")
+    verbs = (
+        *("encode_image", "encode_text", "similarity", "match", "rank", "classify"),
+        *("fill_mask", "reconstruct", "attention"),
+    )
     embeds = True
     batch_type = PairBatches
 
