@@ -18,6 +18,7 @@ import numpy as np
 import mvlm_jax
 from mvlm_jax.data.builders import shapes
 from mvlm_jax.errors import UserError
+from mvlm_jax.inference import Inference
 
 KINDS = {"shape": (3,), "colour": (2,), "colour and shape": (2, 3), "size, colour and shape": (1, 2, 3)}
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in parts of the sides
@@ -59,12 +60,12 @@ def phrases(words: tuple[str, ...], scene: shapes.Scene) -> list[int]:
     return starts
 
 
-def measure(model: mvlm_jax.inference.Inference, scenes: list[shapes.Scene]) -> dict:
+def measure(model: Inference, scenes: list[shapes.Scene], *, of: str) -> dict:
     """As the module says."""
     masses: dict[str, list[float]] = {kind: [] for kind in KINDS}
     areas = []
     for scene in scenes:
-        found = model.attention(shapes.render(scene), scene.caption)
+        found = model.attention(shapes.render(scene), scene.caption, of=of)
         for shape, start in zip(scene.shapes, phrases(found.words, scene), strict=True):
             box = box_of(shape)
             areas.append((box[2] - box[0]) * (box[3] - box[1]))
@@ -73,6 +74,7 @@ def measure(model: mvlm_jax.inference.Inference, scenes: list[shapes.Scene]) -> 
                 masses[kind].append(mass_inside(np.asarray(heat, np.float64), box))
     uniform = float(np.mean(areas))
     return {
+        "of": of,
         "scenes": len(scenes),
         "shapes": len(areas),
         "uniform": round(uniform, 4),
@@ -90,13 +92,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder that mvlm weights export wrote")
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes, the first of the test split")
+    parser.add_argument("--of", choices=("match", "word"), default="match", help="what the heat raises")
     arguments = parser.parse_args(argv)
     if arguments.scenes < 1:
         parser.error(f"--scenes={arguments.scenes} must be at least 1")
     try:
         model = mvlm_jax.load(arguments.model)
         drawn = shapes.scenes(counts={"val": 0, "test": arguments.scenes, "train": 0}, seed=0)
-        print(json.dumps(measure(model, [scene for _, scene in drawn])))
+        print(json.dumps(measure(model, [scene for _, scene in drawn], of=arguments.of)))
     except UserError as error:
         print(f"heat_maps.py: {error}", file=sys.stderr)
         return 1

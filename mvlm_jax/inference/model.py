@@ -25,7 +25,7 @@ from mvlm_jax.inference.heat import WordHeat
 from mvlm_jax.inference.images import ImageReader, Picture, Pictures, described
 from mvlm_jax.inference.ranked import Hit, nearest, reordered
 from mvlm_jax.inference.texts import checked_labels, checked_number, checked_templates, checked_text, checked_texts
-from mvlm_jax.inference.words import by_word, words_of
+from mvlm_jax.inference.words import Word, by_word, words_of
 from mvlm_jax.interop.parameters import flat
 from mvlm_jax.models.maskvlm import MaskVLM
 from mvlm_jax.tasks.base import BaseTask
@@ -113,13 +113,12 @@ class Inference:
             "classify": lambda: self.classify([image], ["dog", "cat"]),
             "fill_mask": lambda: self.fill_mask(f"a {self.mask_token}", image),
             "reconstruct": lambda: self.reconstruct(image, text, grid),
-            "attention": lambda: self.attention(image, text),
+            "attention": lambda: self.attention(image, text, of="word" if self.config.cross.layers < 2 else "match"),
             "answer": lambda: self.answer(group, [text]),
             "classify_pair": lambda: self.classify_pair(group, [text]),
             "predict": lambda: self.predict(group, [text]),
         }
-        one_layer = self.config.cross.layers < 2
-        for verb in verbs or [verb for verb in self.task.verbs if not (verb == "attention" and one_layer)]:
+        for verb in verbs or self.task.verbs:
             start = time.perf_counter()
             calls[verb]()
             seconds[verb] = time.perf_counter() - start
@@ -346,28 +345,54 @@ class Inference:
             painted += [Image.fromarray(each) for each in np.asarray(result)[: len(indices)]]
         return painted[0] if single else painted
 
-    def attention(self, image: Picture, text: str) -> WordHeat:
-        """Where in the image each word of the text looks, as far as that makes them match; see `text_heat_maps`.
+    def attention(self, image: Picture, text: str, *, of: str = "match") -> WordHeat:
+        """Where in the image each word of the text looks; see `models.heat_maps`.
+
+        Args:
+          of: what the heat raises. match: the log-odds that image and text match, as ALBEF shows it. word: the
+            log-probability that the model gives to the word where it is hidden, which takes a pass for each word.
 
         Raises:
-          UserError: the text has no words, or the model has one cross layer only, which shows nothing of its words.
+          UserError: the text has no words; or by match, the model has one cross layer only, of which matching reads no
+            word.
         """
         self.check_verb("attention")
+        if not isinstance(of, str) or of not in ("match", "word"):
+            raise UserError(f"of={described(of)} must be match or word")
         pixels, tokens = self.images.one(image)[None], self._tokens([checked_text(text)])
         words = words_of(text, self.tokenizer, max_length=tokens.shape[1])
         if not words:
             raise UserError(f"{text!r:.60} holds no word; give a text that describes the image")
-        if self.config.cross.layers < 2:
+        if of == "match" and self.config.cross.layers < 2:
             raise UserError(
-                "attention needs a model of at least two cross layers; this one was trained with config.cross.layers=1"
+                "attention needs of='word' for this model, which was trained with config.cross.layers=1: "
+                "matching reads no word of the last layer"
             )
-        heat, odds = programs.heat_maps(self.model, self.params, *place((pixels, tokens), params=self.params))
-        return WordHeat(
-            words=tuple(word.text for word in words),
-            maps=by_word(np.asarray(heat, np.float32)[0], words),
-            match=float(jax.nn.sigmoid(odds[0])),
-            image=pixels[0],
-        )
+        if of == "match":
+            heat, odds = programs.match_heat_maps(self.model, self.params, *place((pixels, tokens), params=self.params))
+            maps = by_word(np.asarray(heat, np.float32)[0], words)
+        else:
+            odds = self._log_odds([image], tokens, np.zeros(1, int), np.zeros(1, int))
+            maps = self._heat_of_words(pixels[0], tokens[0], words)
+        match = float(jax.nn.sigmoid(odds[0]))
+        return WordHeat(words=tuple(word.text for word in words), maps=maps, match=match, image=pixels[0])
+
+    def _heat_of_words(
+        self, pixels: UInt8[np.ndarray, "H W 3"], tokens: Int[np.ndarray, " L"], words: list[Word]
+    ) -> Float[np.ndarray, "words rows columns"]:
+        most = 1 << (max(len(word.tokens) for word in words) - 1).bit_length()
+        places = np.stack([np.resize(word.tokens, most) for word in words]).astype(np.int32)
+        hidden = np.tile(tokens, (len(words), 1))
+        np.put_along_axis(hidden, places, self.tokenizer.ids.mask, axis=1)
+        maps = []
+        # As many as a text has tokens at once, so that one program serves all texts.
+        size = min(self.batch_size, len(tokens))
+        for indices in index_batches(len(words), size):
+            batch = tuple(padded(rows[indices], size) for rows in (hidden, places, tokens[places]))
+            shown = place((pixels, *batch), params=self.params)
+            heat, _ = programs.word_heat_maps(self.model, self.params, *shown)
+            maps.append(np.asarray(heat, np.float32)[: len(indices)])
+        return np.concatenate(maps)
 
     def pixels(self, images: Pictures) -> UInt8[np.ndarray, "B H W 3"]:
         """Images as the model is shown them: upright, at its size.

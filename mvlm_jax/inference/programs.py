@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mvlm_jax.models.heat_maps import text_heat_maps
+from mvlm_jax.models import heat_maps
 
-heat_maps = jax.jit(text_heat_maps, static_argnums=0)
+match_heat_maps = jax.jit(heat_maps.match_heat_maps, static_argnums=0)
+word_heat_maps = jax.jit(heat_maps.word_heat_maps, static_argnums=0)
 
 
 def log_odds(model, pixels, tokens):

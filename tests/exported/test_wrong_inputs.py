@@ -74,6 +74,7 @@ NO_LABELS = NO_TEXTS | {"one": ["dog"], "two alike": ["dog", "dog"], "an empty o
 NO_TEMPLATES = NO_TEXTS | {"no place": ["a photo"], "two places": ["{} or {}"], "a named place": ["a {name}"]}
 NO_BLANKS = {"no mask": "a dog", "another's mask": "a [MASK]", "nothing": "", "cut off": "a " * 60 + "<mask>"}
 NO_COUNT = {name: value for name, value in NO_NUMBER.items() if name != "0"}
+NO_SCORES = {"None": None, "a number": 3, "another": "itm", "a list": ["match"]}
 NO_VERBS = {"another's": "answer", "no method": "dance", "None": None, "a number": 3}
 
 
@@ -116,6 +117,10 @@ CALLS = {
     ),
     "reconstruct, mask": (NO_GRID, lambda model, wrong: model.reconstruct(GOOD, "a dog", wrong)),
     "attention, image": (NO_IMAGE, lambda model, wrong: model.attention(wrong, "a dog")),
+    "attention, of": (
+        {"None": None, "a number": 3, "another": "itm", "a list": ["match"]},
+        lambda model, wrong: model.attention(GOOD, "a", of=wrong),
+    ),
     "attention, text": (NO_TEXT | {"no words": "?!", "nothing": ""}, lambda model, wrong: model.attention(GOOD, wrong)),
     "warm_up": (NO_VERBS, lambda model, wrong: model.warm_up(wrong)),
     "image_files": ({"a file": __file__, "nothing": "nowhere"}, lambda model, wrong: image_files(wrong)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_model import make_model
 
-from mvlm_jax.models.heat_maps import text_heat_maps
+from mvlm_jax.models.heat_maps import match_heat_maps, word_heat_maps
 
 PAD = 0
 
@@ -75,7 +75,7 @@ def by_hand(model, params, image, text):
 
 
 def test_the_heat_is_attention_times_its_positive_gradient(model, params, pair):
-    heat, odds = jax.jit(text_heat_maps, static_argnums=0)(model, params, *pair)
+    heat, odds = jax.jit(match_heat_maps, static_argnums=0)(model, params, *pair)
     p, gradient, expected_odds = jax.jit(by_hand, static_argnums=0)(model, params, *pair)
     expected = (p * jnp.maximum(gradient, 0)).mean(axis=1)[:, :, 1:].reshape(2, 8, 4, 4)
     assert float(jnp.abs(expected[:, 1]).max()) > 0
@@ -84,12 +84,30 @@ def test_the_heat_is_attention_times_its_positive_gradient(model, params, pair):
 
 
 def test_of_the_last_layer_matching_reads_the_start_token_alone(model, params, pair):
-    heat, _ = jax.jit(lambda params: text_heat_maps(model, params, *pair, layers=(1,)))(params)
+    heat, _ = jax.jit(lambda params: match_heat_maps(model, params, *pair, layers=(1,)))(params)
     assert float(jnp.abs(heat[:, 0]).max()) > 0 and float(jnp.abs(heat[:, 1:]).max()) == 0
 
 
 def test_how_the_model_is_computed_does_not_matter(model, params, pair):
-    expected, _ = jax.jit(text_heat_maps, static_argnums=0)(model, params, *pair)
+    expected, _ = jax.jit(match_heat_maps, static_argnums=0)(model, params, *pair)
     other = model.clone(compute=dataclasses.replace(model.compute, attention="pallas", remat="full"))
-    heat, _ = jax.jit(text_heat_maps, static_argnums=0)(other, params, *pair)
+    heat, _ = jax.jit(match_heat_maps, static_argnums=0)(other, params, *pair)
     np.testing.assert_allclose(heat, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_heat_of_a_hidden_word_is_that_of_its_masks(model, params, pair):
+    """Where the word is hidden its mask alone is asked, so the gradient of what it is guessed by is a row's."""
+    (image, _), (text, _) = pair
+    hidden = jnp.stack([text.at[3].set(4), text.at[4:6].set(4)])
+    places, tokens = jnp.array([[3, 3], [4, 5]]), jnp.stack([text[jnp.array([3, 3])], text[jnp.array([4, 5])]])
+    heat, scores = jax.jit(word_heat_maps, static_argnums=0)(model, params, image, hidden, places, tokens)
+    assert heat.shape == (2, 4, 4) and float(heat.min()) >= 0 and float(heat.max()) > 0
+    bound = model.bind({"params": params})
+    v = bound.encode_whole_image(image[None])
+    for row in range(2):
+        fused = bound.fuse_text(bound.encode_text(hidden[row : row + 1]), bound.text_mask(hidden[row : row + 1]), v)
+        expected = jax.nn.log_softmax(bound.classify_tokens(fused[0, places[row]]))
+        np.testing.assert_allclose(scores[row], expected[jnp.arange(2), tokens[row]].mean(), rtol=1e-4)
+    # Rows do not see each other.
+    alone, _ = jax.jit(word_heat_maps, static_argnums=0)(model, params, image, hidden[:1], places[:1], tokens[:1])
+    np.testing.assert_allclose(alone[0], heat[0], rtol=1e-3, atol=1e-8)
