@@ -75,7 +75,7 @@ def parse(words, monkeypatch):
     monkeypatch.setattr(commands, "read_config", lambda directory: config_lib.default())
     values = defined_flags(words, monkeypatch)
     own = words[2:] if words[0] == "weights" else words[1:]
-    assert values(["mvlm", *own]) == ["mvlm"]  # nothing is left over
+    assert values(["mvlm", *own]) == ["mvlm"] or words[0] == "search"  # which takes texts; else nothing is left over
     if "config" in values and values.config:
         registry.validate(values.config)
 

@@ -27,6 +27,10 @@ PATHS = [  # a command with what it requires, and the flag that is looked at
     (["weights", "export", WORKDIR, OUTPUT], "output"),
     (["weights", "inspect", "--source=~/model.safetensors"], "source"),
     (["compile", CONFIG, "--topology=v5e:2x2", "--json=~/figures.json"], "json"),
+    *(
+        (["search", "--model=~/model", "--images=~/images", "--index=~/index", "--page=~/page", "--image=~/dog"], flag)
+        for flag in ("model", "images", "index", "page", "image")
+    ),
 ]
 WITH_RECIPE = [
     ["train", WORKDIR],
@@ -43,7 +47,9 @@ def parsed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recipe.py").write_text(RECIPE)
     taken, run = [], commands.run
-    monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=taken.append, **given))
+    monkeypatch.setattr(
+        commands, "run", lambda *, main, **given: run(main=lambda values, *_: taken.append(values), **given)
+    )
 
     def parse(argv):
         assert cli.main(argv) == 0
