@@ -23,14 +23,7 @@ from mvlm_jax.training.metrics_log import MetricsLog
 
 BENCHMARKS = ROOT / "benchmarks"
 RUN_HERE = {
-    "curve",
-    "doctor",
-    "downstream",
-    "frozen",
-    "heat_maps",
-    "index",
-    "input_pipeline",
-    "retrieval_memory",
+    *("curve", "doctor", "downstream", "frozen", "heat_maps", "index", "input_pipeline", "retrieval_memory"),
     "scaling",
 }
 # With torch, or with a file of tests of its own.

@@ -47,9 +47,11 @@ def parsed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recipe.py").write_text(RECIPE)
     taken, run = [], commands.run
-    monkeypatch.setattr(
-        commands, "run", lambda *, main, **given: run(main=lambda values, *_: taken.append(values), **given)
-    )
+
+    def recorded(values, *texts):
+        taken.append(values)
+
+    monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=recorded, **given))
 
     def parse(argv):
         assert cli.main(argv) == 0

@@ -59,7 +59,7 @@ def main(values: flags.FlagValues, words: list[str]) -> None:
     model = mvlm_jax.load(values.model, batch_size=values.batch_size, device=values.device)
     model.check_verb("rank")
     if values.image:
-        model.images.one(values.image, name="--image")
+        model.reader.one(values.image, name="--image")
     file = values.index or folder / NAME
     index = read_index(file, fingerprint=model.fingerprint)
     updated = update(index, model, folder, file=file, rehash=values.rehash)
@@ -75,7 +75,7 @@ def main(values: flags.FlagValues, words: list[str]) -> None:
     if values.page:
         from mvlm_jax.report.search_page import write_search
 
-        spec = model.images.spec
+        spec = model.reader.spec
         write_search(values.page, results, folder=folder, facts=facts, max_pixels=spec.max_pixels)
     if values.json:
         print(json.dumps(_as_json(results, updated, index=file, images=count)))

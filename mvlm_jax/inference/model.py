@@ -77,7 +77,7 @@ class Inference:
         return self.task.model
 
     @cached_property
-    def images(self) -> ImageReader:
+    def reader(self) -> ImageReader:
         """What reads images for this model."""
         return ImageReader(self.task.image_spec)
 
@@ -174,7 +174,7 @@ class Inference:
         """As `encode_image`, a batch at a time: the images of the next one are read while one is computed."""
         self.check_verb("encode_image")
         waiting = None
-        for pixels in self.images.batches(images, self.batch_size):
+        for pixels in self.reader.batches(images, self.batch_size):
             batch = place(padded(pixels, self.batch_size), params=self.params)
             computed = compute(self.model, self.params, batch, method=MaskVLM.embed_image)
             if waiting is not None:
@@ -201,7 +201,7 @@ class Inference:
           UserError: not as many texts as images.
         """
         self.check_verb("match")
-        listed, tokens = self.images.listed(images), self._tokens(texts)
+        listed, tokens = self.reader.listed(images), self._tokens(texts)
         self._check_as_many(listed, tokens, verb="match")
         each = np.arange(len(tokens))
         return 1 / (1 + np.exp(-self._log_odds(listed, tokens, each, each)))
@@ -222,7 +222,7 @@ class Inference:
         self.check_verb("rank")
         top = checked_number(top, name="top", least=1)
         rerank = self.reranked_by_default if rerank is None else checked_number(rerank, name="rerank", least=0)
-        tokens, listed = self._tokens(texts), self.images.listed(images)
+        tokens, listed = self._tokens(texts), self.reader.listed(images)
         similarity = self.similarity(listed, texts).T.astype(np.float64)
         candidates = [nearest(row, k=max(top, rerank)) for row in similarity]
         return [hits[:top] for hits in self.judged(listed, tokens, similarity, candidates, rerank=rerank)]
@@ -297,12 +297,12 @@ class Inference:
         checked_number(top, name="top", least=1)
         if not isinstance(text, list | tuple):
             checked_text(text)
-            pixels = None if image is None else self.images.one(image)[None]
+            pixels = None if image is None else self.reader.one(image)[None]
             return self._filled([text], lambda _: pixels, top=top)[0]
         texts = checked_texts(text, name="text")
         if image is None:
             return self._filled(texts, lambda _: None, top=top)
-        listed = self.images.listed(image, name="image")
+        listed = self.reader.listed(image, name="image")
         self._check_as_many(listed, texts, verb="fill_mask")
         return self._filled(texts, lambda indices: self._read(listed, indices, name="image"), top=top)
 
@@ -327,10 +327,10 @@ class Inference:
         single = isinstance(image, Image.Image | str | Path) or getattr(image, "ndim", 0) == 3
         if single:
             texts = None if text is None else [checked_text(text)]
-            pixels = self.images.one(image)[None]
+            pixels = self.reader.one(image)[None]
             count, read = 1, lambda _: pixels
         else:
-            listed = self.images.listed(image, name="image")
+            listed = self.reader.listed(image, name="image")
             texts = None if text is None else checked_texts(text, name="text")
             if texts is not None:
                 self._check_as_many(listed, texts, verb="reconstruct")
@@ -359,7 +359,7 @@ class Inference:
         self.check_verb("attention")
         if not isinstance(of, str) or of not in ("match", "word"):
             raise UserError(f"of={described(of)} must be match or word")
-        pixels, tokens = self.images.one(image)[None], self._tokens([checked_text(text)])
+        pixels, tokens = self.reader.one(image)[None], self._tokens([checked_text(text)])
         words = words_of(text, self.tokenizer, max_length=tokens.shape[1])
         if not words:
             raise UserError(f"{text!r:.60} holds no word; give a text that describes the image")
@@ -400,7 +400,7 @@ class Inference:
         Raises:
           UserError: one of them is no image, or cannot be read.
         """
-        return np.concatenate(list(self.images.batches(images, self.batch_size)))
+        return np.concatenate(list(self.reader.batches(images, self.batch_size)))
 
     @property
     def mask_token(self) -> str:
@@ -417,7 +417,7 @@ class Inference:
     def _read(
         self, images: Sequence[Any], indices: Int[np.ndarray, " b"], *, name: str
     ) -> UInt8[np.ndarray, "b H W 3"]:
-        return np.stack([self.images.one(images[index], name=f"{name}[{index}]") for index in indices.tolist()])
+        return np.stack([self.reader.one(images[index], name=f"{name}[{index}]") for index in indices.tolist()])
 
     def _check_as_many(self, images: Sequence[Any], texts: Any, *, verb: str) -> None:
         if len(images) != len(texts):
@@ -478,7 +478,7 @@ class Inference:
 
     def _predicted(self, images: Any, texts: Any, *, verb: str) -> list[Any]:
         assert isinstance(self.task, LabelledTask)
-        listed, tokens, each = self.images.listed(images), self._tokens(texts), self.task.images
+        listed, tokens, each = self.reader.listed(images), self._tokens(texts), self.task.images
         groups: list[Any] = [group if isinstance(group, list | tuple) else [group] for group in listed]
         for index, group in enumerate(groups):
             if len(group) != each:
@@ -488,7 +488,7 @@ class Inference:
         self._check_as_many(groups, tokens, verb=verb)
         predicted: list[Any] = []
         for indices in index_batches(len(tokens), self.batch_size):
-            pixels = np.stack([self.images.read(groups[index], name=f"images[{index}]") for index in indices])
+            pixels = np.stack([self.reader.read(groups[index], name=f"images[{index}]") for index in indices])
             image, text = (padded(rows, self.batch_size) for rows in (pixels, tokens[indices]))
             shown = self.task.shown(place({"image": image, "text": text}, params=self.params))
             predicted += self.task.predict(self.params, shown["image"], shown["text"])[: len(indices)]

@@ -64,7 +64,7 @@ def update(index: Index, model: Inference, folder: Path, *, file: Path, rehash: 
         with ThreadPoolExecutor(available_cpus()) as pool:
             for indices in index_batches(len(changed), model.batch_size):
                 batch = [changed[place] for place in indices.tolist()]
-                results = list(pool.map(lambda path: _read(folder, path, known, model.images.spec), batch))
+                results = list(pool.map(lambda path: _read(folder, path, known, model.reader.spec), batch))
                 for path, result in zip(batch, results, strict=True):
                     if isinstance(result, str):
                         index.entries.pop(path, None)
