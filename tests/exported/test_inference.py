@@ -265,7 +265,7 @@ def test_a_spoilt_export_is_refused(export, spoil, said, tmp_path):
 
 
 def test_a_batch_size_below_one_is_refused(export):
-    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(UserError, match="batch_size=0 must be a whole number of at least 1"):
         mvlm_jax.load(export, batch_size=0)
 
 
