@@ -68,7 +68,7 @@ def test_what_is_found_is_what_the_model_ranks(model, folder):
     for rerank in (0, 3):
         ranked = model.rank(paths, TEXTS, top=5, rerank=rerank)
         for hits, results in zip(ranked, by_texts(model, index, folder, TEXTS, top=5, rerank=rerank), strict=True):
-            assert [paths[hit.index] for hit in hits] == [result.path for result in results]
+            assert [paths[hit.image] for hit in hits] == [result.path for result in results]
             assert [result.match is None for result in results] == [place >= rerank for place in range(5)]
             np.testing.assert_allclose([hit.similarity for hit in hits], [each.similarity for each in results], 1e-5)
     [first, *_] = by_image(model, index, folder, paths[4], top=3)

@@ -90,7 +90,7 @@ class ImageReader:
             raise UserError(f"{name} is {described(images)}; give a list, which is gone through more than once")
         if not len(images):
             raise UserError(f"{name} is empty; give at least one")
-        return images
+        return list(images)
 
     def batches(self, images: Any, batch_size: int, *, name: str = "images") -> Iterator[UInt8[np.ndarray, "b S S 3"]]:
         """Any number of images, of which one batch is in memory.

@@ -32,7 +32,7 @@ def load(
         raise UserError(f"folder is {described(folder)}; {NOT_AN_EXPORT}")
     checked_number(batch_size, name="batch_size", least=1)
     if dtype is not None and dtype not in CHOICES["dtype"]:
-        raise UserError(f"dtype is {described(dtype)}; give one of {', '.join(CHOICES['dtype'])}")
+        raise UserError(f"dtype is {described(dtype)}; give one of {', '.join(map(str, CHOICES['dtype']))}")
     where = find_device(device)
     folder = hub.local_path(folder)
     if (folder / CHECKPOINTS).is_dir():

@@ -277,7 +277,7 @@ class Inference:
         return [dict(zip(labels, row.tolist())) for row in odds / odds.sum(axis=1, keepdims=True)]
 
     @overload
-    def fill_mask(self, text: str, image: Picture | None = None, *, top: int = 5) -> Filled: ...
+    def fill_mask(self, text: str, image: Picture | None = None, *, top: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
 
     @overload
     def fill_mask(self, text: Sequence[str], image: Pictures | None = None, *, top: int = 5) -> list[Filled]: ...
@@ -307,7 +307,7 @@ class Inference:
         return self._filled(texts, lambda indices: self._read(listed, indices, name="image"), top=top)
 
     @overload
-    def reconstruct(self, image: Picture, text: str | None, patch_mask: Masks) -> Image.Image: ...
+    def reconstruct(self, image: Picture, text: str | None, patch_mask: Masks) -> Image.Image: ...  # type: ignore[overload-overlap]
 
     @overload
     def reconstruct(self, image: Pictures, text: Sequence[str] | None, patch_mask: Masks) -> list[Image.Image]: ...
@@ -326,7 +326,7 @@ class Inference:
         self.check_verb("reconstruct")
         single = isinstance(image, Image.Image | str | Path) or getattr(image, "ndim", 0) == 3
         if single:
-            texts = None if text is None else [checked_text(text)]
+            texts: Sequence[str] | None = None if text is None else [checked_text(text)]
             pixels = self.reader.one(image)[None]
             count, read = 1, lambda _: pixels
         else:

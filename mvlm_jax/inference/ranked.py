@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 class Hit(NamedTuple):
     """One of the images that a query is answered with."""
 
-    index: int  # of the image
+    image: int  # its place among the images that were given
     similarity: float  # cosine of the embeddings
     match: float | None = None  # probability that the text describes the image; None: not among those re-ranked
 

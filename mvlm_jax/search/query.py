@@ -39,4 +39,4 @@ def by_image(model: Inference, index: Index, folder: Path, image: Any, *, top: i
 
 
 def _found(hits: Sequence[Hit], paths: Sequence[Path]) -> list[Found]:
-    return [Found(paths[hit.index], hit.similarity, hit.match) for hit in hits]
+    return [Found(paths[hit.image], hit.similarity, hit.match) for hit in hits]

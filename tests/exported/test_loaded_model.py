@@ -60,16 +60,16 @@ def test_no_more_than_two_batches_of_images_are_held(model, images):
 def test_ranking_is_by_similarity_and_then_by_matching(model, images):
     cosine = model.similarity(images, TEXTS).T
     for text, hits in zip(range(3), model.rank(images, TEXTS, top=7, rerank=0), strict=True):
-        assert [hit.index for hit in hits] == np.argsort(-cosine[text]).tolist()
+        assert [hit.image for hit in hits] == np.argsort(-cosine[text]).tolist()
         assert all(hit.match is None for hit in hits)
     temperature = float(model.model.apply({"params": model.params}, method=MaskVLM.temperature))
     for text, hits in zip(range(3), model.rank(images, TEXTS, top=6, rerank=4), strict=True):
         first = np.argsort(-cosine[text])[:4]
         match = model.match([images[index] for index in first], [TEXTS[text]] * 4)
         added = np.log(match / (1 - match)) + cosine[text][first] / temperature  # config.eval.rerank_by=itm+itc
-        assert [hit.index for hit in hits[:4]] == first[np.argsort(-added)].tolist()
+        assert [hit.image for hit in hits[:4]] == first[np.argsort(-added)].tolist()
         np.testing.assert_allclose([hit.match for hit in hits[:4]], match[np.argsort(-added)], rtol=1e-4)
-        assert [hit.index for hit in hits[4:]] == np.argsort(-cosine[text])[4:6].tolist()
+        assert [hit.image for hit in hits[4:]] == np.argsort(-cosine[text])[4:6].tolist()
     assert model.reranked_by_default == 3  # config.eval.rerank
     assert [hit.match is None for hit in model.rank(images, TEXTS[:1])[0]] == [False] * 3 + [True] * 4
 
