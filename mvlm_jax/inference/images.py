@@ -20,9 +20,9 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.files import user_path
 
 # A file by its path, or the pixels of an image.
-Picture = Image.Image | str | Path | UInt8[np.ndarray, "height width 3"]
+Picture = Image.Image | str | Path | UInt8[np.ndarray | jax.Array, "height width 3"]
 # Pictures in any order that can be gone through; a folder stands for the image files in it.
-Pictures = Iterable[Picture] | str | Path | UInt8[np.ndarray, "count height width 3"]
+Pictures = Iterable[Picture] | str | Path | UInt8[np.ndarray | jax.Array, "count height width 3"]
 NEEDED = "a Pillow image, the path of a file, or an array of uint8 [height, width, 3]"
 
 
@@ -42,7 +42,7 @@ def image_files(folder: str | Path) -> list[Path]:
         for path in directory.rglob("*")
         if path.suffix.lower()[1:] in IMAGE_ENDINGS
         and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-        and not path.is_dir()
+        and (path.is_file() or not path.exists())  # a link that leads nowhere is counted where it is read
     )
 
 
