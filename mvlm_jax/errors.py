@@ -1,8 +1,8 @@
 """The exceptions that a command reports in one line, and the exit status of each."""
 
 
-class UserError(Exception):
-    """A wrong flag, config field, path or file.
+class UserError(ValueError):
+    """A wrong flag, config field, path, file or argument.
 
     The message is one line that says what was received and what would be right; the commands print it and
     exit with its status.

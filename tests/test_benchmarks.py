@@ -16,13 +16,16 @@ from launchers import recorded
 from PIL import Image
 from tiny import ROOT, SMALLER, demo_flags, prepare_shapes
 
-from mvlm_jax.cli import train
+from mvlm_jax.cli import train, weights
 from mvlm_jax.data.builders import shapes_tasks
 from mvlm_jax.data.writing.dataset import write_dataset
 from mvlm_jax.training.metrics_log import MetricsLog
 
 BENCHMARKS = ROOT / "benchmarks"
-RUN_HERE = {"curve", "doctor", "downstream", "frozen", "index", "input_pipeline", "retrieval_memory", "scaling"}
+RUN_HERE = {
+    *("curve", "doctor", "downstream", "frozen", "heat_maps", "index", "input_pipeline", "retrieval_memory"),
+    "scaling",
+}
 # With torch, or with a file of tests of its own.
 RUN_ELSEWHERE = {
     *("ablation", "ablation_statistics", "ablation_tables", "ablation_task"),
@@ -135,6 +138,31 @@ def test_the_memory_of_ranking_is_measured(monkeypatch, capsys):
     result = last_line(capsys)
     assert (result["images"], result["captions"]) == (20, 40)
     assert 20 * 8 <= result["pairs"] <= 20 * 8 + 40 * 8 and result["peak_gib"] > 0
+
+
+def test_the_heat_inside_a_box_is_counted_by_area(monkeypatch):
+    module = benchmark("heat_maps", monkeypatch)
+    heat = np.zeros((2, 2))
+    heat[0, 0], heat[1, 1] = 3, 1
+    assert module.mass_inside(heat, (0, 0, 0.5, 0.5)) == pytest.approx(0.75)
+    # Half of the width and a fifth of the height of the upper left patch.
+    assert module.mass_inside(heat, (0.25, 0.4, 0.5, 0.5)) == pytest.approx(0.75 * 0.5 * 0.2)
+    assert module.mass_inside(np.ones((3, 5)), (0.1, 0.2, 0.6, 0.9)) == pytest.approx(0.5 * 0.7)
+    assert np.isnan(module.mass_inside(np.zeros((2, 2)), (0, 0, 1, 1)))
+
+
+def test_the_heat_of_words_on_their_shapes_is_measured(demo_run, tmp_path, monkeypatch, capsys):
+    module, exported = benchmark("heat_maps", monkeypatch), tmp_path / "exported"
+    assert weights.run(["export", f"--workdir={demo_run}", f"--output={exported}"]) == 0
+    assert module.main([f"--model={exported}", "--scenes=2", "--of=word"]) == 0
+    result = last_line(capsys)
+    assert result["scenes"] == 2 and 6 <= result["shapes"] <= 8 and 0.06 < result["uniform"] < 0.2
+    assert list(result["ratio"]) == ["shape", "colour", "colour and shape", "size, colour and shape"]
+    assert all(ratio > 0 for ratio in result["ratio"].values())
+    assert module.main([f"--model={exported}", "--scenes=2"]) == 1
+    assert "attention needs of='word' for this model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        module.main([f"--model={exported}", "--scenes=0"])
 
 
 INPUT_PIPELINE = ["--source=tfds:shapes:train", "--image_size=32", "--batch_size=4", "--rounds=1"]

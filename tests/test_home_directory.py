@@ -30,6 +30,10 @@ PATHS = [  # a command with what it requires, and the flag that is looked at
     (["report", CONFIG, WORKDIR, "--output=~/page.html"], "output"),
     (["report", CONFIG, WORKDIR, "--compare=~/other"], "compare"),
     (["compile", CONFIG, "--topology=v5e:2x2", "--json=~/figures.json"], "json"),
+    *(
+        (["search", "--model=~/model", "--images=~/images", "--index=~/index", "--page=~/page", "--image=~/dog"], flag)
+        for flag in ("model", "images", "index", "page", "image")
+    ),
 ]
 WITH_RECIPE = [
     ["train", WORKDIR],
@@ -46,7 +50,11 @@ def parsed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "recipe.py").write_text(RECIPE)
     taken, run = [], commands.run
-    monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=taken.append, **given))
+
+    def recorded(values, *texts):
+        taken.append(values)
+
+    monkeypatch.setattr(commands, "run", lambda *, main, **given: run(main=recorded, **given))
 
     def parse(argv):
         assert cli.main(argv) == 0

@@ -20,6 +20,7 @@ LAYERS = (
     "__main__",
     "cli",
     "report  aot  launching",
+    "search",
     "inference",
     "tasks",
     "evaluation  interop  doctor",

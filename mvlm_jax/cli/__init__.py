@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mvlm_jax import __version__
 
-COMMANDS = ("train", "evaluate", "report", "prepare", "weights", "compile", "launch")
+COMMANDS = ("train", "evaluate", "report", "search", "prepare", "weights", "compile", "launch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

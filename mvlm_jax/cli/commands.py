@@ -35,14 +35,18 @@ def run(
     name: str,
     doc: str,
     define_flags: Callable[[flags.FlagValues, Sequence[str]], None],
-    main: Callable[[flags.FlagValues], int | None],
+    main: Callable[..., int | None],
     argv: Sequence[str],
     cleans_up: bool = True,
+    arguments: bool = False,
 ) -> int:
     """Parses `argv` (without the program's name), calls `main`, returns the exit status: what `main` returns, or 0.
 
     After Ctrl-C it is 130. Where `main` has nothing to clean up after an interruption, Ctrl-C and SIGTERM may go on
     ending the process at once, as they do while it starts.
+
+    Args:
+      arguments: whether the command takes words that are no flags; `main` gets them as a list behind the flags.
     """
     console.show_lines(keep=_is_ours_or_urgent)
     values = flags.FlagValues()
@@ -58,18 +62,20 @@ def run(
         if HELP & set(argv):
             print(f"{doc.strip()}\n\nFlags:\n{_flag_help(values)}")
             return 0
-        unexpected = values(argv)[1:]
-        if unexpected:
-            raise UserError(f"unexpected argument {unexpected[0]!r}; flags are written --name=value")
+        words = values(argv)[1:]
+        if words and not arguments:
+            raise UserError(f"unexpected argument {words[0]!r}; flags are written --name=value")
         # Grain's worker processes refuse to start before absl's global flags are parsed; ours are not global.
         flags.FLAGS.mark_as_parsed()
         if values.log_prefix:
             console.show_prefixes()
         if cleans_up:
             signals.restore()
-        return main(values) or 0
+        return (main(values, words) if arguments else main(values)) or 0
     except (RunError, UserError, flags.Error) as error:
-        return _refuse(name, error)
+        # A parser's own words; the library puts the flag and its value in front of every ValueError.
+        cause = error.__context__
+        return _refuse(name, cause if isinstance(error, flags.Error) and isinstance(cause, UserError) else error)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # The recipe, or an override of it, raises these; from anywhere else they are our bug, not the user's.
         if not _raised_while_parsing(error):

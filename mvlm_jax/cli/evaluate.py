@@ -104,7 +104,11 @@ def main(values: flags.FlagValues) -> None:
             if submission is not None:
                 _write(values.submission, submission)
     if writes:
-        print(json.dumps(workdir_lib.with_origin(results, step=step, source=source, ema=average)))
+        short = {
+            stem: {name: value for name, value in metrics.items() if name not in workdir_lib.DETAILS}
+            for stem, metrics in results.items()
+        }
+        print(json.dumps(workdir_lib.with_origin(short, step=step, source=source, ema=average)))
 
 
 def _classified(values: flags.FlagValues) -> str:

@@ -18,10 +18,11 @@ from mvlm_jax.data.skipped import left_out
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.evaluation.batching import compute, fetch, index_batches, padded, place, shared_batch_size
-from mvlm_jax.evaluation.ranking import recall, wrong_before
+from mvlm_jax.evaluation.ranking import recall, top, wrong_before
 from mvlm_jax.evaluation.retrieval import encode_texts
 from mvlm_jax.models.maskvlm import MaskVLM
 
+TOP = 5  # of the classes, where there are more
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of the {}.", "there is a {}.", "{}")
 
 
@@ -35,7 +36,7 @@ class Prompts:
 
     def encode(self, classes: Sequence[str]) -> Int32[np.ndarray, "prompts L"]:
         """All texts of the first class, then all of the second, …"""
-        texts = [template.format(name) for name in classes for template in self.templates]
+        texts = [template.replace("{}", name) for name in classes for template in self.templates]
         return self.tokenizer.encode(texts, max_length=self.max_length)
 
 
@@ -49,9 +50,11 @@ def classify_folder(
     spec: ImageSpec,
     batch_size: int,
 ) -> dict[str, Any]:
-    """`top1` and `top5` in percent of the images of a folder, which holds a folder for each class.
+    """`top1` in percent of the images of a folder, which holds a folder for each class; `top5` of more than 5 classes.
 
-    A wrong class with the same score counts as ranked before the right one. Images that cannot be decoded are left out
+    Beside them `per_class`, the same for the images of each class; `confusion`, how many images of each class (a row)
+    were taken for each other one (a column), both in the order of `class_names`; and `predictions`, an image each. A
+    wrong class with the same score counts as ranked before the right one. Images that cannot be decoded are left out
     and counted.
 
     Args:
@@ -64,7 +67,7 @@ def classify_folder(
     batch_size = shared_batch_size(batch_size, params=params)
     prototypes = class_embeddings(model, params, classes, prompts, batch_size=batch_size)
     reasons: Counter[str] = Counter()
-    ranks: list[Int[np.ndarray, " b"]] = []
+    ranks, taken, used = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
 
     def read(path: Path) -> UInt8[np.ndarray, "S S 3"] | str:
         try:
@@ -76,26 +79,66 @@ def classify_folder(
         for indices in index_batches(len(images), batch_size):
             read_batch = list(pool.map(read, (images[index][0] for index in indices)))
             reasons.update(pixels for pixels in read_batch if isinstance(pixels, str))
-            usable = [
-                (pixels, images[index][1]) for pixels, index in zip(read_batch, indices) if not isinstance(pixels, str)
-            ]
+            usable = [index for pixels, index in zip(read_batch, indices) if not isinstance(pixels, str)]
             if not usable:
                 continue
-            pixels, labels = (np.stack(column) for column in zip(*usable))
+            used += [images[index] for index in usable]
+            pixels = np.stack([pixels for pixels in read_batch if not isinstance(pixels, str)])
+            labels = np.array([images[index][1] for index in usable])
             batch = place(padded(pixels, batch_size), params=params)
             z = fetch(compute(model, params, batch, method=MaskVLM.embed_image))[: len(labels)]
             own = labels[:, None] == np.arange(len(classes))
-            ranks.append(wrong_before(z.astype(np.float64) @ prototypes.T, own))
-    if not ranks:
+            scores = z.astype(np.float64) @ prototypes.T
+            ranks.append(wrong_before(scores, own))
+            taken.append(top(scores, own, k=1)[:, 0])
+    if not used:
         raise UserError(f"none of the {len(images)} images in {str(directory)!r} can be used ({dict(reasons)})")
-    all_ranks = np.concatenate(ranks)
     return {
-        "top1": recall(all_ranks, at=1),
-        "top5": recall(all_ranks, at=5),
-        "images": len(all_ranks),
-        "classes": len(classes),
+        **_measured(np.concatenate(ranks), np.concatenate(taken), used, classes, directory=directory),
         "templates": list(prompts.templates),
     } | left_out(reasons)
+
+
+def _measured(
+    ranks: Int[np.ndarray, " I"],
+    taken: Int[np.ndarray, " I"],
+    images: Sequence[tuple[Path, int]],
+    classes: Sequence[str],
+    *,
+    directory: Path,
+) -> dict[str, Any]:
+    """
+    Args:
+      ranks: wrong classes that stand before the right one.
+      taken: the class that each image was taken for.
+      images: each with its class.
+    """
+    levels = {"top1": 1, **({"top5": TOP} if len(classes) > TOP else {})}
+    labels = np.array([label for _, label in images])
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (labels, taken), 1)
+    per_class = {}
+    for label, name in enumerate(classes):
+        of_class = ranks[labels == label]
+        measured = {level: recall(of_class, at=at) for level, at in levels.items()} if len(of_class) else {}
+        per_class[name] = {"images": len(of_class), **measured}
+    return {
+        **{level: recall(ranks, at=at) for level, at in levels.items()},
+        "images": len(ranks),
+        "classes": len(classes),
+        "class_names": list(classes),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+        "predictions": [
+            {
+                "image": str(path.relative_to(directory)),
+                "class": classes[label],
+                "predicted": classes[guess],
+                "rank": int(rank) + 1,
+            }
+            for (path, label), guess, rank in zip(images, taken, ranks, strict=True)
+        ],
+    }
 
 
 def class_embeddings(

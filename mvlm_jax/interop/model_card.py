@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.skipped import in_words
 from mvlm_jax.interop.families import image_family, text_family
-from mvlm_jax.training.workdir import Evaluation
+from mvlm_jax.training.workdir import DETAILS, Evaluation
 
 _CARD = """---
 library_name: mvlm_jax
@@ -133,6 +133,7 @@ def _metrics(evaluations: Mapping[str, Evaluation]) -> str:
         f"| {stem} | {name} | {_shown(value)} |"
         for stem, evaluation in evaluations.items()
         for name, value in evaluation.metrics.items()
+        if name not in DETAILS
     ]
     return "\n".join([*sources, "", "| evaluation | metric | value [95% interval] |", "|---|---|---|", *rows])
 

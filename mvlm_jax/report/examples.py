@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from mvlm_jax.data.examples import without_blanks
 from mvlm_jax.data.images import UnusableImage, decode_image
 from mvlm_jax.data.labelled import LabelledExample
-from mvlm_jax.data.pipeline import without_blanks
 from mvlm_jax.data.sources import open_labelled, open_source
 from mvlm_jax.errors import UserError
 from mvlm_jax.inference import Inference

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from mvlm_jax.data.pipeline import without_blanks
+from mvlm_jax.data.examples import without_blanks
 from mvlm_jax.inference import Inference
 from mvlm_jax.report.reconstruction import Filled, Rebuilt, draw, rebuild
 from mvlm_jax.tasks.base import BaseTask

@@ -42,7 +42,10 @@ class Pretrain(BaseTask):
         "one, beside contrast and matching",
         'model.similarity([image], ["a dog on the grass", "a red car"])',
     )
-    verbs = ("encode_image", "encode_text", "similarity", "match", "fill_mask", "reconstruct")
+    verbs = (
+        *("encode_image", "encode_text", "similarity", "match", "rank", "classify"),
+        *("fill_mask", "reconstruct", "attention"),
+    )
     embeds = True
     headline = ("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "mlm_gain", "mim_gain")
     batch_type = PairBatches

@@ -283,7 +283,7 @@ class Checkpoints:
                 )
             restored = {name: read[name] for name in abstract}
             written = {name: read.fingerprints[name] for name in abstract}
-        except (jax.errors.JaxRuntimeError, MemoryError):
+        except (jax.errors.JaxRuntimeError, MemoryError, UserError):
             raise  # no memory for it here, which says nothing about the checkpoint
         except Exception as error:  # broken bytes make Orbax and TensorStore raise anything
             failure = _in_one_line(error)
@@ -310,7 +310,7 @@ class Checkpoints:
             yield
             if self._removed():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
-        except (jax.errors.JaxRuntimeError, MemoryError):
+        except (jax.errors.JaxRuntimeError, MemoryError, UserError):
             raise
         except (OSError, ValueError, RuntimeError) as error:  # ValueError: from TensorStore, for any error of the disk
             whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())

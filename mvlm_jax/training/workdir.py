@@ -24,6 +24,8 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "eval"
 AVERAGE = "-ema"  # behind the name of an evaluation of the moving average of the parameters
 WEIGHTS = "weights.json"  # what the run started from
+# Metrics with a value for each class or image, which are in the file of an evaluation alone.
+DETAILS = ("class_names", "per_class", "confusion", "predictions")
 ORIGIN = ("step", "source", "dataset", "task", "split", "ema")  # in the file of an evaluation, before the metrics
 
 

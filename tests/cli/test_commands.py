@@ -304,6 +304,7 @@ def test_an_evaluation_without_its_run_is_one_line(flags, message, demo_run, cap
         ("prepare", "mvlm prepare --dataset="),
         ("weights", "mvlm weights export --workdir="),
         ("compile", "mvlm compile --config="),
+        ("search", "mvlm search --model="),
     ],
 )
 def test_help_shows_an_example(command, example, capsys):

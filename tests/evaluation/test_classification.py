@@ -62,7 +62,32 @@ def test_the_nearest_prompts_decide_and_ties_do_not_help(parts, folder, monkeypa
     assert results["left_out"] == {"unrecognized": 1, "absent": 2}
     assert results["classes"] == 3
     assert results["top1"] == pytest.approx(100 * 3 / 9)
-    assert results["top5"] == 100
+    assert "top5" not in results  # any of three classes is among the best five
+    assert results["class_names"] == names
+    # A green image was taken for red, with which it ties; a red one ties with all.
+    assert results["confusion"] == [[3, 0, 0], [0, 0, 3], [3, 0, 0]]
+    assert {name: values["top1"] for name, values in results["per_class"].items()} == {
+        "dark blue": 100,
+        "green": 0,
+        "red": 0,
+    }
+    assert results["predictions"][0] == {
+        "image": "dark_blue/0.png",
+        "class": "dark blue",
+        "predicted": "dark blue",
+        "rank": 1,
+    }
+    assert len(results["predictions"]) == 9
+
+
+def test_the_five_best_are_counted_where_there_are_more_classes(tmp_path):
+    images = [(tmp_path / f"{number}.png", 0) for number in range(4)]
+    measured = classification._measured(
+        np.array([0, 4, 5, 1]), np.array([0, 1, 2, 3]), images, list("abcdef"), directory=tmp_path
+    )
+    assert (measured["top1"], measured["top5"]) == (25, 75)
+    assert measured["confusion"][0] == [1, 1, 1, 1, 0, 0]
+    assert measured["per_class"]["b"] == {"images": 0}
 
 
 def test_embeddings_that_are_no_number_find_no_class(parts, folder, monkeypatch):

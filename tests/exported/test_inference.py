@@ -179,7 +179,7 @@ def test_images_lie_as_their_camera_says(model, pairs, tmp_path):
 def test_a_file_that_was_cut_short_is_refused(model, tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-1500])
-    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError, match="an image cannot be used: .*trunc"):
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError, match="cannot be used: .*trunc"):
         model.encode_image([image])
 
 
@@ -230,7 +230,7 @@ print(model.similarity([image], [{texts[0]!r}]).item())
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     complaint, similarity = ran.stdout.strip().splitlines()
-    assert complaint == "images must be a list of Pillow images; open files with PIL.Image.open"
+    assert complaint == "images is a single image; put it in brackets"
     assert float(similarity) == pytest.approx(model.similarity(images[:1], texts[:1]).item(), abs=1e-5)
 
 
@@ -265,7 +265,7 @@ def test_a_spoilt_export_is_refused(export, spoil, said, tmp_path):
 
 
 def test_a_batch_size_below_one_is_refused(export):
-    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(UserError, match="batch_size=0 must be a whole number of at least 1"):
         mvlm_jax.load(export, batch_size=0)
 
 

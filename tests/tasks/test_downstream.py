@@ -251,7 +251,7 @@ def test_an_export_predicts_what_its_run_does(finetuned, data_dir, tmp_path):
         model.predict(images, texts[:-1])
     unchecked = inspect.unwrap(type(model).predict)  # users have no checks of types
     for wrong in (images[0][0], "dog.jpg", ["dog.jpg"]):
-        with pytest.raises(UserError, match="images must be a list of Pillow images"):
+        with pytest.raises(UserError, match="images"):
             unchecked(model, wrong, texts[:1])
 
 

@@ -48,6 +48,8 @@ def read_rows(entries: Iterable[Any], make: Callable[[Any], Row], *, file: Path)
     for number, entry in enumerate(entries):
         try:
             rows.append(make(entry))
+        except UserError:
+            raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"entry {number} of {str(file)!r} is not as it was published: {type(error).__name__} {error}"

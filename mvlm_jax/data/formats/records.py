@@ -117,6 +117,8 @@ class RecordSource:
         """Turns the errors of ArrayRecord and protobuf into those that `__getitem__` documents."""
         try:
             yield
+        except UserError:
+            raise
         except (RuntimeError, ValueError, DecodeError, LookupError) as error:
             # ArrayRecord names the call where the system failed and not the record: "open() failed: …".
             if "() failed" in str(error):

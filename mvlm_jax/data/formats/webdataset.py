@@ -144,6 +144,8 @@ def read_index(file: str) -> TarIndex:
             while start < size or start == 0:
                 end = _read_archive(stream, examples, start=start, size=size)
                 start = _after_zeros(stream, end, size=size)
+    except UserError:
+        raise
     except (OSError, tarfile.TarError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"{file!r} cannot be read as a tar file: {reason}{hint(file)}{compression_of(head)}") from error

@@ -1,0 +1,1 @@
+"""A folder of images that is embedded once and then searched."""
