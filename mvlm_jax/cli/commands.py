@@ -271,8 +271,9 @@ class _SourceParser(_PathParser):
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:
     # The libraries report every file they touch, which would bury the progress lines. What Orbax cannot write or read
-    # comes to us as an exception too, and is reported once; its futures are all that uses asyncio.
-    if "/orbax/" in record.pathname or record.name == "asyncio":
+    # comes to us as an exception too, and is reported once; so does what ml_collections finds wrong with a recipe.
+    # Orbax's futures are all that uses asyncio.
+    if "/orbax/" in record.pathname or "/ml_collections/" in record.pathname or record.name == "asyncio":
         return False
     return record.levelno >= WARNING or "/mvlm_jax/" in record.pathname
 

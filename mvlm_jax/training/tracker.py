@@ -113,8 +113,10 @@ def openers_of(config: ConfigDict) -> list[Opener]:
 
 
 def _weights_and_biases(project: str) -> Opener:
+    from mvlm_jax.training.weights_and_biases import WeightsAndBiases
+
     try:
-        from mvlm_jax.training.weights_and_biases import WeightsAndBiases
+        importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
             f"config.log.wandb={project!r} needs wandb, which cannot be imported ({error}): "

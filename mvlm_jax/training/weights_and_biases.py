@@ -1,8 +1,6 @@
-"""Weights & Biases as a tracker. Imported only where a run asks for it: wandb is an extra."""
+"""Weights & Biases as a tracker. wandb is an extra, and is imported only where a run asks for it."""
 
 from collections.abc import Mapping
-
-import wandb
 
 from mvlm_jax.training.tracker import Examples, TrackedRun, Tracker
 
@@ -11,6 +9,9 @@ class WeightsAndBiases(Tracker):
     """`WANDB_MODE=offline` keeps everything in DIR/wandb, from where `wandb sync` uploads it."""
 
     def __init__(self, run: TrackedRun, *, project: str):
+        import wandb
+
+        self._wandb = wandb
         self._run = wandb.init(
             project=project,
             id=run.identity,
@@ -28,8 +29,8 @@ class WeightsAndBiases(Tracker):
         self._run.log({"step": step, **values})
 
     def show(self, step: int, examples: Examples) -> None:
-        images = {name: wandb.Image(image) for name, image in examples.images.items()}
-        texts = {name: wandb.Html(f"<pre>{_escaped(text)}</pre>") for name, text in examples.texts.items()}
+        images = {name: self._wandb.Image(image) for name, image in examples.images.items()}
+        texts = {name: self._wandb.Html(f"<pre>{_escaped(text)}</pre>") for name, text in examples.texts.items()}
         self._run.log({"step": step, **images, **texts})
 
     def close(self) -> None:

@@ -139,7 +139,6 @@ def test_a_failure_that_passes_is_forgotten():
 )
 def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(tmp_path, own, monkeypatch, fields, message):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    monkeypatch.delitem(sys.modules, "mvlm_jax.training.weights_and_biases", raising=False)
     with pytest.raises(UserError, match=message):
         train(ToyTask(), config=toy_config(**fields), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -183,7 +182,6 @@ def test_weights_and_biases_gets_the_run_under_one_identity_at_each_start(tmp_pa
     wandb.Settings = lambda **options: options
     wandb.Image = wandb.Html = lambda content: content
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.delitem(sys.modules, "mvlm_jax.training.weights_and_biases", raising=False)
 
     def stop(step):
         if step == 4:
@@ -200,7 +198,6 @@ def test_weights_and_biases_gets_the_run_under_one_identity_at_each_start(tmp_pa
     again = [values["step"] for values in FakeRun.logged if "loss/total" in values]
     assert again == [1, 2, 3, 4, 5, 6, 7, 8, 9] or again == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
     assert FakeRun.logged[-1]["examples/text"] == "<pre>a | b</pre>"
-    monkeypatch.delitem(sys.modules, "mvlm_jax.training.weights_and_biases")
 
 
 def test_tensorboard_has_scalars_images_texts_and_the_config(tmp_path):
