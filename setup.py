@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ["matplotlib", "psutil"]
+BENCHMARKS = ["matplotlib", "psutil", "scipy"]
 WANDB = ["wandb>=0.31"]  # config.log.wandb
 HUB = ["huggingface_hub>=2.4"]  # weights by their names on the Hugging Face Hub
 VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]

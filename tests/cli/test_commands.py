@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from tiny import DEMO_RUN, ROOT, demo_flags
+from tiny import DEMO_RUN, ROOT, demo_flags, recipe
 
 from mvlm_jax import cli
 from mvlm_jax.cli import commands, evaluate, train
@@ -40,8 +40,10 @@ def test_a_run_leaves_everything_behind(demo_run):
     assert any("tfevents" in name for name in names)
     steps = [line for line in metrics(demo_run) if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    weights = recipe("demo").loss
     for line in steps:
-        assert line["loss"] == pytest.approx(sum(line[name] for name in ("mim", "mlm", "itc", "itm")), rel=1e-5)
+        total = sum(weights[name] * line[name] for name in ("mim", "mlm", "itc", "itm"))
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_evaluation_counts_every_example_and_reports_both_rankings(demo_run):
@@ -204,7 +206,7 @@ def test_an_evaluation_that_fails_reports_it_to_the_other_processes(demo_run, de
         (["--config=DEMO", "--workdir=W", "--config.steps=many"], "--config.steps=many"),
         (["--config=DEMO", "--workdir=W", "--config.steps=1.5"], "--config.steps=1.5"),
         (["--config=DEMO", "--workdir=W", "--config.batch_size=63"], "times config.matching.group=32"),
-        (["--config=DEMO", "--workdir=W", "--config.image.size=50"], "multiple of 16 pixels"),
+        (["--config=DEMO", "--workdir=W", "--config.image.size=50"], "multiple of 24 pixels"),
         (["--config=DEMO", "--workdir=W", "--config.mask.condition_on=all"], "not one of unmasked, masked, none"),
         (["--config=DEMO", "--workdir=W", "--config.mask.image_ratio=1.5"], "between 0 and 1"),
         (["--config=DEMO", "--workdir=W", "--config.data.data_dir=W/none"], "mvlm prepare --dataset=shapes"),

@@ -70,7 +70,8 @@ def test_what_is_found_is_what_the_model_ranks(model, folder):
         for hits, results in zip(ranked, by_texts(model, index, folder, TEXTS, top=5, rerank=rerank), strict=True):
             assert [paths[hit.image] for hit in hits] == [result.path for result in results]
             assert [result.match is None for result in results] == [place >= rerank for place in range(5)]
-            np.testing.assert_allclose([hit.similarity for hit in hits], [each.similarity for each in results], 1e-5)
+            cosines = [[each.similarity for each in both] for both in (hits, results)]
+            np.testing.assert_allclose(*cosines, rtol=1e-5, atol=1e-6)
     [first, *_] = by_image(model, index, folder, paths[4], top=3)
     assert first.path == paths[4] and first.similarity == pytest.approx(1, abs=1e-5) and first.match is None
 
