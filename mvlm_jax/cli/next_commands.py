@@ -37,6 +37,7 @@ def next_commands(*, config: ConfigDict, workdir: Path, argv: Sequence[str], sto
     here, export = f"--workdir={workdir}", _free(workdir.with_name(f"{workdir.name}-export"))
     average = ["--ema"] if config.eval.ema else []
     commands = {
+        "to see it as a page": ["mvlm", "report", here],
         "to evaluate it": ["mvlm", "evaluate", here, f"--config.data.eval={config.data.eval}"],
         "to export it for mvlm_jax.load": ["mvlm", "weights", "export", here, f"--output={export}", *average],
     }

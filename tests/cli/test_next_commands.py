@@ -30,6 +30,7 @@ def test_a_finished_run_says_what_it_has_reached_where_it_is_and_what_comes_next
         "reached at step 6: retrieval-val tr_r1 12.35 (the best tr_r1, 14, was that of step 3)",
         "reached at step 6: reconstruction-val mlm_gain 1.5 [-0.25, 3]",
         f"the run is in {tmp_path}",
+        f"to see it as a page: mvlm report --workdir={tmp_path}",
         f"to evaluate it: mvlm evaluate --workdir={tmp_path} --config.data.eval=tfds:shapes:val",
         f"to export it for mvlm_jax.load: mvlm weights export --workdir={tmp_path} --output={tmp_path}-export",
         "to train a new run from its weights: mvlm train --config=demo --config.steps=6 "
@@ -73,7 +74,7 @@ def test_a_run_can_be_watched_and_its_next_commands_work(demo_dir, tmp_path, cap
     assert subjects.index("devices") < subjects.index("logs") < lines.index("compiling the training step ...")
     assert any(line.startswith("step 6/6  loss ") and " grad_norm " in line and " lr " in line for line in lines)
     commands = [line.partition(": ")[2] for line in lines if line.startswith("to ")]
-    assert [shlex.split(command)[1] for command in commands] == ["evaluate", "weights", "train"]
+    assert [shlex.split(command)[1] for command in commands] == ["report", "evaluate", "weights", "train"]
     for command in commands:
         assert cli.main(shlex.split(command)[1:]) == 0, command
     assert (tmp_path / "run-export" / "model.safetensors").exists()
