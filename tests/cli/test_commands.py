@@ -27,7 +27,7 @@ def copied(demo_run, tmp_path):
 
 def metrics(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "timing"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("timing", "time")} for line in lines]
 
 
 def read_eval(workdir, stem):

@@ -57,7 +57,8 @@ def stopped(tmp_path_factory):
 
 def evaluations(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if any(name.startswith("eval/") for name in line)}
+    evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
+    return {line["step"]: {name: value for name, value in line.items() if name != "time"} for line in evaluated}
 
 
 @pytest.mark.parametrize("task", RECIPES)
