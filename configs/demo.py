@@ -3,7 +3,7 @@
 mvlm prepare --dataset=shapes --data_dir=runs/data
 mvlm train --config=demo --workdir=runs/demo --config.data.data_dir=runs/data
 
-`make demo` does both, and draws what the model rebuilds. Cost: 6 to 7 minutes on 2 CPU cores, install included. What it
+`make demo` does both, and draws what the model rebuilds. Cost: 6 minutes on 2 CPU cores, install included. What it
 gives on 256 held-out scenes is in docs/results.md.
 """
 
