@@ -278,7 +278,7 @@ def test_the_launcher_for_speed_measures_every_variant_from_a_directory_of_wheel
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (tmp_path / "site" / "extra.py").exists(), done.stderr
     script = (BENCHMARKS.parent / "launch" / "gpu_speed.sh").read_text()
-    variants = re.findall(r"^  (\w+)(?:$|:model)", script, re.MULTILINE)
+    variants = re.findall(r"^  '?(\w+)(?:$|:model)", script, re.MULTILINE)
     rows = rows_of(tmp_path / "rows.jsonl")
     assert {"default", "scan", "remat_full"} <= set(variants) == set(rows)
     measured = {name for name, row in rows.items() if row.get("kinds")}
