@@ -8,17 +8,14 @@ Example:
 """
 
 import argparse
-import io
 import json
 import sys
 import time
 from pathlib import Path
 
-from PIL import Image
-
 from mvlm_jax.cli import prepare, train
-from mvlm_jax.data.sources import open_source
 from mvlm_jax.files import user_path
+from mvlm_jax.report.examples import first_pairs
 from mvlm_jax.report.model import open_model
 from mvlm_jax.report.reconstruction import write_reconstruction
 from mvlm_jax.report.run import Run, read_run
@@ -53,11 +50,8 @@ def main() -> int:
 
 def _draw(run: Run) -> Path:
     """The picture of the first pairs that the model was evaluated on."""
-    config, (model, _) = run.config, open_model(run)
-    source = open_source(config.data.eval, data_dir=config.data.data_dir)
-    examples = [source[index] for index in range(min(SHOWN, len(source)))]
-    images = [Image.open(io.BytesIO(example["image"])) for example in examples]
-    captions = [example["captions"][0] for example in examples]
+    model, _ = open_model(run)
+    images, captions = zip(*first_pairs(model, most=SHOWN))
     return write_reconstruction(model, images, captions, file=run.directory / PICTURE)
 
 

@@ -18,13 +18,8 @@ fi
 data_dir=$(realpath "$1") image=$(realpath "$2") text=$(realpath "$3")
 directory=$(realpath -m "${4:-runs/gpu_evidence}")
 shift $(($# < 4 ? $# : 4))
-wheels=${WHEELS:+$(realpath "$WHEELS")}
-cd "$(dirname "$0")/.."
-if [[ -n "$wheels" ]]; then
-  site=${SITE:-$PWD/runs/site}
-  python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" --upgrade "$wheels"/*.whl
-  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-fi
+# shellcheck source=launch/wheels.sh
+source "$(dirname "$0")/wheels.sh"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 settings=(
   "data.data_dir=$data_dir" "init_from.image=$image" "init_from.text=$text"

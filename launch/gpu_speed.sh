@@ -9,13 +9,8 @@
 set -euo pipefail
 results=$(realpath -m "${1:-runs/gpu_speed.jsonl}")
 shift || true
-wheels=${WHEELS:+$(realpath "$WHEELS")}
-cd "$(dirname "$0")/.."
-if [[ -n "$wheels" ]]; then
-  site=${SITE:-$PWD/runs/site}
-  python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$site" --upgrade "$wheels"/*.whl
-  export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
-fi
+# shellcheck source=launch/wheels.sh
+source "$(dirname "$0")/wheels.sh"
 mkdir -p "$(dirname "$results")"
 # The first variant is the default of the platform; each of the others changes what its name says.
 variants=(

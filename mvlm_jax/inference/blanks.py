@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
+from mvlm_jax.data.formats.listed import utf8
 from mvlm_jax.data.text import SPECIAL, Tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.vocabulary import library_tokenizer
@@ -29,8 +30,7 @@ class Blanks:
         Raises:
           UserError: it has none.
         """
-        # Lone surrogates cannot be passed on to the library.
-        pieces = text.encode("utf-8", "replace").decode("utf-8").strip().split(self.mask_token)
+        pieces = utf8(text).strip().split(self.mask_token)  # the library refuses lone surrogates
         if self.tokenizer.kind == "roberta":
             # A token of byte-level BPE brings the space before it along, and so does the mask in its place.
             pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mvlm_jax.data.formats.listed import utf8
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.interop.vocabulary import library_tokenizer
 
@@ -18,8 +19,7 @@ class Word(NamedTuple):
 
 def words_of(text: str, tokenizer: Tokenizer, *, max_length: int) -> list[Word]:
     """The words of the text as the tokenizer separates them; punctuation and what is cut off are left out."""
-    # Lone surrogates cannot be passed on to the library.
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = utf8(text)  # the library refuses lone surrogates
     encoding = library_tokenizer(tokenizer).encode(text, add_special_tokens=False)
     places: dict[int, list[int]] = {}
     for place, number in enumerate(encoding.word_ids[: max_length - 2]):

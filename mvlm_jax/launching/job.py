@@ -9,6 +9,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.launching import buckets
 
 STOPPED = 75  # exit status of a run that a signal stopped; see docs/interruption.md
+PORT = 8482  # where process 0 waits for the others, unless the platform says it by itself
 WRONG = 2  # of one that was given something wrong: starting it again cannot help
 
 

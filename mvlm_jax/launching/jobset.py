@@ -4,13 +4,12 @@ import dataclasses
 from typing import Any
 
 from mvlm_jax.launching import buckets
-from mvlm_jax.launching.job import WRONG, Job
+from mvlm_jax.launching.job import PORT, WRONG, Job
 
 CONTAINER = "train"
 NAME_LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB_LABEL = "jobset.sigs.k8s.io/job-index"
 SLICE_JOB = "slice-job"  # as XPK calls it
-PORT = 8482
 NOT_FOUND = (126, 127)  # the shell's: the image has no such program
 DAY_SECONDS = 24 * 3600
 IMAGE_USER = 1000  # that of the Dockerfile

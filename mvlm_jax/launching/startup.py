@@ -5,10 +5,9 @@ import re
 import shlex
 
 from mvlm_jax.launching import archive, buckets
-from mvlm_jax.launching.job import Job
+from mvlm_jax.launching.job import PORT, Job
 
 LOG = "/var/log/mvlm.log"
-COORDINATOR_PORT = 8482
 GRACE_SECONDS = 900  # for the last step, its checkpoint and the copy of the log
 
 
@@ -47,7 +46,7 @@ class Startup:
             "@SECONDS@": str(self.seconds),
             "@LAST_SECONDS@": str(self.seconds + 2 * GRACE_SECONDS),
             "@GRACE@": str(GRACE_SECONDS),
-            "@PORT@": str(COORDINATOR_PORT),
+            "@PORT@": str(PORT),
             "@MOUNT@": buckets.MOUNT,
             "@MOUNTS@": mounts,
             "@TRAIN@": shlex.join([".venv/bin/mvlm", *self.job.train(recipe=recipe)]),

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mvlm_jax.launching.jobset import PORT
+from mvlm_jax.launching.job import PORT
 
 
 def words(argv: Sequence[str], cluster_spec: str) -> list[str]:

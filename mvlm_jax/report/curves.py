@@ -111,7 +111,7 @@ def _line_name(run: Run, name: str, *, runs: Sequence[Run], names: Sequence[str]
 
 def _evaluated(runs: Sequence[Run], *, steps: int, marks: Sequence[Mark]) -> list[Chart]:
     """Metrics of evaluations that some run made several of."""
-    logged = [series([line for line in run.lines if line not in run.training]) for run in runs]
+    logged = [series(run.evaluation) for run in runs]
     names = dict.fromkeys(name for one in logged for name in one if name.rpartition("/")[2] in EVALUATED)
     charts = []
     for name in names:

@@ -84,7 +84,7 @@ def examples(model: Inference, *, count: int) -> Examples:
                 return Examples(remark=f"No examples: none of the first ones of {source} can be used.")
             right, wrong = answered(model, read, count=count)
             return Examples(source=source, among=len(read), right=right, wrong=wrong)
-        pairs = list(_pairs(model, most=max(count, AMONG)))
+        pairs = list(first_pairs(model, most=max(count, AMONG)))
     except UserError as error:
         return Examples(remark=f"No examples: {error}. Another place is given by --config.data.data_dir=DIR.")
     if len(pairs) < 2:
@@ -99,7 +99,7 @@ def examples(model: Inference, *, count: int) -> Examples:
     )
 
 
-def _pairs(model: Inference, *, most: int) -> Iterator[tuple[Image.Image, str]]:
+def first_pairs(model: Inference, *, most: int) -> Iterator[tuple[Image.Image, str]]:
     """The first images of the evaluation split that can be used, each with its first caption."""
     config = model.config
     source = open_source(config.data.eval, data_dir=config.data.data_dir)

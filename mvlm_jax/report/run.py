@@ -13,10 +13,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.environment import ENVIRONMENT
 from mvlm_jax.training.metrics_log import read_metrics
 
 Point = tuple[int, float]  # a step, and a value
-ENVIRONMENT = "environment.json"  # commit, versions and hardware of a run
 EVENTS = "*tfevents*"
 START_IN_FIRST = 8  # records of an events file among which the start is
 
@@ -43,7 +43,12 @@ class Run:
     @property
     def training(self) -> list[dict[str, Any]]:
         """The lines of training."""
-        return [line for line in self.lines if not any(name.startswith("eval/") for name in line)]
+        return [line for line in self.lines if not _is_evaluation(line)]
+
+    @property
+    def evaluation(self) -> list[dict[str, Any]]:
+        """The lines of evaluations."""
+        return [line for line in self.lines if _is_evaluation(line)]
 
     @property
     def last_step(self) -> int:
@@ -123,6 +128,10 @@ def series(lines: list[dict[str, Any]]) -> dict[str, list[Point]]:
         for name, value in _numbers(line):
             found.setdefault(name, []).append((line["step"], value))
     return found
+
+
+def _is_evaluation(line: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval/") for name in line)
 
 
 def _numbers(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
