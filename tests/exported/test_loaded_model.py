@@ -85,6 +85,7 @@ def test_classes_have_the_softmax_of_the_cosines_with_their_prompts(model, image
     np.testing.assert_allclose([list(row.values()) for row in got], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_lists_give_what_single_calls_give(model, images):
     texts = [
         "a <mask> circle",

@@ -145,6 +145,7 @@ def test_layers_of_one_stack_drop_apart(x, params):
         assert all(0.3 < np.mean(one == other) < 0.7 for _, other in dropped[:place])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [slice(0, 1), jnp.array([[3, 1], [0, 4], [2, 2], [1, 0]])])
 def test_a_block_that_computes_some_rows_drops_of_those(x, rows):
     block = CrossBlock(heads=2, mlp_ratio=2, epsilon=1e-6, compute=Compute())

@@ -95,6 +95,7 @@ def test_how_the_model_is_computed_does_not_matter(model, params, pair):
     np.testing.assert_allclose(heat, expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_heat_of_a_hidden_word_is_that_of_its_masks(model, params, pair):
     """Where the word is hidden its mask alone is asked, so the gradient of what it is guessed by is a row's."""
     (image, _), (text, _) = pair
