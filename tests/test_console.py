@@ -30,8 +30,11 @@ def terminal():
     written = []
     with os.fdopen(writer, "w") as stream, contextlib.redirect_stderr(stream):
         yield written
-        print("written", file=stream, flush=True)  # so that there is something to read
-        written.append(os.read(reader, 100_000).decode())
+        print("written", file=stream, flush=True)  # the last of it: one read may give a part
+        received = b""
+        while not received.endswith(b"written\r\n"):
+            received += os.read(reader, 100_000)
+        written.append(received.decode())
     os.close(reader)
 
 
