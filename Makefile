@@ -6,12 +6,15 @@ PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
+# As `mvlm train` has it: glibc's huge pages, see docs/performance.md.
+HUGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+
 .PHONY: demo bench test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
 demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
-	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
+	$(HUGE_PAGES) $(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
 
 # Speed on this machine, in one table. Beside PyTorch and transformers where `make parity` has installed them.
 # BENCH="--only step --deadline=600" gives flags of benchmarks/bench.py.
@@ -20,7 +23,7 @@ bench: $(INSTALLED)
 	$(if $(wildcard $(PARITY_INSTALLED)),$(PARITY_VENV),$(VENV))/bin/python -u benchmarks/bench.py --json=runs/bench.jsonl $(BENCH)
 
 # A worker has whole files, whose tests share what is costly to set up; in the order of their names the short ones come last.
-PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = $(HUGE_PAGES) $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What guards everyday work.
 test: $(INSTALLED)

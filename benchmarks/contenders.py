@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from processes import NotHere
 
 from mvlm_jax import config as config_lib
+from mvlm_jax.allocator import release_free_memory
 from mvlm_jax.data.text import TokenIds, train_tokenizer
 from mvlm_jax.errors import UserError
 from mvlm_jax.interop.families import text_family
@@ -247,6 +248,7 @@ class Jax:
                 lowered = program.step.lower(program.state, batch)
         with self._jax.set_mesh(mesh):
             step = lowered.compile(compiler_options=options or None)
+        release_free_memory()  # as training does
         return CompiledStep(task, program, mesh, step, time.perf_counter() - started)
 
     def matrix_peak(self) -> dict[str, Any]:

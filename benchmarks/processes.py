@@ -168,4 +168,8 @@ def alternate(
 if __name__ == "__main__":
     import processes  # with the exceptions that contenders raise, not this copy of them
 
+    from mvlm_jax import allocator
+
+    if sys.argv[1].startswith("jax"):
+        allocator.restart_with_huge_pages()  # as `mvlm train` does
     processes.serve(sys.argv[1], json.loads(sys.argv[2]))

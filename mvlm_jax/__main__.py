@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mvlm_jax import cli, signals
+from mvlm_jax import allocator, cli, signals
+
+COMPUTING = ("train", "evaluate")  # commands with programs that ask for much memory, again and again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status: that of the command; 141 where the reader of its output has gone, as of any command that
     SIGPIPE ends; 1 where the output cannot be written.
     """
+    if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        allocator.restart_with_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     signals.leave_at_once(" ".join(["mvlm", *argv[:1]]))
     sys.unraisablehook = _report

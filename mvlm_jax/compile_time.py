@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import jax
 from absl import logging
 
+from mvlm_jax.allocator import release_free_memory
+
 COMPILED = "/jax/core/compile/backend_compile_duration"  # with the time to read it, where it was in the cache
 READ = "/jax/compilation_cache/cache_retrieval_time_sec"
 
@@ -36,10 +38,14 @@ class CompileTime:
 
 @contextlib.contextmanager
 def compiling(program: str) -> Iterator[None]:
-    """Logs that a program is compiled in the block, and then how long it took, or that it was read from the cache."""
+    """Logs that a program is compiled in the block, and then how long it took, or that it was read from the cache.
+
+    The memory that the compiler has freed goes back to the system.
+    """
     logging.info("compiling %s ...", program)
     with CompileTime() as spent:
         yield
+    release_free_memory()
     if spent.reading > spent.compiling:
         logging.info("read %s from the cache in %.1f s", program, spent.all)
     else:

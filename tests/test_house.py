@@ -29,7 +29,7 @@ LAYERS = (
     "configs",  # the shipped recipes
     "config",
     "config_migration  compilation_cache  compile_time  console",
-    "files  lock  signals",
+    "allocator  files  lock  signals",
     "errors",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
