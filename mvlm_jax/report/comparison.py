@@ -15,7 +15,18 @@ from mvlm_jax.report.run_page import state
 from mvlm_jax.report.verdict import Number, in_words, numbers
 
 COMPARISON = "comparison.html"
-HEADLINES = ("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "r_mean", "mlm_gain", "mim_gain", "accuracy", "top1")
+HEADLINES = (
+    "tr_r1_rerank",
+    "ir_r1_rerank",
+    "tr_r1",
+    "ir_r1",
+    "r_mean",
+    "mlm_gain",
+    "mim_gain",
+    "mim_gain_informative",
+    "accuracy",
+    "top1",
+)
 Two = tuple[Run, Run]
 
 

@@ -29,7 +29,17 @@ LAST = {
 LEFT_OUT = ("examples", "seconds_left")
 WHERE_NOT_ZERO = ("skipped_updates", "skipped_images")
 LOGARITHMIC = ("grad_norm", "temperature")
-EVALUATED = ("tr_r1", "ir_r1", "tr_r1_rerank", "ir_r1_rerank", "mlm_gain", "mim_gain", "accuracy", "top1")
+EVALUATED = (
+    "tr_r1",
+    "ir_r1",
+    "tr_r1_rerank",
+    "ir_r1_rerank",
+    "mlm_gain",
+    "mim_gain",
+    "mim_gain_informative",
+    "accuracy",
+    "top1",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,19 +64,34 @@ class Rebuilt(NamedTuple):
     hidden: str
     measure: str  # its metric for each partner
     title: str
-    gain: str  # what the gain counts
+    gain: str  # its metric
+    of_gain: str  # what the gain counts
     unit: str
-    of_gain: str  # unit of the gain
     digits: int
-    full: int | float | None  # right end of the axis
+    full: int | float | None = None  # right end of the axis
+    gain_unit: str = ""
+    gain_digits: int = 4
+    gain_scale: int = 1
 
 
 REBUILT = {
-    "mlm": Rebuilt("word", "mlm_accuracy", "Hidden words guessed", "more hidden words guessed", "%", " points", 1, 100),
-    "mim": Rebuilt(
-        "pixel", "mim_l1", "Error of hidden pixels (less is better)", "smaller error of hidden pixels", "", "", 4, None
+    "words": Rebuilt(
+        "word", "mlm_accuracy", "Hidden words guessed",
+        "mlm_gain", "more hidden words guessed",
+        unit="%", digits=1, full=100, gain_unit=" points", gain_digits=1,
     ),
-}
+    "pixels": Rebuilt(
+        "pixel", "mim_l1", "Error of hidden pixels (less is better)",
+        "mim_gain", "smaller error of hidden pixels",
+        unit="", digits=4,
+    ),
+    "informative pixels": Rebuilt(
+        "pixel that tells something", "mim_l1_informative",
+        "Error of hidden pixels where the image tells something (less is better)",
+        "mim_gain_informative", "smaller error of hidden pixels where the image tells something",
+        unit="", digits=4, gain_unit="%", gain_digits=0, gain_scale=100,
+    ),
+}  # fmt: skip
 
 
 def results(evaluations: Mapping[str, Mapping[str, Any]], *, config: ConfigDict) -> list[Result]:
@@ -197,12 +212,18 @@ def _rebuilt(content: Mapping[str, Any], kind: str) -> Said:
     """Of reconstruction: how much a partner helps."""
     said, about = Said([], []), REBUILT[kind]
     gains = [
-        _bar(f"over {PARTNERS[partner]}", content[name], unit=about.of_gain, digits=about.digits, signed=True)
+        _bar(
+            f"over {PARTNERS[partner]}",
+            [about.gain_scale * value for value in content[name]],
+            unit=about.gain_unit,
+            digits=about.gain_digits,
+            signed=True,
+        )
         for partner, suffix in (("wrong", ""), ("none", "_over_none"))
-        if is_interval(content.get(name := f"{kind}_gain{suffix}"))
+        if is_interval(content.get(name := about.gain + suffix))
     ]
     if gains:
-        title = f"Gain from the own partner: {about.gain}"
+        title = f"Gain from the own partner: {about.of_gain}"
         said.groups.append(Group(title, bars(gains), "The line is the 95% interval."))
         said.sentences.append(_of_gain(about, gains[0]))
     levels = [
@@ -217,11 +238,12 @@ def _rebuilt(content: Mapping[str, Any], kind: str) -> Said:
 
 def _of_gain(about: Rebuilt, gain: Value) -> str:
     assert gain.low is not None and gain.high is not None
-    interval = f"(95% interval {gain.low:.{about.digits}f} to {gain.high:.{about.digits}f})"
+    digits = about.gain_digits
+    interval = f"(95% interval {gain.low:.{digits}f} to {gain.high:.{digits}f})"
     if gain.low <= 0 <= gain.high:
         return f"Whether a hidden {about.hidden} is rebuilt better beside its own partner is open {interval}."
     how = "better" if gain.low > 0 else "worse"
-    amount = f"by {abs(gain.value):.{about.digits}f}{about.of_gain}"
+    amount = f"by {abs(gain.value):.{digits}f}{about.gain_unit}"
     return (
         f"A hidden {about.hidden} is rebuilt {how} beside its own partner than {gain.label[5:]}, {amount} {interval}."
     )
@@ -278,7 +300,7 @@ def _classes(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _other_gains(content: Mapping[str, Any]) -> Said:
     """Gains that have no words of their own here."""
-    known = {f"{kind}_gain{suffix}" for kind in REBUILT for suffix in ("", "_over_none")}
+    known = {about.gain + suffix for about in REBUILT.values() for suffix in ("", "_over_none")}
     names = [name for name in content if "_gain" in name and name not in known and is_interval(content[name])]
     drawn = [
         Group(name, bars([_bar("", content[name], unit="", digits=4, signed=True)]), "The line is the 95% interval.")

@@ -47,7 +47,7 @@ class Pretrain(BaseTask):
         *("fill_mask", "reconstruct", "attention"),
     )
     embeds = True
-    headline = ("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "mlm_gain", "mim_gain")
+    headline = ("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "mlm_gain", "mim_gain", "mim_gain_informative")
     batch_type = PairBatches
 
     @classmethod

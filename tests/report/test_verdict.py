@@ -54,6 +54,19 @@ def test_a_gain_is_claimed_only_where_its_interval_leaves_zero_out(interval, wor
     assert result.sentences[0].startswith(words)
 
 
+def test_a_gain_over_patches_that_tell_something_is_told_in_per_cent():
+    content = {"mim_gain_informative": [0.503, 0.472, 0.535], "mim_l1_informative_own": [0.25, 0.24, 0.26]}
+    [result] = results({"a": {"task": "reconstruction", "step": 6, **content}}, config=config_lib.default())
+    assert result.sentences == [
+        "A hidden pixel that tells something is rebuilt better beside its own partner than a wrong partner, "
+        "by 50% (95% interval 47 to 54)."
+    ]
+    assert [group.title for group in result.groups] == [
+        "Gain from the own partner: smaller error of hidden pixels where the image tells something",
+        "Error of hidden pixels where the image tells something (less is better)",
+    ]
+
+
 def test_the_last_step_comes_first_and_an_accuracy_has_its_labels_as_chance():
     config = config_lib.default()
     config.task = "entailment"
