@@ -78,10 +78,10 @@ def default() -> ConfigDict:
     """The paper's values wherever the paper gives one (arXiv 2208.02131, section 4 and appendix)."""
     config = ConfigDict()
 
-    config.config_version = VERSION  # of these fields; `config_migration` reads earlier ones
+    config.config_version = VERSION  # version of these fields; `config_migration` reads earlier ones
     config.seed = 0  # everything random derives from (seed, stream, step)
     config.task = "pretrain"  # a name of `tasks/registry.py`
-    config.hide_modality = "none"  # from the model, for a baseline of a labelled task: none, image, text
+    config.hide_modality = "none"  # what the model never sees, for a baseline of a labelled task: none, image, text
     config.steps = 1000  # optimizer updates in the whole run
     config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
@@ -89,7 +89,7 @@ def default() -> ConfigDict:
     config.log_every = 20  # steps between two lines of metrics.jsonl
     # Where compiled programs are kept for the next start: auto (the user's cache directory), off, or a directory.
     config.compilation_cache = "auto"
-    config.max_skipped_updates = 10  # in a row, for a loss or gradient that is not finite, before the run stops
+    config.max_skipped_updates = 10  # so many in a row end the run: their loss or gradient was not finite
 
     config.image = ConfigDict()
     config.image.size = 224  # pixels a side; a multiple of two patches, the side of a mask cell
@@ -103,7 +103,7 @@ def default() -> ConfigDict:
     config.image_encoder = ConfigDict()
     config.image_encoder.kind = "vit"  # vit, dinov2, clip or siglip
     config.image_encoder.patch = 16  # pixels a side
-    config.image_encoder.epsilon = 1e-6  # that norms add to the variance; 1e-12 in folders of transformers
+    config.image_encoder.epsilon = 1e-6  # what norms add to the variance; 1e-12 in folders of transformers
     config.image_encoder.activation = "gelu"  # of its MLPs: gelu, quick_gelu (OpenAI's CLIP), gelu_tanh (SigLIP)
     config.image_encoder.registers = 0  # tokens beside the patches that stand for no patch, as some of dinov2 have
     # How many of its last layers are trained; -1: all of the encoder, 0: nothing of it.
@@ -182,8 +182,8 @@ def default() -> ConfigDict:
     config.optimizer.frozen = ()  # regular expressions over parameter paths; what matches is not trained
     config.optimizer.ema = 0.0  # decay of a moving average of the parameters per step; 0: there is none
     config.optimizer.weight_decay = 0.05  # not on biases, norms, positions and single tokens
-    config.optimizer.b1 = 0.9  # decay of the mean of the gradients, a step
-    config.optimizer.b2 = 0.999  # decay of the mean of their squares, a step
+    config.optimizer.b1 = 0.9  # decay a step of the mean of the gradients
+    config.optimizer.b2 = 0.999  # decay a step of the mean of their squares
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.data = ConfigDict()
