@@ -80,4 +80,5 @@ def paragraphs(text: str | None) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    return re.sub(r"([|*<\[_])", r"\\\1", text)
+    """As it is read, outside code."""
+    return re.sub(r"([|*\[_])", r"\\\1", text).replace("<", "&lt;")

@@ -123,4 +123,8 @@ def sentence(text: str) -> str:
 def escaped(text: str) -> str:
     """As it is read, outside code too."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([|*<\[_])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _plain(part) for part in parts)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([|*\[_])", r"\\\1", text).replace("<", "&lt;")
