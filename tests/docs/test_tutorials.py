@@ -28,7 +28,7 @@ def command(line: str) -> list[str]:
     """The words behind `mvlm`; what is trained is made smaller."""
     program, *words = shlex.split(line, comments=True)
     assert program == "mvlm", line
-    fields = SMALLER | {"steps": 2, "checkpoint.every": 2}
+    fields = SMALLER | {"steps": 6}
     return words + [f"--config.{name}={value}" for name, value in fields.items() if words[0] == "train"]
 
 
