@@ -64,6 +64,16 @@ def test_a_flag_has_its_kind_default_and_whether_it_is_required():
     )
 
 
+def test_a_recipe_has_its_commands_links_and_the_fields_that_it_changes():
+    recipes = hook("recipes")
+    assert recipes.paragraphs("Small.\n\nmvlm train --a\n  --b\n\nSee docs/launch/gke.md.\n") == (
+        "Small.\n\n    mvlm train --a\n      --b\n\nSee [launch/gke.md](../launch/gke.md)."
+    )
+    lines = "\n".join(recipes.described()).partition("## demo\n")[2].partition("\n## ")[0].splitlines()
+    assert "| [`batch_size`](configuration.md#batch_size) | `512` | `64` |" in lines
+    assert not any("`seed`" in line for line in lines)
+
+
 def test_links_that_leave_the_documentation_become_text_and_bars_are_bars():
     page = SimpleNamespace(file=SimpleNamespace(src_uri="launch/index.md"))
     config = SimpleNamespace(docs_dir=str(ROOT / "docs"))

@@ -1,4 +1,4 @@
-"""What names a page of the documentation from outside of it: code, recipes, launchers and the pages beside the README."""
+"""What names a page of the documentation from outside: code, recipes, launchers and the pages beside the README."""
 
 import re
 

@@ -50,6 +50,8 @@ def test_every_page_of_the_documentation_is_there(site):
 def test_the_reference_holds_every_field_flag_and_method(site):
     fields = {name for name, _ in config_lib.flatten(config_lib.default())}
     assert fields <= ids(site / "reference" / "configuration.html")
+    recipes = {file.stem for file in (ROOT / "configs").glob("[!_]*.py")}
+    assert recipes <= ids(site / "reference" / "recipes.html")
     commands = (site / "reference" / "commands.html").read_text()
     assert {f"mvlm-{command}" for command in cli.COMMANDS} <= ids(site / "reference" / "commands.html")
     assert all(f"<code>--{flag}</code>" in commands for flag in ("stopped_status", "log_prefix", "push", "classify"))
