@@ -9,7 +9,7 @@ PARITY_INSTALLED := $(PARITY_VENV)/.installed
 # As `mvlm train` has it: glibc's huge pages, see docs/performance.md.
 HUGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
-.PHONY: demo bench test slow parity test-all format clean
+.PHONY: demo bench docs test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
 demo:
@@ -21,6 +21,10 @@ demo:
 bench: $(INSTALLED)
 	@mkdir -p runs
 	$(if $(wildcard $(PARITY_INSTALLED)),$(PARITY_VENV),$(VENV))/bin/python -u benchmarks/bench.py --json=runs/bench.jsonl $(BENCH)
+
+# The documentation as a site, in site/. Nothing is fetched for it; a broken link or a name that is gone is an error.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m mkdocs build --strict
 
 # A worker has whole files, whose tests share what is costly to set up; in the order of their names the short ones come last.
 PYTEST = $(HUGE_PAGES) $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -49,7 +53,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) .cache runs
+	rm -rf $(VENV) $(PARITY_VENV) .cache runs site
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'

