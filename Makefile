@@ -12,9 +12,10 @@ PARITY_INSTALLED := $(PARITY_VENV)/.installed
 .PHONY: demo bench test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
+# DEMO="--config.steps=100" changes fields of its config.
 demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
-	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
+	$(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started $(DEMO)
 
 # Speed on this machine, in one table. Beside PyTorch and transformers where `make parity` has installed them.
 # BENCH="--only step --deadline=600" gives flags of benchmarks/bench.py.
