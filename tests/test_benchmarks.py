@@ -30,7 +30,7 @@ RUN_HERE = {
 RUN_ELSEWHERE = {
     *("ablation", "ablation_statistics", "ablation_tables", "ablation_task"),
     *("bench", "contenders", "inference", "json_lines", "kernels", "noise_photos", "processes", "startup", "step"),
-    *("torch_maskvlm", "torch_pretraining", "torch_pipeline"),
+    *("first_hour", "torch_maskvlm", "torch_pretraining", "torch_pipeline"),
 }
 WORDS = "dog cat man girl boat tree hill road ball car red blue green old young small runs sits jumps waits".split()
 

@@ -22,6 +22,7 @@ INLINE = re.compile(r"`((?:mvlm|python -m mvlm_jax )[^`]*)`")
 LAUNCHED = re.compile(r"(?:\.venv/bin/mvlm |-m mvlm_jax )(.*)")
 MAKE = re.compile(r"(?:^ {4}|`)make (?:[A-Z_]+=\S+ )*([a-z-]+)", re.MULTILINE)
 PYTEST = re.compile(r"-m pytest ([\w/.]+)")
+NOTEBOOKS = sorted((ROOT / "launch" / "colab").glob("*.ipynb"))
 LAUNCHERS = {"flickr8k_gpu.sh": ["FLICKR8K"]}
 PLACEHOLDER = "…"  # in place of a path, or of all other flags
 
@@ -105,14 +106,24 @@ def test_every_launcher_with_a_command_is_tried():
     assert {path.name for path in ROOT.glob("launch/*.sh") if LAUNCHED.search(path.read_text())} == set(LAUNCHERS)
 
 
-def test_the_commands_of_the_notebook_are_parsed(monkeypatch):
-    cells = json.loads((ROOT / "launch" / "colab.ipynb").read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    [run] = re.findall(r"^RUN = (.*)", code, re.MULTILINE)
-    found = re.findall(r"^!python -m mvlm_jax (.*)", code.replace("{RUN}", ast.literal_eval(run)), re.MULTILINE)
-    assert [command.split()[0] for command in found] == ["prepare", "train", "evaluate", "weights"]
-    for command in found:
-        parse(shlex.split(command), monkeypatch)
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_the_commands_of_a_notebook_are_parsed(file, tmp_path, monkeypatch):
+    cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+    [parameters] = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    # What the cells before a command have set.
+    given = {"folder": tmp_path, "PAGE": str(tmp_path / "page.html"), "EXAMPLE": tmp_path / "0.png"}
+    exec("".join(parameters["source"]), given)
+    called = [
+        node
+        for cell in cells[1:]
+        for node in ast.walk(ast.parse("".join(cell["source"])))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "mvlm"
+    ]
+    assert called
+    for call in called:
+        # `fields` become flags of a config that the notebook's reader changes.
+        words = eval(ast.unparse(ast.List(call.args, ast.Load())), given)
+        parse([str(word) for word in words], monkeypatch)
 
 
 def test_what_make_and_pytest_are_given_in_the_documentation_is_there():

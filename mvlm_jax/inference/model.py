@@ -21,6 +21,7 @@ from mvlm_jax.evaluation.batching import compute, index_batches, padded, place
 from mvlm_jax.evaluation.classification import TEMPLATES, Prompts, class_embeddings
 from mvlm_jax.inference import programs
 from mvlm_jax.inference.blanks import Blanks
+from mvlm_jax.inference.boxes import patches_in
 from mvlm_jax.inference.heat import WordHeat
 from mvlm_jax.inference.images import ImageReader, Picture, Pictures, described
 from mvlm_jax.inference.ranked import Hit, nearest, reordered
@@ -102,7 +103,7 @@ class Inference:
         for verb in verbs:
             self.check_verb(verb)
         image, text, seconds = Image.new("RGB", (32, 32)), "a photo", {}
-        grid = np.zeros([self.config.image.size // self.config.image_encoder.patch] * 2, bool)
+        grid = np.zeros([self._side] * 2, bool)
         group: Any = [[image] * self.task.images]
         calls: dict[str, Callable[[], Any]] = {
             "encode_image": lambda: self.encode_image([image]),
@@ -318,7 +319,7 @@ class Inference:
         Args:
           image: one, or a list of them.
           text: as many as images; None: from the rest alone.
-          patch_mask: for all images, or one for each.
+          patch_mask: for all images, or one for each; `patch_mask` of a model makes one of a box.
 
         Raises:
           UserError: `patch_mask` is not of the model's grid.
@@ -344,6 +345,19 @@ class Inference:
             result = compute(self.model, self.params, *place(batch, params=self.params), method=programs.reconstruct)
             painted += [Image.fromarray(each) for each in np.asarray(result)[: len(indices)]]
         return painted[0] if single else painted
+
+    def patch_mask(self, box: Sequence[int | float]) -> Bool[np.ndarray, "rows columns"]:
+        """The patches that a box touches, to be painted by `reconstruct`; `|` joins several boxes.
+
+        Args:
+          box: left, top, right and bottom, as parts of the width and the height of an image: (0.5, 0, 1, 0.5) is its
+            quarter at the top right.
+
+        Raises:
+          UserError: it is no box inside the image.
+        """
+        self.check_verb("reconstruct")
+        return patches_in(box, side=self._side)
 
     def attention(self, image: Picture, text: str, *, of: str = "match") -> WordHeat:
         """Where in the image each word of the text looks; see `models.heat_maps`.
@@ -407,6 +421,11 @@ class Inference:
         """What stands for a hidden token in `fill_mask`."""
         return self._blanks.mask_token
 
+    @property
+    def _side(self) -> int:
+        """Patches in a row of an image, and rows of them."""
+        return self.config.image.size // self.config.image_encoder.patch
+
     @cached_property
     def _blanks(self) -> Blanks:
         return Blanks(self.tokenizer, max_length=self.config.text.max_length)
@@ -463,7 +482,7 @@ class Inference:
         return filled
 
     def _patch_masks(self, patch_mask: Any, *, count: int, single: bool) -> Bool[np.ndarray, "B N"]:
-        side = self.config.image.size // self.config.image_encoder.patch
+        side = self._side
         right = f"the image has {side} rows of {side} patches"
         try:
             masks = np.asarray(patch_mask)

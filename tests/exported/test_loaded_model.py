@@ -8,6 +8,7 @@ import pytest
 import mvlm_jax
 from mvlm_jax.data.builders import shapes
 from mvlm_jax.evaluation.classification import Prompts, class_embeddings
+from mvlm_jax.inference.boxes import patches_in
 from mvlm_jax.models.maskvlm import MaskVLM
 
 TEXTS = ["a red circle", "a small blue star", "a large green cross"]
@@ -112,6 +113,21 @@ def test_lists_give_what_single_calls_give(model, images):
             np.testing.assert_allclose(np.asarray(painted[place], int), np.asarray(alone, int), atol=1)
     shared = model.reconstruct(images, None, hidden[0])
     np.testing.assert_array_equal(np.asarray(shared[0]), np.asarray(model.reconstruct(images[:1], None, hidden[0])[0]))
+
+
+def test_a_box_hides_the_patches_that_it_touches(model, images):
+    def rows(*box):
+        return ["".join(".x"[patch] for patch in row) for row in model.patch_mask(box).astype(int)]  # 4 x 4 patches
+
+    assert rows(0.5, 0, 1, 0.5) == ["..xx", "..xx", "....", "...."]
+    assert rows(0.24, 0.75, 0.26, 1) == ["....", "....", "....", "xx.."]
+    assert rows(0, 0, 1, 1) == ["xxxx"] * 4
+    # In floating point 0.29 * 100 is less than 29, and 0.07 * 100 more than 7.
+    assert np.argwhere(patches_in([0.29, 0, 1, 0.07], side=100)).sum() == 7 * sum(range(29, 100)) + 71 * sum(range(7))
+    both = model.patch_mask((0.5, 0, 1, 0.5)) | model.patch_mask((0, 0.5, 0.5, 1))
+    painted = np.asarray(model.reconstruct(images[0], "a red circle", both))
+    changed = (painted != model.pixels(images[:1])[0]).reshape(4, 8, 4, 8, 3).any(axis=(1, 3, 4))
+    np.testing.assert_array_equal(changed, both)
 
 
 def test_each_word_has_a_heat_map_and_a_picture(model, images):

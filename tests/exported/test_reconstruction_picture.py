@@ -124,15 +124,22 @@ def test_a_file_that_cannot_be_written_is_one_line(model, images, tmp_path):
         write_reconstruction(model, images, CAPTIONS, file=tmp_path / "file" / "picture.png")
 
 
-def test_the_demo_ends_with_its_picture_and_one_json_object(demo_run, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def demo():
+    """The program behind `make demo`."""
     spec = importlib.util.spec_from_file_location("launch_demo", ROOT / "launch" / "demo.py")
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    run = tmp_path / "run"
+    return demo
+
+
+def test_the_demo_ends_with_its_picture_and_one_json_object(demo, demo_run, tmp_path, monkeypatch, capsys):
+    run, trained = tmp_path / "run", []
     monkeypatch.setattr(demo.prepare, "run", lambda argv: 0)
-    monkeypatch.setattr(demo.train, "run", lambda argv: shutil.copytree(demo_run, run) and 0)
-    monkeypatch.setattr("sys.argv", ["demo.py", f"--workdir={run}"])
+    monkeypatch.setattr(demo.train, "run", lambda argv: trained.extend(argv) or shutil.copytree(demo_run, run) and 0)
+    monkeypatch.setattr("sys.argv", ["demo.py", f"--workdir={run}", "--config.steps=6"])
     assert demo.main() == 0
+    assert trained[0] == "--config=demo" and "--config.steps=6" in trained
     *_, named, report, last = capsys.readouterr().out.splitlines()
     file = run / "reconstruction.png"
     assert named == f"what it rebuilds: {file}"
@@ -146,3 +153,13 @@ def test_the_demo_ends_with_its_picture_and_one_json_object(demo_run, tmp_path, 
     with Image.open(file) as picture:
         assert picture.format == "PNG" and picture.width > 600 and picture.height > 800
     assert file.stat().st_size < 150_000
+
+
+def test_the_demo_takes_only_fields_of_its_config(demo, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo.py", "--steps=6"])
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    assert end.value.code == 2
+    assert (
+        "unknown argument '--steps=6'; a field of the config is given as --config.name=value" in capsys.readouterr().err
+    )

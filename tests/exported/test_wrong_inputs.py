@@ -69,6 +69,21 @@ NO_GRID = {
     "an empty list": [],
     "None in it": [[None] * 4] * 4,
 }
+NO_BOX = {
+    "None": None,
+    "a number": 0.5,
+    "a string": "top left",
+    "strings": ["0", "0", "1", "1"],
+    "three numbers": (0, 0, 1),
+    "two corners": ((0, 0), (1, 1)),
+    "a ragged list": [0, [0, 1], 1],
+    "a generator": (number for number in (0, 0, 1, 1)),
+    "pixels": (0, 0, 32, 32),
+    "left of the image": (-0.1, 0, 1, 1),
+    "nothing": (0.5, 0, 0.5, 1),
+    "bottom before top": (0, 1, 1, 0),
+    "nan": (0, 0, float("nan"), 1),
+}
 NO_NUMBER = {"0": 0, "-1": -1, "half": 0.5, "True": True, "a string": "3", "a list": [3], "nan": float("nan")}
 NO_LABELS = NO_TEXTS | {"one": ["dog"], "two alike": ["dog", "dog"], "an empty one": ["dog", " "]}
 NO_TEMPLATES = NO_TEXTS | {"no place": ["a photo"], "two places": ["{} or {}"], "a named place": ["a {name}"]}
@@ -116,6 +131,7 @@ CALLS = {
         lambda model, wrong: model.reconstruct([GOOD], wrong, GRID),
     ),
     "reconstruct, mask": (NO_GRID, lambda model, wrong: model.reconstruct(GOOD, "a dog", wrong)),
+    "patch_mask": (NO_BOX, lambda model, wrong: model.patch_mask(wrong)),
     "attention, image": (NO_IMAGE, lambda model, wrong: model.attention(wrong, "a dog")),
     "attention, of": (
         {"None": None, "a number": 3, "another": "itm", "a list": ["match"]},
