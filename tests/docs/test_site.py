@@ -1,5 +1,6 @@
 """The documentation as a site: it builds without a network and without a warning, and asks for none when it is read."""
 
+import logging
 import re
 import socket
 from pathlib import Path
@@ -28,6 +29,7 @@ def site(tmp_path_factory):
             patch.setattr(socket.socket, name, refused)
         patch.setattr(socket, "getaddrinfo", refused)
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
+        logging.getLogger("mkdocs").setLevel(logging.WARNING)  # a quieter one would not count warnings
         folder = tmp_path_factory.mktemp("site")
         config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
         assert config.strict
