@@ -11,9 +11,10 @@ INPUT = "input"  # waits for the batch of a step
 DISPATCH = "dispatch"  # calls the program of a step; on some platforms this waits for the step itself
 STEP = "step"  # waits for a step to end on the devices
 WORK = "work"  # everything else: copies batches to the devices, logs
+GATHER = "gather"  # process 0 reads the times of the others
 CHECKPOINT = "checkpoint"
 EVALUATION = "evaluation"
-PHASES = (START, COMPILE, INPUT, DISPATCH, STEP, WORK, CHECKPOINT, EVALUATION)
+PHASES = (START, COMPILE, INPUT, DISPATCH, STEP, WORK, GATHER, CHECKPOINT, EVALUATION)
 
 
 class Whereabouts(NamedTuple):

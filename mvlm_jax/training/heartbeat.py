@@ -15,7 +15,7 @@ from absl import logging
 
 from mvlm_jax.training import key_value
 from mvlm_jax.training.activity import STEP, Activity, Whereabouts
-from mvlm_jax.training.inventory import named
+from mvlm_jax.training.inventory import named, told_names
 from mvlm_jax.training.stall import StallReports, doing
 
 BEAT_SECONDS = 5.0
@@ -46,7 +46,7 @@ class Heartbeat:
         """
         Args:
           activity: of this process; without it nothing is said of a run that stands still.
-          names: of the hosts of all processes.
+          names: of the hosts of all processes; default: those that they have told when they were connected.
           stalled_after_seconds: without progress, after which process 0 warns.
         """
         self._activity = activity
@@ -59,6 +59,7 @@ class Heartbeat:
     def __enter__(self) -> "Heartbeat":
         if jax.process_count() > 1:
             Heartbeat._entered += 1
+            self._names = self._names or told_names()
             self._folder = f"heartbeat/{Heartbeat._entered}"
             self._beat(0)
             self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)

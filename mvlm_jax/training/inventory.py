@@ -39,6 +39,15 @@ def name_of(process: int) -> str:
     return f"process {process} ({host})" if host else f"process {process}"
 
 
+def told_names() -> list[str]:
+    """Of the hosts of all processes, empty where one has told none."""
+    try:
+        told = key_value.read_all(NAMES)
+    except jax.errors.JaxRuntimeError:
+        told = {}
+    return [told.get(process, "") for process in range(jax.process_count())]
+
+
 def installation() -> dict[str, str]:
     """What this process runs, by name; a commit only where the code is a git checkout."""
     commit = environment.commit_of(environment.CHECKOUT)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 from mvlm_jax.training import key_value
-from mvlm_jax.training.activity import DISPATCH, INPUT, STEP, WORK, Activity
+from mvlm_jax.training.activity import DISPATCH, GATHER, INPUT, STEP, WORK, Activity
 from mvlm_jax.training.inventory import named
 
 PATIENCE_SECONDS = 0.05  # of process 0 for the newest times of the others
@@ -120,7 +120,8 @@ class SkewMeter:
             if jax.process_index():
                 key_value.put_own(self._folder, json.dumps(self._reports))
                 return None
-            return self._together()
+            with self._activity.phase(GATHER, step):
+                return self._together()
         except jax.errors.JaxRuntimeError:
             return None  # the heartbeat says what is the matter
 

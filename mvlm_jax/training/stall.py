@@ -8,6 +8,7 @@ from mvlm_jax.training.activity import (
     COMPILE,
     DISPATCH,
     EVALUATION,
+    GATHER,
     INPUT,
     START,
     STEP,
@@ -26,6 +27,7 @@ _DOING = {
     DISPATCH: "in step {step}",
     STEP: "in step {step}",
     WORK: "at work of its own after step {step}",
+    GATHER: "reading the times of the other hosts after step {step}",
     CHECKPOINT: "saving the checkpoint of step {step}",
     EVALUATION: "evaluating step {step}",
 }
