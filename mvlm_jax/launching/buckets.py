@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from mvlm_jax.errors import UserError
 
 MOUNT = "/gcs"
+# Of Cloud Storage FUSE, with the section of its configuration in front where there is one; None: a switch.
 # A rename must move whole directories (checkpoints), and another host's files must show at once.
-MOUNT_OPTIONS = ("implicit-dirs", "rename-dir-limit=200000", "metadata-cache:ttl-secs:0")
+SETTINGS = {"implicit-dirs": None, "rename-dir-limit": "200000", "metadata-cache:ttl-secs": "0"}
 NAME = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 
 
@@ -43,6 +44,24 @@ def mounted(path: str) -> str:
 def address(path: str) -> str:
     """`gs://BUCKET/PATH` of a path under the mount."""
     return "gs://" + path.removeprefix(f"{MOUNT}/")
+
+
+def mount_flags() -> list[str]:
+    """The settings as flags of gcsfuse."""
+    flags = {f"--{name.replace(':', '-')}": value for name, value in SETTINGS.items()}
+    return [flag if value is None else f"{flag}={value}" for flag, value in flags.items()]
+
+
+def mount_options(*, user: int) -> str:
+    """The settings as the driver of GKE takes them, in `mountOptions`.
+
+    Args:
+      user: to whom the files belong.
+    """
+    options = []
+    for name, value in (SETTINGS | {"uid": str(user), "gid": str(user)}).items():
+        options.append(name if value is None else f"{name}{':' if ':' in name else '='}{value}")
+    return ",".join(options)
 
 
 def named(words: Iterable[str]) -> set[str]:

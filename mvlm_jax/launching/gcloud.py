@@ -49,6 +49,11 @@ def again(platform: str, verb: str, name: str, **values: str | None) -> str:
     return shlex.join([*words, *(f"--{flag}={value}" for flag, value in values.items() if value is not None)])
 
 
+def seconds(options: flags.FlagValues) -> int:
+    """That a run may take."""
+    return round(options.hours * 3600)
+
+
 def chips(topology: str) -> int:
     """How many chips a slice of this topology has.
 

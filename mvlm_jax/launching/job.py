@@ -10,7 +10,8 @@ from mvlm_jax.launching import buckets
 
 STOPPED = 75  # exit status of a run that a signal stopped; see docs/interruption.md
 PORT = 8482  # where process 0 waits for the others, unless the platform says it by itself
-WRONG = 2  # of one that was given something wrong: starting it again cannot help
+WRONG = UserError.status  # of one that was given something wrong: starting it again cannot help
+NOTICE_SECONDS = 300  # between the signal to stop and the end, for the step in progress and its checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

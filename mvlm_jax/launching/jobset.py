@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any
 
 from mvlm_jax.launching import buckets
-from mvlm_jax.launching.job import PORT, WRONG, Job
+from mvlm_jax.launching.job import NOTICE_SECONDS, PORT, WRONG, Job
 
 CONTAINER = "train"
 NAME_LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB_LABEL = "jobset.sigs.k8s.io/job-index"
+XPK_LABEL = "xpk.google.com/workload"
+SPOT_LABEL = "cloud.google.com/gke-spot"
 SLICE_JOB = "slice-job"  # as XPK calls it
 NOT_FOUND = (126, 127)  # the shell's: the image has no such program
 DAY_SECONDS = 24 * 3600
@@ -59,7 +61,7 @@ def gpus(kind: str, *, of_one: int, nodes: int) -> Machines:
 
 
 def manifest(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
-    labels = {"xpk.google.com/workload": job.name}
+    labels = {XPK_LABEL: job.name}
     if settings.queue is not None:
         labels["kueue.x-k8s.io/queue-name"] = settings.queue
     annotations = {}
@@ -98,7 +100,7 @@ def _job(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": final}]},
         "template": {
             "metadata": {
-                "labels": {"xpk.google.com/workload": job.name},
+                "labels": {XPK_LABEL: job.name},
                 "annotations": {"gke-gcsfuse/volumes": "true"},
             },
             "spec": _pod(job, machines, settings),
@@ -109,10 +111,8 @@ def _job(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
 def _pod(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
     selector, tolerations = dict(machines.selector), []
     if settings.spot:
-        selector["cloud.google.com/gke-spot"] = "true"
-        tolerations.append(
-            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-        )
+        selector[SPOT_LABEL] = "true"
+        tolerations.append({"key": SPOT_LABEL, "operator": "Equal", "value": "true", "effect": "NoSchedule"})
     if settings.reservation is not None:
         selector["cloud.google.com/reservation-name"] = settings.reservation
     user = 0 if machines.on_tpu else IMAGE_USER  # the devices of a TPU belong to root
@@ -120,7 +120,7 @@ def _pod(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
     tolerations.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 300,  # for the step in progress and its checkpoint
+        "terminationGracePeriodSeconds": NOTICE_SECONDS,
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [
@@ -152,8 +152,7 @@ def _pod(job: Job, machines: Machines, settings: Settings) -> dict[str, Any]:
 
 
 def _bucket(index: int, bucket: str, *, user: int) -> dict[str, Any]:
-    options = [*buckets.MOUNT_OPTIONS, f"uid={user}", f"gid={user}"]
-    attributes = {"bucketName": bucket, "mountOptions": ",".join(options)}
+    attributes = {"bucketName": bucket, "mountOptions": buckets.mount_options(user=user)}
     return {
         "name": f"bucket-{index}",
         "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes},

@@ -10,11 +10,10 @@ from absl import flags
 
 from mvlm_jax.errors import UserError
 from mvlm_jax.launching.gcloud import again, given
-from mvlm_jax.launching.job import STOPPED, Job
+from mvlm_jax.launching.job import NOTICE_SECONDS, STOPPED, Job
 from mvlm_jax.launching.tools import Tools
 
 TOOL = "sbatch"
-NOTICE_SECONDS = 300  # before the time limit, for the step in progress and its checkpoint
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -35,12 +35,16 @@ class Startup:
     def code(self) -> str:
         return f"{self.folder}/code.tar.gz"
 
+    def log_copy(self, host: str = "0-0") -> str:
+        """Where a host leaves its log; `host` is the number of its slice and its own, the first one's by default."""
+        return f"{self.folder}/worker-{host}.log"
+
     def script(self) -> str:
         recipe = archive.RECIPE if self.job.recipe_file is not None else None
         mounts = "\n".join(f"mount_bucket {shlex.quote(name)}" for name in self.job.mounts)
         values = {
             "@LOG@": LOG,
-            "@LOG_COPY@": shlex.quote(f"{self.folder}/worker"),
+            "@LOG_COPY@": '"$slice-$worker"'.join(map(shlex.quote, self.log_copy("\0").split("\0"))),
             "@CODE@": shlex.quote(self.code),
             "@DELETE@": "true" if self.keep else shlex.join(self.delete),
             "@SECONDS@": str(self.seconds),
@@ -48,6 +52,7 @@ class Startup:
             "@GRACE@": str(GRACE_SECONDS),
             "@PORT@": str(PORT),
             "@MOUNT@": buckets.MOUNT,
+            "@MOUNT_FLAGS@": shlex.join(buckets.mount_flags()),
             "@MOUNTS@": mounts,
             "@TRAIN@": shlex.join([".venv/bin/mvlm", *self.job.train(recipe=recipe)]),
         }
@@ -79,7 +84,7 @@ delete_tpu() {
 finish() {
   status=$?
   echo "the run ended with status $status"
-  gcloud storage cp @LOG@ @LOG_COPY@"-$slice-$worker.log"
+  gcloud storage cp @LOG@ @LOG_COPY@
   [ "$slice-$worker" = 0-0 ] || sleep @GRACE@
   delete_tpu
   exit "$status"
@@ -87,9 +92,7 @@ finish() {
 
 mount_bucket() {
   mkdir -p "@MOUNT@/$1"
-  # A rename must move whole directories (checkpoints), and another host's files must show at once.
-  mountpoint -q "@MOUNT@/$1" ||
-    gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 "$1" "@MOUNT@/$1"
+  mountpoint -q "@MOUNT@/$1" || gcsfuse @MOUNT_FLAGS@ "$1" "@MOUNT@/$1"
 }
 
 worker=$(attribute agent-worker-number || attribute worker-id || echo 0)

@@ -13,9 +13,8 @@ from mvlm_jax.errors import RunError, UserError
 WHERE_FROM = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
-    "sbatch": "it is part of Slurm; run this on a login node of the cluster",
-    "squeue": "it is part of Slurm; run this on a login node of the cluster",
-    "scancel": "it is part of Slurm; run this on a login node of the cluster",
+    **dict.fromkeys(("sbatch", "squeue", "scancel"), "it is part of Slurm; run this on a login node of the cluster"),
+    "tail": "it is part of every Unix system",
 }
 
 

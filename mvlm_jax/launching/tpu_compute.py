@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.launching.gcloud import again, chips, gcloud, given
+from mvlm_jax.launching.gcloud import again, chips, gcloud, given, seconds
 from mvlm_jax.launching.job import Job
 from mvlm_jax.launching.startup import GRACE_SECONDS, LOG, Startup
 from mvlm_jax.launching.tools import Tools
@@ -33,9 +33,7 @@ def create(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     size, image = hosts(options), options.runtime_version or _image(options)
     for what, listing, _ in _parts(job, options):
         tools.refuse(listing, what=what, delete=_again("delete", job, options))
-    startup = Startup(
-        job=job, delete=_delete_group(job, options), seconds=round(options.hours * 3600), keep=options.keep
-    )
+    startup = Startup(job=job, delete=_delete_group(job, options), seconds=seconds(options), keep=options.keep)
     with tempfile.TemporaryDirectory(prefix="mvlm-launch-") as folder:
         script = tools.file(Path(folder, "startup.sh"), startup.script())
         send_code(tools, startup, folder=Path(folder), options=options)
@@ -77,7 +75,7 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
         if not job.workdir:
             raise RunError(f"{error}; with --workdir the log of a TPU that is deleted is shown") from error
         startup = Startup(job=job, delete=[], seconds=0, keep=False)
-        tools.run(gcloud(options, "storage", "cat", f"{startup.folder}/worker-0-0.log"))
+        tools.run(gcloud(options, "storage", "cat", startup.log_copy()))
 
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
@@ -206,7 +204,7 @@ def _delete_policy(job: Job, options: flags.FlagValues) -> list[str]:
 
 
 def _last_second(options: flags.FlagValues) -> int:
-    return round(options.hours * 3600) + 3 * GRACE_SECONDS
+    return seconds(options) + 3 * GRACE_SECONDS
 
 
 def _region(options: flags.FlagValues) -> str:

@@ -10,7 +10,7 @@ from absl import flags
 
 from mvlm_jax.errors import RunError
 from mvlm_jax.launching import archive
-from mvlm_jax.launching.gcloud import again, gcloud, given
+from mvlm_jax.launching.gcloud import again, gcloud, given, seconds
 from mvlm_jax.launching.job import Job
 from mvlm_jax.launching.startup import LOG, Startup
 from mvlm_jax.launching.tools import Tools
@@ -85,7 +85,7 @@ def logs(tools: Tools, job: Job, options: flags.FlagValues) -> None:
     except RunError as error:
         if not job.workdir:
             raise RunError(f"{error}; with --workdir the log of a TPU that is deleted is shown") from error
-        tools.run(gcloud(options, "storage", "cat", f"{_startup(job, options).folder}/worker-0-0.log"))
+        tools.run(gcloud(options, "storage", "cat", _startup(job, options).log_copy()))
 
 
 def delete(tools: Tools, job: Job, options: flags.FlagValues) -> None:
@@ -107,8 +107,7 @@ def send_code(tools: Tools, startup: Startup, *, folder: Path, options: flags.Fl
 
 
 def _startup(job: Job, options: flags.FlagValues) -> Startup:
-    seconds = round(options.hours * 3600)
-    return Startup(job=job, delete=_delete(job, options), seconds=seconds, keep=options.keep)
+    return Startup(job=job, delete=_delete(job, options), seconds=seconds(options), keep=options.keep)
 
 
 def _delete(job: Job, options: flags.FlagValues) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.launching.gcloud import again, check_machines, define_project, gcloud
+from mvlm_jax.launching.gcloud import again, check_machines, define_project, gcloud, seconds
 from mvlm_jax.launching.job import Job, check_name
 from mvlm_jax.launching.tools import Tools
 
@@ -98,7 +98,7 @@ def specification(job: Job, options: flags.FlagValues) -> dict[str, Any]:
         pools = [pool | {"replicaCount": 1}, pool | {"replicaCount": options.nodes - 1}]
     else:
         pools = [pool | {"replicaCount": options.nodes}]
-    scheduling: dict[str, Any] = {"timeout": f"{round(options.hours * 3600)}s", "restartJobOnWorkerRestart": True}
+    scheduling: dict[str, Any] = {"timeout": f"{seconds(options)}s", "restartJobOnWorkerRestart": True}
     if options.spot:
         scheduling["strategy"] = "SPOT"
     network = {"network": options.network} if options.network else {}

@@ -250,20 +250,28 @@ class BaseTask(Task):
     def image_spec(self) -> ImageSpec:
         return ImageSpec(size=self.config.image.size, max_pixels=self.config.data.max_image_pixels)
 
-    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+    @functools.cached_property
+    def host_batches(self) -> TrainingBatches:
+        """The rows of this host, of the batch of any step."""
         config = self.config
         sharding = batch_sharding(make_mesh(**config.mesh))
-        batches = self.batch_type(
+        return self.batch_type(
             self.training_examples,
             self.tokenizer,
             max_length=config.text.max_length,
             batch_size=config.batch_size,
             rows=tuple(map(int, process_rows(config.batch_size, sharding))),
         )
-        prefetch = config.data.prefetch
+
+    @functools.cached_property
+    def input_workers(self) -> int:
+        data, batches = self.config.data, self.host_batches
         devices = jax.local_device_count() if jax.default_backend() != "cpu" else 0
-        workers = worker_count(config.data.workers, devices=devices, batch_bytes=batches.image_bytes, prefetch=prefetch)
-        return in_background(batches, start_step=start_step, workers=workers, prefetch=prefetch)
+        return worker_count(data.workers, devices=devices, batch_bytes=batches.image_bytes, prefetch=data.prefetch)
+
+    def train_batches(self, start_step: int) -> Iterator[HostBatch]:
+        prefetch = self.config.data.prefetch
+        return in_background(self.host_batches, start_step=start_step, workers=self.input_workers, prefetch=prefetch)
 
     def example_ids(self, step: int) -> list[str]:
         examples, size = self.training_examples, self.config.batch_size

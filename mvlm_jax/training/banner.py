@@ -1,6 +1,7 @@
 """What a run says of itself before its first step."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mvlm_jax
+from mvlm_jax.training.inventory import Member, describe
 from mvlm_jax.training.mesh import batch_parts
 from mvlm_jax.training.metrics_log import METRICS
 from mvlm_jax.training.program import Program
@@ -18,12 +20,25 @@ TRACKED = (("wandb", "Weights & Biases project"), ("tracker", "tracker"))  # fie
 
 
 def banner(
-    task: Task, *, config: ConfigDict, mesh: Mesh, program: Program, data: DataSizes | None, directory: Path
+    task: Task,
+    *,
+    config: ConfigDict,
+    mesh: Mesh,
+    program: Program,
+    members: Sequence[Member],
+    data: DataSizes | None,
+    directory: Path,
 ) -> list[str]:
-    """One line for each subject, which begins with its name; `data` is None where the task does not know."""
+    """One line for each subject, which begins with its name; the hosts of several processes may have more.
+
+    Args:
+      members: all processes, in order.
+      data: None where the task does not know.
+    """
     return [
         f"run: {config.task}, mvlm-jax {mvlm_jax.__version__}, JAX {jax.__version__}",
         f"devices: {_devices(mesh)}",
+        *(describe(members) if len(members) > 1 else []),
         f"mesh: {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
         f"parameters: {_parameters(program)}",
         f"batch: {_batch(task, config=config, mesh=mesh)}",

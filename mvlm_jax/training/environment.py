@@ -24,14 +24,16 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 CHECKOUT = Path(mvlm_jax.__file__).resolve().parents[1]
 
 
-def record_start(directory: Path, *, step: int, mesh: Mesh) -> dict[str, Any]:
+def record_start(directory: Path, *, step: int, mesh: Mesh, hosts: Sequence[str] = ()) -> dict[str, Any]:
     """Appends this start of the run to its environment.json, `{"run": identity, "starts": [...]}`, and returns all.
 
     Args:
       step: from which the run goes on; 0 in a new run.
+      hosts: names of those of all processes; recorded where there are several processes.
     """
     record = read_environment(directory)
-    record["starts"].append(start(step=step, mesh=mesh))
+    names = {"hosts": list(hosts)} if len(hosts) > 1 else {}
+    record["starts"].append(start(step=step, mesh=mesh) | names)
     write_json(directory / ENVIRONMENT, record)
     return record
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.training import inventory
 from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ def connect(
       coordinator_address: HOST:PORT of process 0, as the others reach it.
 
     Raises:
-      UserError: arguments that are incomplete or contradict each other, or no connection.
+      UserError: arguments that are incomplete or contradict each other, no connection, or processes that run other
+        code.
     """
     if jax.distributed.is_initialized():
         return
@@ -111,7 +113,7 @@ def together() -> Iterator[None]:
         for process, row in enumerate(_gathered(own.encode())):
             message = bytes(row).rstrip(b"\0").decode("utf-8", "replace")
             if message and failed is None:
-                failed = UserError(f"process {process}: {message}")
+                failed = UserError(f"{inventory.name_of(process)}: {message}")
     if failed is not None:
         raise failed
 
@@ -150,8 +152,8 @@ def check_same(**values: str) -> None:
         others = [process for process, digest in enumerate(digests) if digest != digests[0]]
         if others:
             raise UserError(
-                f"process {others[0]} has another {name} than process 0; start every process with the same command "
-                "on the same version, and with the same files"
+                f"{inventory.name_of(others[0])} has another {name} than {inventory.name_of(0)}; start every process "
+                "with the same command on the same version, and with the same files"
             )
 
 
@@ -182,6 +184,9 @@ def _gathered(content: bytes) -> np.ndarray:
 def _initialize(*, described: str, **arguments) -> None:
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS, **arguments)
+        inventory.check_installations()
+    except UserError:  # of the check: it says what is wrong
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -1,6 +1,7 @@
 """Training, from the first step or from the last checkpoint."""
 
 import dataclasses
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
@@ -15,17 +16,19 @@ from mvlm_jax import config as config_lib
 from mvlm_jax.compile_time import compiling, timed
 from mvlm_jax.console import Progress
 from mvlm_jax.files import user_path
-from mvlm_jax.training import environment, hosts
+from mvlm_jax.training import environment, hosts, inventory
 from mvlm_jax.training import workdir as workdir_lib
+from mvlm_jax.training.activity import CHECKPOINT, COMPILE, DISPATCH, EVALUATION, INPUT, STEP, Activity
 from mvlm_jax.training.banner import banner
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.heartbeat import Heartbeat
 from mvlm_jax.training.interruption import Interruption
-from mvlm_jax.training.mesh import alone, batch_parts, make_mesh, own_copy, shard_batch
+from mvlm_jax.training.mesh import alone, batch_parts, make_mesh, own_copy, process_rows, shard_batch
 from mvlm_jax.training.metrics_log import MetricsLog
 from mvlm_jax.training.nonfinite import IN_A_ROW, NonFiniteWatch
 from mvlm_jax.training.per_device import has_own_rows
 from mvlm_jax.training.program import Program, make_program
+from mvlm_jax.training.skew import SkewMeter
 from mvlm_jax.training.state import TrainState, with_weights
 from mvlm_jax.training.task import Params, StartWeights, Task
 from mvlm_jax.training.tensorboard import TensorBoard
@@ -86,6 +89,7 @@ def _train(
         # What is asked for and is not there leaves no workdir behind.
         openers = [TensorBoard, *openers_of(config)] if writes else []
         data = task.data_sizes()
+        member = _member(task, config=config, program=program)
         # Weights are read before anything is written: those that do not fit leave no workdir behind.
         start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
     hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
@@ -96,7 +100,10 @@ def _train(
                 task.save_assets(directory)
     with hosts.together():
         workdir_lib.check_shared(directory)
-    for line in banner(task, config=config, mesh=mesh, program=program, data=data, directory=directory):
+    members = inventory.gather(member)
+    for line in banner(
+        task, config=config, mesh=mesh, program=program, members=members, data=data, directory=directory
+    ):
         logging.info("%s", line)
     throughput = Throughput(
         steps=steps,
@@ -107,8 +114,10 @@ def _train(
     )
     evaluator = Evaluator(task, config=config, directory=directory, illustrate=illustrate, writes=writes)
     watch = NonFiniteWatch(limit=config.max_skipped_updates, example_ids=task.example_ids)
+    names = [member.host for member in members]
+    activity = Activity()
     with (
-        Heartbeat(),
+        Heartbeat(activity, names=names),
         Interruption() as interruption,
         jax.set_mesh(mesh),
         Checkpoints(
@@ -128,56 +137,86 @@ def _train(
             MetricsLog(directory, resumed_step=first, writes=writes) as log,
             Progress(first=first, steps=steps, shown=writes) as progress,
         ):
+            reporter = Reporter(activity, names=names, throughput=throughput, log=log, progress=progress)
             results = _evaluated(directory, step=first, config=config)
             evaluated = log.has_evaluation(first, ema=config.eval.ema)
             due = _is_due(first, every=config.eval.every, steps=steps) and not evaluated
             if writes and (due or first < steps):
-                trackers = _trackers(openers, directory=directory, first=first, config=config, mesh=mesh)
+                trackers = _trackers(openers, directory=directory, first=first, config=config, mesh=mesh, names=names)
                 log.track(held.enter_context(trackers), losses=tuple(task.objective.weights))
             if due:
-                results = evaluator.make(state, step=first, log=log)
+                with activity.phase(EVALUATION, first):
+                    results = evaluator.make(state, step=first, log=log)
 
             if first == steps:
                 return Outcome(False, results)
             iterator: Any = task.train_batches(first)  # it ends its threads or processes in `close`
             with closing(iterator) as batches:
-                batch: dict[str, Any] | None = shard_batch(next(batches), program.batch_sharding)
+
+                def read(step: int) -> dict[str, Any]:
+                    with activity.phase(INPUT, step):
+                        rows = next(batches)
+                    return shard_batch(rows, program.batch_sharding)
+
+                def wait(step: int, metrics: dict[str, jax.Array]) -> None:
+                    with activity.phase(STEP, step):
+                        watch.check(step, metrics, checkpoints=checkpoints.steps())
+
+                batch: dict[str, Any] | None = read(first + 1)
                 before = None
                 for step in range(first + 1, steps + 1):
-                    with compiling("the training step") if step == first + 1 else nullcontext():
-                        state, metrics = program.step(state, batch)
+                    new = step == first + 1
+                    with activity.phase(COMPILE if new else DISPATCH, step):
+                        with compiling("the training step") if new else nullcontext():
+                            state, metrics = program.step(state, batch)
                     interruption.step_begun()
                     # The device works on this step while the host makes the next batch.
-                    batch = shard_batch(next(batches), program.batch_sharding) if step < steps else None
+                    batch = read(step + 1) if step < steps else None
                     # Waiting for the step before keeps the host from piling up batches on the device.
                     if before is not None:
-                        watch.check(step - 1, before, checkpoints=checkpoints.steps())
+                        wait(step - 1, before)
                     before = metrics
 
-                    if step == first + 1:
-                        jax.block_until_ready(metrics)
-                        throughput.restart(step)
+                    if new:
+                        with activity.phase(STEP, step):
+                            jax.block_until_ready(metrics)
+                        reporter.restart(step)
                     if _is_due(step, every=config.log_every, steps=steps):
-                        _report(step, jax.device_get(metrics), throughput=throughput, log=log, progress=progress)
+                        reporter.report(step, metrics)
                     progress.step_done()
                     checkpoints.check_written()
                     stop = interruption.requested(step)
                     if stop or _is_due(step, every=config.checkpoint.every, steps=steps):
-                        watch.check(step, metrics, checkpoints=checkpoints.steps())
+                        wait(step, metrics)
                         before = None
-                        checkpoints.save(step, state)
+                        with activity.phase(CHECKPOINT, step):
+                            checkpoints.save(step, state)
                     if stop:
                         logging.info("stopped after step %d of %d; the same command continues the run", step, steps)
                         break
                     if _is_due(step, every=config.eval.every, steps=steps):
-                        results = evaluator.make(state, step=step, log=log)
-                        throughput.restart(step)
+                        with activity.phase(EVALUATION, step):
+                            results = evaluator.make(state, step=step, log=log)
+                        reporter.restart(step)
     return Outcome(stop, results)
 
 
-def _trackers(openers: list[Opener], *, directory: Path, first: int, config: ConfigDict, mesh: Mesh) -> Trackers:
+def _member(task: Task, *, config: ConfigDict, program: Program) -> inventory.Member:
+    devices = jax.local_devices()
+    return inventory.Member(
+        host=socket.gethostname(),
+        devices=len(devices),
+        kind=devices[0].device_kind,
+        examples=len(process_rows(config.batch_size, program.batch_sharding)),
+        workers=task.input_workers,
+    )
+
+
+def _trackers(
+    openers: list[Opener], *, directory: Path, first: int, config: ConfigDict, mesh: Mesh, names: list[str]
+) -> Trackers:
     with workdir_lib.writing(directory):
-        record = environment.record_start(directory, step=first, mesh=mesh)
+        record = environment.record_start(directory, step=first, mesh=mesh, hosts=names)
     run = TrackedRun(
         directory=directory,
         identity=record["run"],
@@ -221,11 +260,35 @@ def _is_due(step: int, *, every: int, steps: int) -> bool:
     return step == steps or (step > 0 and every > 0 and step % every == 0)
 
 
-def _report(step: int, metrics: dict[str, Any], *, throughput: Throughput, log: MetricsLog, progress: Progress) -> None:
-    metrics = {name: float(value) for name, value in metrics.items() if name != IN_A_ROW}
-    timing = throughput.report(step)
-    log.write(step, metrics, timing=timing)
-    progress.report(step, progress_words(metrics=metrics, timing=timing))
+class Reporter:
+    """Where the metrics of a step go, with how fast the run goes and which host is slow."""
+
+    def __init__(
+        self, activity: Activity, *, names: list[str], throughput: Throughput, log: MetricsLog, progress: Progress
+    ):
+        self._activity = activity
+        self._names = names
+        self._throughput = throughput
+        self._skew = SkewMeter(activity)
+        self._log = log
+        self._progress = progress
+
+    def restart(self, step: int) -> None:
+        """Leaves what came before out of the times."""
+        self._throughput.restart(step)
+        self._skew.restart(step)
+
+    def report(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Waits for the step."""
+        with self._activity.phase(STEP, step):
+            values = jax.device_get(metrics)
+        numbers = {name: float(value) for name, value in values.items() if name != IN_A_ROW}
+        timing = self._throughput.report(step)
+        skew = self._skew.report(step)
+        self._log.write(step, numbers, timing=timing | (skew.timing() if skew else {}))
+        words = progress_words(metrics=numbers, timing=timing)
+        slow = skew.words(self._names) if skew else ""
+        self._progress.report(step, f"{words}  {slow}" if slow else words)
 
 
 def _evaluated(directory: Path, *, step: int, config: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -141,6 +141,11 @@ class Task(Protocol):
         """
         return None
 
+    @property
+    def input_workers(self) -> int | None:
+        """Processes that make the batches of `train_batches` here; 0: threads of this one. None: not known."""
+        return None
+
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
         """This host's rows of the batches of steps `start_step`, `start_step + 1` and so on; the first step is 0.
 

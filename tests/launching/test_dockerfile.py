@@ -6,6 +6,9 @@ import re
 import pytest
 from tiny import ROOT
 
+from mvlm_jax.launching import archive
+from mvlm_jax.launching.jobset import IMAGE_USER
+
 LINES = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 STAGES = {}  # name -> (the stage that it starts from, its lines)
 for line in LINES:
@@ -27,7 +30,7 @@ def test_a_target_installs_its_extra_at_pinned_versions_for_a_user_who_is_not_ro
     installs = [step for step in steps(target) if "pip install" in step]
     assert extra in installs[-1]
     assert all("--constraint=constraints.txt" in step for step in installs)
-    assert [step for step in steps(target) if step.startswith("USER")] == ["USER 1000"]
+    assert [step for step in steps(target) if step.startswith("USER")] == [f"USER {IMAGE_USER}"]
 
 
 def test_everything_that_is_copied_is_there_and_is_sent_to_the_builder():
@@ -40,7 +43,7 @@ def test_everything_that_is_copied_is_there_and_is_sent_to_the_builder():
         for name in step.split()[1:-1]
         if name != "."
     }
-    assert "constraints-gpu.txt" in copied
+    assert "constraints-gpu.txt" in copied and set(archive.FILES) <= set(sent)
     for name in copied:
         assert (ROOT / name).exists() and any(fnmatch.fnmatch(name.split("/")[0], each) for each in sent), name
     assert all((ROOT / name).exists() for name in sent)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -92,9 +94,19 @@ def test_a_name_that_the_provider_would_refuse_is_refused(platform, name, tools,
 @pytest.mark.parametrize("platform", ALL.values(), ids=ALL)
 def test_a_missing_tool_is_one_line(platform, tools, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tools.folder / "empty"))
-    for verb in ("create", "delete"):
+    Path("mvlm-1.out").touch()  # the output of a batch job
+    program = {"gke": "kubectl", "slurm": "(sbatch|squeue|scancel|tail)"}.get(platform[0], "gcloud")
+    for verb in ("create", "status", "logs", "delete"):
         assert launch(platform, verb, *(IN_CLOUD if verb == "create" else [])) == 2
-        assert "is needed and is not on PATH" in one_line(capsys)
+        assert re.search(f"the program {program} is needed and is not on PATH: ", one_line(capsys))
+
+
+@pytest.mark.parametrize("program", ["sbatch", "squeue"])
+def test_a_batch_job_needs_every_program_of_slurm(program, tools, capsys):
+    (tools.folder / program).unlink()
+    assert launch(SLURM, "create", *IN_CLOUD) == 2
+    assert f"the program {program} is needed and is not on PATH: it is part of Slurm" in one_line(capsys)
+    assert tools.commands() == []
 
 
 @pytest.mark.parametrize("words, said", [

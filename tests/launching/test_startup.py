@@ -1,12 +1,14 @@
 """The startup script of a TPU host, run here with stand-ins for everything that it starts."""
 
 import os
+import re
 import subprocess
 
 import pytest
+from tiny import ROOT
 
 from mvlm_jax.launching.job import Job
-from mvlm_jax.launching.startup import Startup
+from mvlm_jax.launching.startup import SCRIPT, Startup
 
 ATTRIBUTES = {
     "first": {"agent-worker-number": "0"},
@@ -79,6 +81,11 @@ def test_the_other_hosts_leave_the_first_one_time_to_finish(host, log, tmp_path)
     assert commands[-3:] == [
         f"gcloud storage cp /var/log/mvlm.log gs://b-1/x/launch/worker-{log}.log", "sleep 900", "gcloud DELETE"
     ]  # fmt: skip
+
+
+def test_the_oldest_python_that_is_good_enough_is_that_of_the_package():
+    [oldest] = re.findall(r'python_requires=">=(\d+)\.(\d+)"', (ROOT / "setup.py").read_text())
+    assert f"sys.version_info < ({', '.join(oldest)})" in SCRIPT
 
 
 def test_a_tpu_to_be_kept_stays(tmp_path):

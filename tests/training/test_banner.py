@@ -3,6 +3,7 @@ from toy import ToyTask, toy_config
 
 import mvlm_jax
 from mvlm_jax.training.banner import _short, banner
+from mvlm_jax.training.inventory import Member, describe
 from mvlm_jax.training.mesh import make_mesh
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import DataSizes
@@ -19,7 +20,9 @@ def test_a_run_says_what_it_is_in_a_line_for_each_subject(tmp_path):
     task = HalfFrozen()
     program = make_program(task=task, config=config, mesh=mesh)
     data = DataSizes(train=(20, 8), epoch=48, evaluated=12)
-    assert banner(task, config=config, mesh=mesh, program=program, data=data, directory=tmp_path) == [
+    host = Member("a", devices=1, kind="cpu", examples=16, workers=0)
+    about = {"config": config, "mesh": mesh, "program": program, "data": data, "directory": tmp_path}
+    assert banner(task, members=[host], **about) == [
         f"run: pretrain, mvlm-jax {mvlm_jax.__version__}, JAX {jax.__version__}",
         f"devices: 1 x {jax.devices()[0].device_kind}, 1 process",
         "mesh: data 1, fsdp 1, tensor 1",
@@ -30,6 +33,8 @@ def test_a_run_says_what_it_is_in_a_line_for_each_subject(tmp_path):
         "data: 2*tfds:coco:train + tfds:vg:train (20 + 8 examples, 48 in an epoch); evaluated on tfds:shapes:val (12)",
         f"logs: {tmp_path}/metrics.jsonl, Weights & Biases project mvlm; watch with: tensorboard --logdir={tmp_path}",
     ]
+    several = banner(task, members=[host, host._replace(host="b")], **about)
+    assert several[2:3] == describe([host, host._replace(host="b")])
 
 
 def test_large_numbers_are_short():

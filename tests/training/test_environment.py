@@ -17,7 +17,7 @@ COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 def test_each_start_of_a_run_has_an_entry(tmp_path):
     mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     first = record_start(tmp_path, step=0, mesh=mesh)
-    record = record_start(tmp_path, step=3, mesh=mesh)
+    record = record_start(tmp_path, step=3, mesh=mesh, hosts=["a", "b"])
     assert json.loads((tmp_path / "environment.json").read_text()) == record
     assert re.fullmatch("[0-9a-f]{16}", first["run"]) and record["run"] == first["run"]
     assert record["starts"][0] == first["starts"][0]
@@ -27,6 +27,7 @@ def test_each_start_of_a_run_has_an_entry(tmp_path):
     assert set(start["packages"]) == {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"}
     assert (start["devices"], start["device_kind"]) == (jax.device_count(), jax.devices()[0].device_kind)
     assert (start["processes"], start["host_cpus"]) == (1, os.cpu_count())
+    assert [start.get("hosts") for start in record["starts"]] == [None, ["a", "b"]]
 
 
 def test_a_record_that_is_damaged_is_begun_anew(tmp_path):

@@ -14,10 +14,13 @@ import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
 from mvlm_jax.errors import RunError
+from mvlm_jax.training.activity import INPUT, Whereabouts
 from mvlm_jax.training.heartbeat import LostProcesses
 from mvlm_jax.training.loop import train
+from mvlm_jax.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
+HOST = socket.gethostname()
 TIMEOUT = 300  # seconds; only a hang comes near it
 PROCESS = """
 import json, pathlib, sys, time
@@ -31,10 +34,13 @@ from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
 from mvlm_jax.training.heartbeat import Heartbeat
+from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import StartWeights
 from toy import ToyTask, toy_config
 
-loop.Heartbeat = lambda: Heartbeat(beat_seconds=0.5, lost_after_seconds=job.get("lost_after", 3.0))
+seconds = {"beat_seconds": 0.5, "lost_after_seconds": job.get("lost_after", 3.0)}
+seconds["stalled_after_seconds"] = job.get("stalled_after", 120.0)
+loop.Heartbeat = lambda activity, names: Heartbeat(activity, names=names, **seconds)
 config = toy_config(**{"checkpoint.every": 1000, **job["fields"]})
 rows_here = process_rows(16, batch_sharding(make_mesh(**config.mesh)))
 
@@ -55,11 +61,26 @@ class Part(ToyTask):
         for step, batch in enumerate(super().train_batches(start_step)):
             if job.get("fails") == index and step == 5:
                 raise RunError("no batch any more")
-            time.sleep(job.get("pause", 0.05))
+            if job.get("starves") == index and step == 12:
+                time.sleep(1000)
+            time.sleep(0.3 if job.get("slow") == index else job.get("pause", 0.05))
             yield {name: rows[rows_here] for name, rows in batch.items()}
 
+def stuck_program():
+    # Its sixth call does not come back.
+    program, calls = make_program(task=Part(), config=config, mesh=make_mesh(**config.mesh)), []
+
+    def step(state, batch):
+        calls.append(step)
+        if len(calls) == 6:
+            time.sleep(1000)
+        return program.step(state, batch)
+
+    return program._replace(step=step)
+
 def main(_):
-    loop.train(Part(), config=config, workdir=workdir)
+    program = stuck_program() if job.get("stuck") == index else None
+    loop.train(Part(), config=config, workdir=workdir, program=program)
 
 sys.exit(commands.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[]))
 """
@@ -98,6 +119,13 @@ def wait_for_step(workdir, processes):
         time.sleep(0.05)
 
 
+def wait_for_words(words, log, processes):
+    deadline = time.monotonic() + TIMEOUT
+    while words not in log.read_text():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes), log.read_text()
+        time.sleep(0.1)
+
+
 def end(processes):
     for process in processes:
         process.kill()
@@ -105,7 +133,7 @@ def end(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim, message", [(1, "process 1 is lost: it sent no heartbeat"), (0, "another task died")])
+@pytest.mark.parametrize("victim, message", [(1, f"process 1 ({HOST}) is lost: it sent"), (0, "another task died")])
 def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, message):
     processes = started(tmp_path / "run", fields={"steps": 100_000})
     try:
@@ -116,6 +144,38 @@ def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, mess
         assert message in (tmp_path / f"{1 - victim}.log").read_text()
     finally:
         end(processes)
+
+
+@pytest.mark.slow
+def test_a_slow_host_is_named_and_an_input_pipeline_that_gives_nothing_too(tmp_path):
+    processes = started(tmp_path / "run", fields={"steps": 100_000}, slow=1, starves=1, pause=0.0, stalled_after=3.0)
+    try:
+        wait_for_words("(the batch of step 13)", tmp_path / "0.log", processes)
+    finally:
+        end(processes)
+    log = (tmp_path / "0.log").read_text()
+    assert f"hosts: {HOST} (processes 0 to 1); each: 2 x cpu, 8 examples of a batch" in log
+    assert f"warning: process 1 ({HOST}) has waited " in log
+    assert f"slow: process 1 ({HOST}), input 0.3" in log
+    assert "slow:" not in (tmp_path / "1.log").read_text()
+    timings = [line["timing"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "timing" in line]
+    slowest = [timing for timing in timings if timing.get("slowest_process") == 1]
+    assert len(slowest) > len(timings) / 2
+    assert max(timing["host_skew"] for timing in slowest) > 0.2
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_end_is_told_from_an_input_pipeline_and_then_from_a_lost_process(tmp_path):
+    processes = started(tmp_path / "run", fields={"steps": 100_000}, stuck=1, stalled_after=3.0)
+    try:
+        wait_for_words("a collective or a device is stuck", tmp_path / "0.log", processes)
+        assert "all processes entered step 6; it has not ended for " in (tmp_path / "0.log").read_text()
+        processes[1].kill()
+        assert processes[0].wait(timeout=TIMEOUT) == 1
+    finally:
+        end(processes)
+    log = (tmp_path / "0.log").read_text()
+    assert f"process 1 ({HOST}) is lost: it sent no heartbeat for " in log and "; it was last seen in step 6" in log
 
 
 @pytest.mark.slow
@@ -139,7 +199,7 @@ def test_a_process_that_fails_ends_the_other_one_which_says_why(tmp_path, failin
     assert ended(processes, timeout=TIMEOUT) == [1, 1]
     logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
     assert "mvlm train: no batch any more" in logs[failing]
-    assert f"mvlm: process {failing} has stopped: no batch any more" in logs[1 - failing]
+    assert f"mvlm: process {failing} ({HOST}) has stopped: no batch any more" in logs[1 - failing]
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +266,14 @@ def test_a_process_that_never_came_is_lost_and_one_that_is_done_is_not():
 def test_a_process_that_failed_says_why():
     lost = LostProcesses(me=0, count=2, lost_after_seconds=10.0)
     assert lost.verdict({1: f"failed {RunError('no room')}"}) == "process 1 has stopped: no room"
+
+
+def test_a_lost_process_is_named_with_its_host_and_what_it_did_last():
+    now = [0.0]
+    lost = LostProcesses(me=0, count=2, lost_after_seconds=10.0, names=["a", "b"], clock=lambda: now[0])
+    beat = f"7 {Whereabouts(INPUT, 13, 12, 4.0).encode()}"
+    assert lost.verdict({1: beat}) is None
+    now[0] = 11.0
+    assert lost.verdict({1: beat}) == (
+        "process 1 (b) is lost: it sent no heartbeat for 11 s; it was last seen waiting for the batch of step 13"
+    )

@@ -1,6 +1,7 @@
 """Two processes of four devices over loopback, through the commands: one run, whatever it runs on."""
 
 import json
+import socket
 
 import jax
 import numpy as np
@@ -10,11 +11,12 @@ from twenty import DEVICES, STEPS, flags_of, logged_losses, run_processes, watch
 from mvlm_jax.cli import evaluate, train, weights
 from mvlm_jax.errors import UserError
 from mvlm_jax.inference import load
-from mvlm_jax.training import hosts
+from mvlm_jax.training import hosts, inventory
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 from mvlm_jax.training.workdir import ORIGIN
 
+HOST = socket.gethostname()
 DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
 
 
@@ -112,7 +114,7 @@ def test_a_model_trained_in_parts_over_two_processes_is_exported_whole(resumed, 
 def test_what_one_process_lacks_ends_all_in_one_line(first):
     directory, records, errors = first
     assert [record[2]["status"] for record in records] == [2, 2]
-    assert "mvlm train: process 1: text.tokenizer='words.txt' cannot be read" in errors[0]
+    assert f"mvlm train: process 1 ({HOST}): text.tokenizer='words.txt' cannot be read" in errors[0]
     assert "mvlm train: text.tokenizer='words.txt' cannot be read" in errors[1]
 
 
@@ -120,7 +122,8 @@ def test_what_one_process_lacks_ends_all_in_one_line(first):
 def test_processes_of_different_commands_are_refused(first):
     directory, records, errors = first
     assert [record[3]["status"] for record in records] == [2, 2]
-    assert all("mvlm train: process 1 has another config than process 0; start every" in error for error in errors)
+    differs = f"mvlm train: process 1 ({HOST}) has another config than process 0 ({HOST}); start every"
+    assert all(differs in error for error in errors)
     assert not (directory / "none").exists()
 
 
@@ -166,6 +169,7 @@ def initialized(monkeypatch):
     for name in (*SLURM, *TPU, *KUBERNETES, "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(inventory, "check_installations", lambda: None)
     return calls
 
 
