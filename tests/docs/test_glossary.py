@@ -19,6 +19,7 @@ from mvlm_jax.objectives import losses
 from mvlm_jax.tasks.registry import describe_task
 from mvlm_jax.tasks.vqa import Answer
 from mvlm_jax.training.metrics_log import read_metrics
+from mvlm_jax.training.skew import HostTimes, skew_of
 from mvlm_jax.training.throughput import Throughput
 from mvlm_jax.training.workdir import ORIGIN
 
@@ -76,6 +77,10 @@ def test_what_is_written_of_speed():
     )
     throughput.restart(1)
     check("Speed of training", set(throughput.report(2)))
+
+
+def test_what_is_written_of_many_hosts():
+    check("Speed of many hosts", set(skew_of([HostTimes(0.1, 0.1, 0.1)] * 2).timing()))
 
 
 def test_what_an_evaluation_of_pairs_writes(demo_run):
