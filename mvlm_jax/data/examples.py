@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 ExampleT = TypeVar("ExampleT", covariant=True)
+READ_TOGETHER = 64  # examples, where a whole file is read in order
 
 
 class Example(TypedDict):
@@ -42,6 +43,34 @@ class Counted(Protocol):
 
     def caption_counts(self) -> Int32[np.ndarray, " M"] | None:
         """How many captions that are not blank each example has; None: not known without reading them all."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that reads many examples in hardly more time than one."""
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Fetches what this thread will ask for next, all of it at once."""
+
+
+def read_ahead(source: object, indices: Sequence[int]) -> None:
+    if isinstance(source, ReadsAhead):
+        source.read_ahead(indices)
+
+
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose examples are shuffled within a window, in the order of its files, so that neighbours in a file
+    are read at about the same time."""
+
+    window: int  # examples; 0: all are shuffled together
+
+    def file_starts(self) -> Int64[np.ndarray, " F"]:
+        """The first example of each file."""
+
+
+def window_of(source: object) -> int:
+    return source.window if isinstance(source, InFiles) else 0
 
 
 def without_blanks(captions: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import open_source
-from mvlm_jax.data.writing import dataset, shards
-from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
+from mvlm_jax.data.writing import processes, shards
+from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset, write_to
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
 
@@ -305,8 +305,8 @@ def test_workers_are_no_more_than_the_available_cpus(tmp_path, monkeypatch):
     def started(*args, **kwargs):
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(dataset, "WORTH_WORKERS", 1)
-    monkeypatch.setattr(dataset, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(processes, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", started)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
     manifest = read_manifest(write_dataset(shapes_collection(train=2, val=1, test=1), name="few", data_dir=tmp_path))
@@ -499,7 +499,6 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
 def test_directories_in_buckets_are_refused_and_nothing_is_written(small_shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     remote = "gs://bucket/data"
-    assert "is not a local path" in refusal(capsys, "--dataset=shapes", f"--data_dir={remote}")
     report = refusal(capsys, "--check", "--dataset=shapes", f"--data_dir={tmp_path}", f"--report_dir={remote}")
     assert f"--report_dir={remote!r} is not a local path" in report
     assert "is not a local path" in refusal(capsys, "--dataset=flickr8k", f"--source={remote}")
@@ -511,9 +510,9 @@ def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsy
 
     def write_later(*args, **kwargs):
         listed.unlink()
-        return write_dataset(*args, **kwargs)
+        return write_to(*args, **kwargs)
 
-    monkeypatch.setattr(prepare_command, "write_dataset", write_later)
+    monkeypatch.setattr(prepare_command, "write_to", write_later)
     assert f"'{listed}' cannot be read: No such file" in refusal(capsys, *arguments)
 
 
