@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 ExampleT = TypeVar("ExampleT", covariant=True)
-READ_TOGETHER = 64  # examples, where a whole file is read in order
 
 
 class Example(TypedDict):
@@ -43,6 +42,17 @@ class Counted(Protocol):
 
     def caption_counts(self) -> Int32[np.ndarray, " M"] | None:
         """How many captions that are not blank each example has; None: not known without reading them all."""
+
+
+@runtime_checkable
+class WithTexts(Protocol):
+    """A source of captioned images that gives captions without reading the image."""
+
+    def texts(self, index: int) -> list[str]:
+        """
+        Raises:
+          UnusableImage: it is known that there is no image, or the captions are damaged.
+        """
 
 
 @runtime_checkable

@@ -3,12 +3,13 @@
 fsspec finds the library of a store by the scheme of its URLs: gcsfs for gs://, s3fs for s3://. These are extras.
 """
 
+import bisect
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -102,7 +103,7 @@ def sizes(url: str) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[tuple[BinaryIO, int]]:
+def opened(url: str) -> Iterator[tuple[Any, int]]:
     """A file object that reads ahead, and its size in bytes."""
     with _errors(url):
         filesystem, path = _opened(url)
@@ -134,26 +135,36 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
         return []
     with _errors(ranges[0].url):
         filesystem, _ = _opened(ranges[0].url)
-        paths = [filesystem._strip_protocol(each.url) for each in ranges]
-        ends = [each.start + each.size for each in ranges]
-        merged = merge_offset_ranges(
-            paths, [each.start for each in ranges], ends, max_gap=GAP, max_block=LARGEST, sort=True
-        )
-        blocks = filesystem.cat_ranges(*merged, on_error="return")
-    fetched: dict[str, list[tuple[int, bytes]]] = {}
-    for path, start, block in zip(merged[0], merged[1], blocks, strict=True):
+        requests = merged(ranges)
+        paths = [filesystem._strip_protocol(each.url) for each in requests]
+        ends = [each.start + each.size for each in requests]
+        blocks = filesystem.cat_ranges(paths, [each.start for each in requests], ends, on_error="return")
+    starts: dict[str, list[int]] = {}
+    fetched: dict[str, list[bytes]] = {}
+    for request, block in zip(requests, blocks, strict=True):
         if isinstance(block, Exception):
-            with _errors(filesystem.unstrip_protocol(path)):
+            with _errors(request.url):
                 raise block
-        fetched.setdefault(path, []).append((start, block))
-    return [
-        next(
-            block[each.start - start : each.start - start + each.size]
-            for start, block in reversed(fetched[path])
-            if start <= each.start
-        )
-        for path, each in zip(paths, ranges, strict=True)
-    ]
+        starts.setdefault(request.url, []).append(request.start)
+        fetched.setdefault(request.url, []).append(block)
+    found = []
+    for each in ranges:
+        number = bisect.bisect_right(starts[each.url], each.start) - 1
+        within = each.start - starts[each.url][number]
+        found.append(fetched[each.url][number][within : within + each.size])
+    return found
+
+
+def merged(ranges: Sequence[Range]) -> list[Range]:
+    """The requests that fetch all of these ranges: a little between two of them costs less than another request."""
+    urls, starts, ends = merge_offset_ranges(
+        [each.url for each in ranges],
+        [each.start for each in ranges],
+        [each.start + each.size for each in ranges],
+        max_gap=GAP,
+        max_block=LARGEST,
+    )
+    return [Range(url, start, end - start) for url, start, end in zip(urls, starts, ends)]
 
 
 def write(url: str, data: bytes) -> None:

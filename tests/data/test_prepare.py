@@ -23,7 +23,7 @@ from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import open_source
-from mvlm_jax.data.writing import processes, shards
+from mvlm_jax.data.writing import beam, processes, shards
 from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset, write_to
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
@@ -503,6 +503,43 @@ def test_directories_in_buckets_are_refused_and_nothing_is_written(small_shapes,
     assert f"--report_dir={remote!r} is not a local path" in report
     assert "is not a local path" in refusal(capsys, "--dataset=flickr8k", f"--source={remote}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runner_without_beam_and_options_without_a_runner_are_refused(small_shapes, tmp_path, capsys, monkeypatch):
+    shapes = ("--dataset=shapes", f"--data_dir={tmp_path / 'data'}")
+    option = "--beam.direct_num_workers=4"
+    assert "--beam.direct_num_workers is used only with --runner=direct|dataflow|spark" in refusal(
+        capsys, *shapes, option
+    )
+    assert "--beam.runner is --runner here" in refusal(capsys, *shapes, "--beam.runner=DirectRunner")
+    assert "--runner" in refusal(capsys, *shapes, "--runner=flink")
+    assert "--runner is not used with --check" in refusal(capsys, *shapes, "--check", "--runner=direct")
+    message = refusal(capsys, *shapes, "--runner=direct", "--workers=4")
+    assert "--workers is not used with --runner; give Beam's own option, such as --beam.direct_num_workers=4" in message
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    message = refusal(capsys, *shapes, "--runner=direct", option, "--beam.save_main_session")
+    assert "--runner=direct needs Apache Beam" in message and "pip install 'mvlm-jax[beam]'" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{} [while running 'Write']",
+        'Traceback (most recent call last):\n  File "a.py", line 1\nmvlm_jax.ShardFailure: {}\n',
+        "Pipeline failed in state FAILED: Error from SDK harness: Traceback\\nShardFailure: {}\\n\\nDuring handling",
+    ],
+)
+def test_what_a_worker_of_a_pipeline_met_is_found_in_the_text_of_its_runner(text):
+    refused = beam._failure(RuntimeError(text.format(f"{beam.REFUSED} 'a.tar' cannot be read: it is (cut) off")))
+    assert isinstance(refused, UserError) and str(refused) == "'a.tar' cannot be read: it is (cut) off"
+    not_written = beam._failure(RuntimeError(text.format(f"{beam.NOT_WRITTEN} No space left")))
+    assert isinstance(not_written, OSError) and str(not_written) == "No space left"
+    other = beam._failure(ValueError("Missing required option: region."))
+    assert (
+        str(other)
+        == "the pipeline failed: Missing required option: region.; finished shards are kept for the same command"
+    )
 
 
 def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsys, monkeypatch):

@@ -36,8 +36,8 @@ class ShardFailure(Exception):
 class Pipeline:
     """An engine: one element a shard, which a worker writes whole.
 
-    Beam pickles what it sends to its workers, and they unpickle only that. The collection is not sent but opened by each
-    worker process: with millions of captions it is larger than the job descriptions that runners take.
+    Beam pickles what it sends to its workers, and they unpickle only that. The collection is not sent: each worker
+    process opens it, since with millions of captions it is larger than the job descriptions that runners take.
     """
 
     runner: str  # one of RUNNERS
@@ -116,8 +116,10 @@ def parse_options(options: Sequence[str], *, runner: str) -> Any:
     Raises:
       UserError: Beam is not installed, or has no such option or value.
     """
-    # What it warns of on import concerns libraries that nothing here uses.
-    standard_logging.getLogger("apache_beam").setLevel(standard_logging.ERROR)
+    # What it warns of on import concerns libraries that nothing here uses. On this machine it also logs the traceback of what
+    # it then raises.
+    quiet = standard_logging.CRITICAL if runner == "direct" else standard_logging.ERROR
+    standard_logging.getLogger("apache_beam").setLevel(quiet)
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
@@ -142,7 +144,7 @@ def _on_this_machine(options: Any) -> Any:
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
-    given = options.get_all_options() | {"default_sdk_harness_log_level": "WARNING"}
+    given = options.get_all_options() | {"default_sdk_harness_log_level": "CRITICAL"}
     encoded = JobServiceHandle.encode_pipeline_options(given)
     provided = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
     return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provided))

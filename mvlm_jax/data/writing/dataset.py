@@ -82,13 +82,14 @@ def write_to(
         shards = shards_of(collection, name=name)
         job = Job(collection.splits, collection.codec, checks, place, plan)
         reports = _write_missing(shards, job=job, engine=engine)
-        with place.description() as directory:
+        files = [shard.file for shard in shards]
+        with place.description(files) as directory:
             try:
                 _describe(directory, name=name, collection=collection, origin=origin, reports=reports, licence=licence)
             except UserError:
-                place.discard([shard.file for shard in shards])
+                place.discard(files)
                 raise
-            place.publish(directory)
+            place.publish(directory, files)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

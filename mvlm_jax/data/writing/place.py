@@ -59,11 +59,11 @@ class Place(Protocol):
     def reports(self, files: Sequence[str], *, verify: bool = True) -> dict[str, dict[str, Any]]:
         """Of the shards that are finished, and with `verify` unchanged since."""
 
-    def description(self) -> contextlib.AbstractContextManager[Path]:
-        """A local directory for the files beside the shards."""
+    def description(self, files: Sequence[str]) -> contextlib.AbstractContextManager[Path]:
+        """A local directory for what stands beside the shards, in which TFDS finds files of their names."""
 
-    def publish(self, description: Path) -> None:
-        """Makes the finished dataset appear."""
+    def publish(self, description: Path, files: Sequence[str]) -> None:
+        """Makes the finished dataset appear; `files` are its shards."""
 
     def discard(self, files: Sequence[str]) -> None:
         """Removes all that is not finished."""
@@ -125,12 +125,13 @@ class Directory:
         return {file: report for file, report in found if report is not None}
 
     @contextlib.contextmanager
-    def description(self) -> Iterator[Path]:
+    def description(self, files: Sequence[str]) -> Iterator[Path]:
         yield self.partial
 
-    def publish(self, description: Path) -> None:
+    def publish(self, description: Path, files: Sequence[str]) -> None:
+        reports = (report_path(self.partial / file) for file in files)
         # A killed process leaves the temporary file that it was writing.
-        for remains in (self.partial / PLAN, *self.partial.glob(".*.tmp"), *self.partial.glob("*.array_record-*.json")):
+        for remains in (self.partial / PLAN, *self.partial.glob(".*.tmp"), *reports):
             remains.unlink(missing_ok=True)
         os.rename(self.partial, self.final)
 
@@ -208,13 +209,15 @@ class StorePrefix:
         }
 
     @contextlib.contextmanager
-    def description(self) -> Iterator[Path]:
+    def description(self, files: Sequence[str]) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as directory:
+            for file in files:
+                (Path(directory) / file).touch()
             yield Path(directory)
 
-    def publish(self, description: Path) -> None:
-        files = sorted(description.iterdir(), key=lambda file: file.name == INFO)
-        for file in files:
+    def publish(self, description: Path, files: Sequence[str]) -> None:
+        beside = [file for file in description.iterdir() if file.name not in files]
+        for file in sorted(beside, key=lambda file: file.name == INFO):
             stores.upload(file, f"{self.final}/{file.name}")
         stores.remove(self.partial)
 

@@ -12,11 +12,12 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mvlm_jax.data.collection import Codec, Values
-from mvlm_jax.data.examples import READ_TOGETHER, Source, read_ahead
+from mvlm_jax.data.examples import Source, read_ahead
 from mvlm_jax.data.images import PILLOW_PIXELS, UnusableImage, decode_image
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.files import atomically, write_text
 
+FETCHED_TOGETHER = 64  # examples, from a source that reads ahead
 # One record a chunk for random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -52,8 +53,8 @@ def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, che
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         try:
             for number, index in enumerate(indices):
-                if number % READ_TOGETHER == 0:
-                    read_ahead(source, indices[number : number + READ_TOGETHER])
+                if number % FETCHED_TOGETHER == 0:
+                    read_ahead(source, indices[number : number + FETCHED_TOGETHER])
                 try:
                     values = codec.values(source[index], checked=checks.checked, skipped=skipped)
                 except UnusableImage as error:
