@@ -116,8 +116,7 @@ def parse_options(options: Sequence[str], *, runner: str) -> Any:
     Raises:
       UserError: Beam is not installed, or has no such option or value.
     """
-    # What it warns of on import concerns libraries that nothing here uses. On this machine it also logs the traceback of what
-    # it then raises.
+    # What it warns of on import concerns libraries that nothing here uses. On this machine it also logs what it raises.
     quiet = standard_logging.CRITICAL if runner == "direct" else standard_logging.ERROR
     standard_logging.getLogger("apache_beam").setLevel(quiet)
     try:
