@@ -216,6 +216,9 @@ def _mode(values: flags.FlagValues) -> str:
             if mode == "prepare":
                 raise UserError(f"--{name} is used only with {' or '.join(f'--{other}' for other in modes)}")
             raise UserError(f"--{name} is not used with --{mode}")
+    for name in values:
+        if name.startswith(BEAM) and mode != "prepare":
+            raise UserError(f"--{name} is not used with --{mode}")
     if mode == "preview":
         for name, field in IN_RECIPE.items():
             if values[name].present:

@@ -57,14 +57,22 @@ class WithTexts(Protocol):
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """A source that reads many examples in hardly more time than one."""
+    """A source that may read many examples in hardly more time than one."""
+
+    @property
+    def reads_ahead(self) -> bool:
+        """False: `read_ahead` gains nothing."""
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Fetches what this thread will ask for next, all of it at once."""
 
 
+def reads_ahead(source: object) -> bool:
+    return isinstance(source, ReadsAhead) and source.reads_ahead
+
+
 def read_ahead(source: object, indices: Sequence[int]) -> None:
-    if isinstance(source, ReadsAhead):
+    if isinstance(source, ReadsAhead) and source.reads_ahead:
         source.read_ahead(indices)
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from grain.experimental import index_shuffle
 from jaxtyping import Int32
 
-from mvlm_jax.data.examples import InFiles, ReadsAhead, Source, WithTexts, read_ahead, window_of
+from mvlm_jax.data.examples import InFiles, Source, WithTexts, read_ahead, reads_ahead, window_of
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.order import ROUNDS, WindowedOrder, interleaved
 from mvlm_jax.data.sources import FRACTION, open_source, without_option
@@ -79,7 +79,7 @@ class Mixture:
         self._counts = [component.examples_per_epoch for component in self.components]
         self._ends = list(itertools.accumulate(self._counts))
         self._orders = [component.order() for component in self.components]
-        self.reads_ahead = any(isinstance(component.source, ReadsAhead) for component in self.components)
+        self.reads_ahead = any(reads_ahead(component.source) for component in self.components)
 
     @property
     def epoch_size(self) -> int:

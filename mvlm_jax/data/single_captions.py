@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32, Int64
 
-from mvlm_jax.data.examples import Counted, Example, InFiles, Source, read_ahead, window_of, without_blanks
+from mvlm_jax.data.examples import Counted, Example, InFiles, Source, read_ahead, reads_ahead, window_of, without_blanks
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.mixtures import Component, Mixture
 
@@ -49,6 +49,10 @@ class SingleCaptions:
         rows = np.searchsorted(self.records, self.source.file_starts())
         starts = np.unique(np.concatenate([[0], self.ends])[rows])
         return starts[starts < len(self)]
+
+    @property
+    def reads_ahead(self) -> bool:
+        return reads_ahead(self.source)
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         read_ahead(self.source, [int(self.records[self._row(index)]) for index in indices])

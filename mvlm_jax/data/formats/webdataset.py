@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +116,10 @@ class StoredWebDatasetSource(WebDatasetSource):
     captions: pa.Array  # lists of text; null: they cannot be read
     fetched: FetchedImages = dataclasses.field(default_factory=FetchedImages)
 
+    @property
+    def reads_ahead(self) -> bool:
+        return True
+
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Fetches images; those that lie close together in one request."""
         wanted = [index for index in dict.fromkeys(indices) if self._range(index, "image").start]
@@ -169,7 +174,7 @@ def open_webdataset(pattern: str, *, buffer: str = "", index: str = "") -> WebDa
     for each in indices:
         left_out.merge(each.left_out.as_dict())
     shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.keys) for each in indices])
-    fields = {
+    fields: dict[str, Any] = {
         "files": files,
         "keys": keys,
         "ids": distinct(keys, files=shards.tolist(), names=_names(files)),

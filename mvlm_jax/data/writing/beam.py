@@ -7,14 +7,14 @@ import io
 import logging as standard_logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.writing.place import Place
-from mvlm_jax.data.writing.plan import Job, Shard, origin_of, plan_of
+from mvlm_jax.data.writing.plan import Job, Shard, difference, origin_of, plan_of
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
 
@@ -44,7 +44,7 @@ class Pipeline:
     options: Sequence[str]  # of Beam, as --name=value
     open_collection: Callable[[], Collection]
 
-    def __call__(self, shards: Sequence[Shard], job: Job) -> Iterator[Shard]:
+    def __call__(self, shards: Sequence[Shard], job: Job) -> Generator[Shard, None, None]:
         """
         Raises:
           UserError: Beam is not installed, an option that it does not have, or what a worker met.
@@ -164,11 +164,10 @@ def _opened(open_collection: Callable[[], Collection], *, plan: Mapping[str, Any
         if key not in _collections:
             collection = open_collection()
             seen = plan_of(collection, origin=origin_of(collection, checks=checks))
-            if seen != plan:
-                field = next(name for name in plan if seen[name] != plan[name])
+            if differs := difference(plan, seen):
                 raise UserError(
-                    f"a worker reads another collection than the machine that started it: {field} is {seen[field]!r}, "
-                    f"not {plan[field]!r}; give files that all machines share"
+                    f"a worker reads another collection than the machine that started it: {differs}; give files that "
+                    "all machines share"
                 )
             _collections[key] = collection
         return _collections[key]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ class Job:
 
 
 # Writes all of some shards, and yields each when it is finished.
-Engine = Callable[[Sequence[Shard], Job], Iterator[Shard]]
+Engine = Callable[[Sequence[Shard], Job], Generator[Shard, None, None]]
 
 
 def origin_of(collection: Collection, *, checks: ImageChecks) -> dict[str, Any]:
@@ -68,6 +68,19 @@ def plan_of(collection: Collection, *, origin: Mapping[str, Any]) -> dict[str, A
     """Two plans are equal where the same shards come of them. JSON holds a plan as it is."""
     sizes = {split: len(source) for split, source in collection.splits.items()}
     return json.loads(json.dumps({**origin, "splits": sizes}))
+
+
+def difference(planned: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    """The first thing in which two plans differ, in words; empty: they are equal."""
+    for field, value in planned.items():
+        here = seen.get(field)
+        if here == value:
+            continue
+        if not isinstance(value, dict) or not isinstance(here, dict):
+            return f"{field} is {here!r} and not {value!r}"
+        name = next(name for name in [*value, *here] if here.get(name) != value.get(name))
+        return f"{field} has {name} as {here.get(name)!r} and not {value.get(name)!r}"
+    return ""
 
 
 def shards_of(collection: Collection, *, name: str) -> list[Shard]:

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Processes(NamedTuple):
 
     workers: int = 0  # 1: this process alone; 0: one a CPU where the collection is worth it
 
-    def __call__(self, shards: Sequence[Shard], job: Job) -> Iterator[Shard]:
+    def __call__(self, shards: Sequence[Shard], job: Job) -> Generator[Shard, None, None]:
         total = sum(job.plan["splits"].values())
         workers = self.workers or (available_cpus() if total >= WORTH_WORKERS else 1)
         if workers > 1 and shards:
@@ -33,7 +33,7 @@ class Processes(NamedTuple):
             yield shard
 
 
-def _in_parallel(shards: Sequence[Shard], job: Job, *, workers: int) -> Iterator[Shard]:
+def _in_parallel(shards: Sequence[Shard], job: Job, *, workers: int) -> Generator[Shard, None, None]:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         min(workers, len(shards)),
