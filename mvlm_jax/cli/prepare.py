@@ -160,7 +160,7 @@ def _beam_options(values: flags.FlagValues) -> Iterator[str]:
     """The options of Beam as it takes them."""
     for name in values:
         if name.startswith(BEAM):
-            for value in values[name].value:
+            for value in values[name].value or ():
                 yield f"--{name.removeprefix(BEAM)}" + (f"={value}" if value else "")
 
 

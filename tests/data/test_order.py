@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from examples import ListSource
 
+from mvlm_jax.data import stores
 from mvlm_jax.data.mixtures import Component, Mixture, subset
 from mvlm_jax.data.order import WindowedOrder, interleaved
 from mvlm_jax.data.single_captions import by_caption
@@ -73,6 +74,31 @@ def test_of_many_parts_every_element_has_one_place():
     assert sorted(places) == [(part, element) for part, count in enumerate(counts) for element in range(count)]
     for part in range(len(counts)):
         assert [element for each, element in places if each == part] == sorted(range(counts[part]))
+
+
+class Tars(ListSource):
+    """100 tar files of 1,000 images of 100 KB."""
+
+    def __init__(self, window):
+        super().__init__([{}] * 100_000)
+        self.window = window
+
+    def file_starts(self):
+        return np.arange(0, 100_000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("window", "rows", "least", "most"),
+    # Of a batch of 256: on one host, and the rows of one host of eight.
+    [(0, 256, 245, 256), (256, 256, 1, 3), (1024, 256, 125, 165), (4096, 256, 210, 240), (256, 32, 20, 30)],
+)
+def test_requests_of_a_batch_are_fewer_the_smaller_the_window_is(window, rows, least, most):
+    mixture = Mixture([Component(Tars(window))])
+    records = [mixture.locate(10 * 256 + row, seed=0)[1] for row in range(rows)]
+    ranges = [stores.Range(f"gs://b/{at // 1000:03d}", at % 1000 * 104_000, 100_000) for at in records]
+    requests = stores.merged(ranges)
+    assert least <= len(requests) <= most
+    assert sum(each.size for each in requests) < 1.5 * rows * 100_000
 
 
 def seen(mixture, indices, *, seed=0):

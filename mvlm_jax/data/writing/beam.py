@@ -175,7 +175,8 @@ def _opened(open_collection: Callable[[], Collection], *, plan: Mapping[str, Any
 
 def _failure(error: Exception) -> Exception:
     """What a runner raised, as the local command would have raised it."""
-    texts, cause = [], error
+    texts: list[str] = []
+    cause: BaseException | None = error
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__

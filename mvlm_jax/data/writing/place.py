@@ -28,7 +28,9 @@ INFO = "dataset_info.json"  # of TFDS; a directory that has it is a prepared dat
 class Place(Protocol):
     """Where one dataset is written; pickled into workers."""
 
-    name: str  # for messages
+    @property
+    def name(self) -> str:
+        """Of the finished dataset, for messages."""
 
     def reserved(self) -> contextlib.AbstractContextManager[None]:
         """No other `mvlm prepare` writes there meanwhile.

@@ -1,13 +1,13 @@
 """The shards of a dataset written by processes of this machine."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
 
 from mvlm_jax import signals
 from mvlm_jax.data.processes import available_cpus, end_with_parent
@@ -17,7 +17,8 @@ from mvlm_jax.errors import UserError
 WORTH_WORKERS = 2000  # examples; with fewer, starting worker processes takes longer than writing
 
 
-class Processes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Processes:
     """An engine; the files do not depend on the number of workers."""
 
     workers: int = 0  # 1: this process alone; 0: one a CPU where the collection is worth it
