@@ -57,11 +57,15 @@ def origin_of(collection: Collection, *, checks: ImageChecks) -> dict[str, Any]:
     Raises:
       UserError: a list cannot be read.
     """
-    return {
-        "source": collection.source,
-        "checks": dataclasses.asdict(checks),
-        "files": {str(file if isinstance(file, str) else file.absolute()): _stamp(file) for file in collection.files},
-    }
+    urls = [file for file in collection.files if isinstance(file, str)]
+    states = dict(zip(urls, stores.states(urls)))
+    files: dict[str, list[int | str]] = {}
+    for file in collection.files:
+        if isinstance(file, str):
+            files[file] = list(states[file])
+        else:
+            files[str(file.absolute())] = _stamp(file)
+    return {"source": collection.source, "checks": dataclasses.asdict(checks), "files": files}
 
 
 def plan_of(collection: Collection, *, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,12 +98,8 @@ def shards_of(collection: Collection, *, name: str) -> list[Shard]:
     return shards
 
 
-def _stamp(file: Path | str) -> list[int | str]:
-    """Size and digest of a list; of a file with images, which takes long to read, size and time of modification; of
-    an object in a store, size and what the store knows it by."""
-    if isinstance(file, str):
-        known = stores.state(file)
-        return [known.size, known.key]
+def _stamp(file: Path) -> list[int | str]:
+    """Size and digest of a list; of a file with images, which takes long to read, size and time of modification."""
     try:
         status = file.stat()
         return [status.st_size, status.st_mtime_ns if HOLDS_IMAGES.search(file.name) else sha256(file)]
