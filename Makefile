@@ -9,6 +9,9 @@ PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
+BEAM_VENV ?= .venv-beam
+BEAM_INSTALLED := $(BEAM_VENV)/.installed
+
 # As `mvlm train` has it: glibc's huge pages, see docs/performance.md.
 HUGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
@@ -40,9 +43,10 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(PYTEST) -m "not slow"
 
-# Kills, runs of several processes, other meshes, the notebooks.
-slow: $(NOTEBOOKS_INSTALLED)
+# Kills, runs of several processes, other meshes, the notebooks; and Apache Beam, which the first line skips.
+slow: $(NOTEBOOKS_INSTALLED) $(BEAM_INSTALLED)
 	$(PYTEST) -m slow
+	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
 # MVLM_DINOV2_SMALL=DIR compares a real DINOv2-small too: its model.safetensors, config.json and preprocessor_config.json,
@@ -57,7 +61,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) .cache runs site
+	rm -rf $(VENV) $(PARITY_VENV) $(BEAM_VENV) .cache runs site
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
@@ -67,6 +71,14 @@ $(INSTALLED): setup.py constraints.txt
 
 $(NOTEBOOKS_INSTALLED): $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
+	@touch $@
+
+# Beam takes no newer versions of some libraries than these. They are put in front of the environment of the other tests.
+$(BEAM_INSTALLED): $(INSTALLED) constraints-beam.txt
+	$(PYTHON) -m venv $(BEAM_VENV)
+	$(VENV)/bin/python -c 'import site; print("$(CURDIR)", *map(__import__("os").path.abspath, site.getsitepackages()), sep="\n")' \
+	> "$$($(BEAM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-beam.txt apache-beam
 	@touch $@
 
 # An environment of its own: nobody who only uses the project waits for torch.

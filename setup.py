@@ -9,6 +9,7 @@ BENCHMARKS = ["matplotlib", "psutil", "scipy"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0", "ruff"]
 WANDB = ["wandb>=0.31"]  # config.log.wandb
 HUB = ["huggingface_hub>=2.4"]  # weights by their names on the Hugging Face Hub
+BEAM = ">=2.77"  # mvlm prepare --runner
 VERSION = re.search(r'^__version__ = "(.+?)"', (HERE / "mvlm_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 
 setup(
@@ -44,6 +45,7 @@ setup(
         "absl-py",
         "array-record",
         "flax>=0.12",
+        "fsspec",
         "grain>=0.2.15",  # iterators of older ones cannot be closed, so that their workers would live on
         "jax>=0.10",
         "jaxtyping",
@@ -70,6 +72,8 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.13"],  # an NVIDIA driver of at least 580, see docs/launch/index.md
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "hub": HUB,
+        "beam": [f"apache-beam{BEAM}"],
+        "dataflow": [f"apache-beam[gcp]{BEAM}", "gcsfs"],
         "wandb": WANDB,
         "benchmarks": BENCHMARKS,  # and torch, where the PyTorch reference is measured too
         "docs": DOCS,

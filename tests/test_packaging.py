@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import re
 import runpy
 import shutil
@@ -48,7 +49,7 @@ def test_importing_the_package_imports_no_other_one():
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported(declared):
     imported = imported_modules("mvlm_jax")
     required, optional = names(declared["install_requires"]), set()
-    for extra in ("hub", "wandb"):
+    for extra in ("beam", "hub", "wandb"):
         optional |= names(declared["extras_require"][extra])
     assert {module for module in imported if not providers(module) & (required | optional | UNDECLARED)} == set()
     assert (required | optional) - set().union(*map(providers, imported)) == set()
@@ -56,8 +57,8 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported(d
 
 def test_what_tests_and_benchmarks_import_is_declared(declared):
     extras = declared["extras_require"]
-    allowed = names([*declared["install_requires"], *extras["test"], *extras["notebooks"], *extras["parity"]])
-    allowed |= UNDECLARED
+    optional = (extras[name] for name in ("test", "notebooks", "parity", "beam"))
+    allowed = names([*declared["install_requires"], *itertools.chain(*optional)]) | UNDECLARED
     imported = imported_modules("tests", "benchmarks", "configs", "launch")
     assert {module for module in imported if not providers(module) & allowed} == set()
     imported = imported_modules("benchmarks")

@@ -18,10 +18,17 @@ With --preview a page, reports/preview/preview.html, shows the batch of a step o
 captions, and the masks.
 
     mvlm prepare --preview --config=demo --config.data.data_dir=data --step=100
+
+With --runner an Apache Beam pipeline writes the same files, on this machine or on a cluster, also to a bucket;
+--beam.NAME=VALUE are options of Beam. docs/preparing_at_scale.md has the commands for Dataflow and Spark.
+
+    mvlm prepare --dataset=mine --source=json:pairs.json --data_dir=data --runner=direct \\
+      --beam.direct_running_mode=multi_processing --beam.direct_num_workers=4
 """
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -29,13 +36,18 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.cli import commands
+from mvlm_jax.data import stores
 from mvlm_jax.data.builders.registry import KNOWN, collect, evaluation_sets
 from mvlm_jax.data.collection import Collection, PairCodec
 from mvlm_jax.data.formats.texts import read_text
 from mvlm_jax.data.paths import local_path
 from mvlm_jax.data.sources import resolved_data_dir
 from mvlm_jax.data.text import Tokenizer
-from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, summary, write_dataset
+from mvlm_jax.data.writing import beam
+from mvlm_jax.data.writing.dataset import summary, write_to
+from mvlm_jax.data.writing.place import MANIFEST, Directory, Place, StorePrefix
+from mvlm_jax.data.writing.plan import Engine
+from mvlm_jax.data.writing.processes import Processes
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.doctor.check import Limits, check_collection, tokenizer_for
 from mvlm_jax.doctor.faults import GROUPS, parse_policy
@@ -60,7 +72,9 @@ MODES = {  # that a flag is used in, of the flags that not all modes use
     "quality": ("prepare",),
     "licence": ("prepare",),
     "workers": ("check", "prepare"),
+    "runner": ("prepare",),
 }
+BEAM = "beam."  # before the names of Beam's own options
 REPORTS = "reports"  # in the current directory, where no other place is given
 IN_RECIPE = {"data_dir": "data_dir", "dataset": "train", "source": "train"}  # what --preview takes from --config
 
@@ -69,31 +83,33 @@ def prepare(
     *,
     dataset: str,
     sources: Sequence[str],
-    data_dir: Path,
-    workers: int = 0,
+    data_dir: Path | str,
+    engine: Engine | None = None,
     checks: ImageChecks | None = None,
     licence: str = "",
-) -> Path:
-    """Writes a dataset and returns its directory; does nothing where it is already there.
+) -> Place:
+    """Writes a dataset and returns where it is; does nothing where it is already there.
 
     Args:
       sources: a directory of published files, or URIs, each with `split=` before it (`train` where it has none).
-      workers: processes; 0: one a CPU where the collection is worth it.
+      data_dir: a directory, or a URL in a store.
+      engine: what writes the shards; None: processes of this machine.
 
     Raises:
       UserError: an unknown dataset, a wrong source, another `prepare` at work, or a `data_dir` that cannot be
         written.
     """
     collection = collect(dataset, sources=sources, data_dir=data_dir)
+    url = str(data_dir).rstrip("/")
+    place = StorePrefix(f"{url}/{dataset}") if stores.is_url(url) else Directory(Path(data_dir) / dataset)
     try:
-        return write_dataset(
-            collection, name=dataset, data_dir=data_dir, workers=workers, checks=checks, licence=licence
-        )
+        write_to(place, collection, name=dataset, engine=engine or Processes(), checks=checks, licence=licence)
     except (OSError, RuntimeError) as error:
         # The ArrayRecord writer raises RuntimeError where a file of Python's own would raise OSError.
         if isinstance(error, RuntimeError) and "write() failed" not in str(error):
             raise
         raise UserError(f"--data_dir={str(data_dir)!r} cannot be written: {error}") from error
+    return place
 
 
 def _main(values: flags.FlagValues) -> None:
@@ -103,31 +119,56 @@ def _main(values: flags.FlagValues) -> None:
         return
     if values.dataset is None:
         raise UserError(f"--dataset is missing; give {KNOWN}, or a new name")
-    data_dir = resolved_data_dir(values.data_dir).absolute()
     if mode == "check":
-        _check(values, data_dir)
+        _check(values, resolved_data_dir(values.data_dir).absolute())
         return
+    data_dir = values.data_dir if stores.is_url(values.data_dir) else resolved_data_dir(values.data_dir).absolute()
     try:
-        directory = prepare(
+        place = prepare(
             dataset=values.dataset,
             sources=values.source,
             data_dir=data_dir,
-            workers=values.workers,
+            engine=_engine(values, data_dir=str(data_dir)),
             checks=ImageChecks(max_side=values.max_side, quality=values.quality),
             licence=read_text(user_path(values.licence), what="--licence") if values.licence else "",
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command continues") from interrupt
-    for line in summary(read_manifest(directory)):
+    for line in summary(place.manifest() or {}):
         print(line)
-    print(f"manifest: {directory / MANIFEST}")
+    print(f"manifest: {place.name}/{MANIFEST}")
+
+
+def _engine(values: flags.FlagValues, *, data_dir: str) -> Engine:
+    options = list(_beam_options(values))
+    if not values.runner:
+        if options:
+            name = options[0].partition("=")[0].replace("--", "--beam.", 1)
+            raise UserError(f"{name} is used only with --runner={'|'.join(beam.RUNNERS)}")
+        return Processes(values.workers)
+    if values["workers"].present:
+        raise UserError(
+            "--workers is not used with --runner; give Beam's own option, such as --beam.direct_num_workers=4 or "
+            "--beam.max_num_workers=100"
+        )
+    beam.parse_options(options, runner=values.runner)  # before the source is read
+    opener = functools.partial(collect, values.dataset, sources=list(values.source), data_dir=data_dir)
+    return beam.Pipeline(values.runner, options, opener)
+
+
+def _beam_options(values: flags.FlagValues) -> Iterator[str]:
+    """The options of Beam as it takes them."""
+    for name in values:
+        if name.startswith(BEAM):
+            for value in values[name].value or ():
+                yield f"--{name.removeprefix(BEAM)}" + (f"={value}" if value else "")
 
 
 def _check(values: flags.FlagValues, data_dir: Path) -> None:
     """Checks a collection, and writes and summarises the report."""
     config = commands.checked_config(values) if values["config"].present else config_lib.default()
     directory, policy = _report_dir(values, values.dataset), parse_policy(values.policy)
-    collection = collect(values.dataset, sources=values.source, data_dir=data_dir)
+    collection = collect(values.dataset, sources=values.source, data_dir=str(data_dir))
     if not isinstance(collection.codec, PairCodec):
         raise UserError(f"--check looks at images with captions; --dataset={values.dataset} has none")
     against = evaluation_sets(values.against, splits=collection.splits, data_dir=data_dir)
@@ -175,6 +216,9 @@ def _mode(values: flags.FlagValues) -> str:
             if mode == "prepare":
                 raise UserError(f"--{name} is used only with {' or '.join(f'--{other}' for other in modes)}")
             raise UserError(f"--{name} is not used with --{mode}")
+    for name in values:
+        if name.startswith(BEAM) and mode != "prepare":
+            raise UserError(f"--{name} is not used with --{mode}")
     if mode == "preview":
         for name, field in IN_RECIPE.items():
             if values[name].present:
@@ -202,13 +246,23 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     )
     text("dataset", None, f"What to prepare: {KNOWN}, or a new name.")
     several("source", [], "Directory of the published files, or [split=]URI; may be repeated.")
-    text("data_dir", "", "Where to write; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.")
+    text(
+        "data_dir",
+        "",
+        "Where to write, a directory or a URL as gs://BUCKET/data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    )
     whole_number(
         "workers", 0, "Processes (with --check: threads); 0: one a CPU, none for a small collection.", lower_bound=0
     )
     whole_number("max_side", 0, "Larger images are scaled down to so many pixels a side; 0: none is.", lower_bound=0)
     whole_number("quality", 90, "Of the JPEG that --max_side makes.", lower_bound=1, upper_bound=95)
     text("licence", "", "Text file that goes into the manifest.")
+    flags.DEFINE_enum(
+        "runner", None, list(beam.RUNNERS), "What runs an Apache Beam pipeline that writes the files; default: none, "
+        "processes of this machine write them. --beam.NAME=VALUE is an option of Beam, --beam.NAME a switch.",
+        flag_values=values,
+    )  # fmt: skip
+    _define_beam_options(values, argv)
     switch("check", False, "Look for faults instead of preparing.")
     text(
         "policy",
@@ -230,5 +284,17 @@ def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_config(values, argv, required=False)
 
 
+def _define_beam_options(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """A flag for each of Beam's options that is given; Beam itself knows which there are."""
+    for word in argv:
+        given = re.match(rf"--?{re.escape(BEAM)}(\w+)(=?)", word)
+        if given and f"{BEAM}{given[1]}" not in values:
+            if given[1] == "runner":
+                raise UserError(f"--beam.runner is --runner here, one of {', '.join(beam.RUNNERS)}")
+            flags.DEFINE_multi_string(f"{BEAM}{given[1]}", [], "An option of Beam.", flag_values=values)
+
+
 def run(argv: Sequence[str]) -> int:
+    # A switch of Beam takes no value, where a flag of absl needs one.
+    argv = [f"{word}=" if re.fullmatch(rf"--?{re.escape(BEAM)}\w+", word) else word for word in argv]
     return commands.run(name="prepare", doc=__doc__, define_flags=_define_flags, main=_main, argv=argv)

@@ -95,7 +95,7 @@ class Collection:
 
     splits: Mapping[str, Source]
     source: str  # URI or directory, for the manifest
-    files: tuple[Path, ...] = ()
+    files: tuple[Path | str, ...] = ()  # a URL is a string
     left_out: Mapping[str, Skipped] = dataclasses.field(default_factory=dict)  # by split
     lines_left_out: Skipped = dataclasses.field(default_factory=Skipped)  # of the lists
     codec: Codec = PairCodec()

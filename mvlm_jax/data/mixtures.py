@@ -7,20 +7,20 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from absl import logging
 from grain.experimental import index_shuffle
 from jaxtyping import Int32
 
-from mvlm_jax.data.examples import Source
+from mvlm_jax.data.examples import InFiles, Source, WithTexts, read_ahead, reads_ahead, window_of
 from mvlm_jax.data.images import UnusableImage
+from mvlm_jax.data.order import ROUNDS, WindowedOrder, interleaved
 from mvlm_jax.data.sources import FRACTION, open_source, without_option
 from mvlm_jax.errors import UserError
 
 MANY = 200_000  # ids; hashing more takes seconds
-ROUNDS = 4  # of the cipher behind a shuffle: as many as Grain takes
 FORM = "[weight*]uri, several of them joined by ' + '"
 
 
@@ -45,12 +45,27 @@ class Component:
     def examples_per_epoch(self) -> int:
         return max(1, round(self.weight * len(self)))
 
+    def order(self) -> WindowedOrder | None:
+        """None: all its examples are shuffled together."""
+        window = window_of(self.source)
+        if not window:
+            return None
+        assert isinstance(self.source, InFiles)
+        starts = self.source.file_starts()
+        if self.records is not None:  # files of which none is used have no place
+            starts = np.unique(np.searchsorted(self.records, starts))
+            starts = starts[starts < len(self)]
+        return WindowedOrder(starts.astype(np.int64), len(self), window)
+
 
 class Mixture:
     """All components shuffled together, in another order each epoch, with random access to any epoch.
 
     A component's examples come in passes that hold each of them exactly once. Where its weight is no whole number, an
     epoch ends within a pass and the next epoch goes on with it.
+
+    Where a component is to be read in the order of its files, all components are spread evenly over the epoch instead,
+    and each is shuffled on its own.
 
     Raises:
       UserError: no component, or one without an example.
@@ -63,6 +78,8 @@ class Mixture:
         self._lengths = [len(component) for component in self.components]
         self._counts = [component.examples_per_epoch for component in self.components]
         self._ends = list(itertools.accumulate(self._counts))
+        self._orders = [component.order() for component in self.components]
+        self.reads_ahead = any(reads_ahead(component.source) for component in self.components)
 
     @property
     def epoch_size(self) -> int:
@@ -72,6 +89,8 @@ class Mixture:
     def locate(self, index: int, *, seed: int) -> tuple[int, int]:
         """The number of the component, and the position in it, of the example at `index` from the start of the run."""
         epoch, place = divmod(index, self.epoch_size)
+        if any(self._orders):
+            return self._locate_in_order(epoch, place, seed=seed)
         place = index_shuffle(place, self.epoch_size - 1, _seed(seed, "epoch", epoch), ROUNDS)
         number = bisect.bisect_right(self._ends, place)
         count, length = self._counts[number], self._lengths[number]
@@ -81,6 +100,27 @@ class Mixture:
             # An epoch uses a part of a pass: it is shuffled, because the start of a file is no fair sample of it.
             position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
         return number, position
+
+    def _locate_in_order(self, epoch: int, place: int, *, seed: int) -> tuple[int, int]:
+        number, nth = interleaved(place, self._counts) if len(self._counts) > 1 else (0, place)
+        length, order = self._lengths[number], self._orders[number]
+        turn, position = divmod(epoch * self._counts[number] + nth, length)
+        if order is not None:
+            return number, order.position(
+                position, turn=turn, seed=lambda stream, nth: _seed(seed, f"{stream} of {number}", nth)
+            )
+        if length > 1:
+            position = index_shuffle(position, length - 1, _seed(seed, f"pass of {number}", turn), ROUNDS)
+        return number, position
+
+    def read_ahead(self, indices: Iterable[int], *, seed: int) -> None:
+        """Fetches the examples at these places of the run at once, from sources that can."""
+        wanted: dict[int, list[int]] = {}
+        for index in indices:
+            number, position = self.locate(index, seed=seed)
+            wanted.setdefault(number, []).append(self.components[number].record(position))
+        for number, records in wanted.items():
+            read_ahead(self.components[number].source, records)
 
     def identity(self, number: int, example_id: str) -> str:
         """An id that no example of another component has: `example_id` where there is only one component."""
@@ -96,7 +136,7 @@ class Mixture:
         """Every caption of every pair that the run uses and can read, for training a tokenizer."""
         for source, record in self.records():
             try:
-                yield from source[record]["captions"]
+                yield from source.texts(record) if isinstance(source, WithTexts) else source[record]["captions"]
             except UnusableImage:
                 continue
 

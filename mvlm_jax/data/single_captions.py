@@ -1,13 +1,14 @@
 """A source by captions: an example is one caption with its image, not an image with all its captions."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int32, Int64
 
-from mvlm_jax.data.examples import Counted, Example, Source, without_blanks
+from mvlm_jax.data.examples import Counted, Example, InFiles, Source, read_ahead, reads_ahead, window_of, without_blanks
 from mvlm_jax.data.images import UnusableImage
 from mvlm_jax.data.mixtures import Component, Mixture
 
@@ -38,6 +39,23 @@ class SingleCaptions:
 
     def example_id(self, index: int) -> str:
         return self.source.example_id(int(self.records[self._row(index)]))
+
+    @property
+    def window(self) -> int:
+        return window_of(self.source)
+
+    def file_starts(self) -> Int64[np.ndarray, " F"]:
+        assert isinstance(self.source, InFiles)
+        rows = np.searchsorted(self.records, self.source.file_starts())
+        starts = np.unique(np.concatenate([[0], self.ends])[rows])
+        return starts[starts < len(self)]
+
+    @property
+    def reads_ahead(self) -> bool:
+        return reads_ahead(self.source)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        read_ahead(self.source, [int(self.records[self._row(index)]) for index in indices])
 
     def _row(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from mvlm_jax.config_migration import modern_uri
+from mvlm_jax.data import stores
 from mvlm_jax.data.examples import Example, Source
 from mvlm_jax.data.formats import annotations, records, table, webdataset
 from mvlm_jax.data.formats.nlvr2 import open_nlvr2
@@ -22,6 +23,7 @@ from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
 
 FRACTION = "fraction"  # the option, of every scheme, for the part of a training source that a run uses
+IN_STORES = ("webdataset",)  # schemes whose paths may be URLs
 VERSION_INFO = "[0-9]*.[0-9]*.[0-9]*/dataset_info.json"  # below a prepared dataset, in each of its versions
 
 
@@ -65,10 +67,11 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
     scheme, _, rest = uri.partition(":")
     if scheme not in CAPTIONED | LABELLED or not rest:
         raise UserError(f"source {uri!r} is not of the form {_forms(CAPTIONED | LABELLED)}")
-    if "://" in rest.partition("?")[0] or rest.startswith("//"):
+    remote = stores.is_url(rest) and scheme in IN_STORES
+    if not remote and ("://" in rest.partition("?")[0] or rest.startswith("//")):
         raise UserError(f"source {uri!r} does not name a local path; mount or copy the files first")
     path, query = split_query(rest)
-    path = str(local_path(path, name="source")) if scheme != "tfds" else path
+    path = path if scheme == "tfds" or remote else str(local_path(path, name="source"))
     if modern_uri(uri) != uri and not os.path.exists(path):
         raise UserError(f"source {uri!r} names its split as earlier versions did; write {modern_uri(uri)}")
     options = {}
@@ -95,11 +98,13 @@ def without_option(uri: str, name: str) -> tuple[str, str | None]:
     return f"{scheme}:{path}" + (f"?{others}" if others else ""), value
 
 
-def source_files(uri: str) -> tuple[Path, ...]:
-    """The local files that a URI names itself, without those that they list."""
+def source_files(uri: str) -> tuple[Path | str, ...]:
+    """The files that a URI names itself, without those that they list; those in a store as URLs."""
     scheme, path, _ = parse_uri(uri)
     if scheme == "tfds":
         return ()
+    if stores.is_url(path):
+        return tuple(stores.matching(path))
     return tuple(Path(file) for file in _matching_now(scheme, path) if os.path.exists(file))
 
 
@@ -229,7 +234,7 @@ CAPTIONED = {
     "tfds": Reader(TFDS, records.OPTIONS, _open_tfds),
     "arrayrecord": Reader("arrayrecord:<files, or a prepared directory/split>", records.OPTIONS, _open_arrayrecord),
     "json": Reader("json:<file>", annotations.OPTIONS, _local(annotations.open_json)),
-    "webdataset": Reader("webdataset:<tar files>", (), _local(webdataset.open_webdataset)),
+    "webdataset": Reader("webdataset:<tar files>", webdataset.OPTIONS, _local(webdataset.open_webdataset)),
     "table": Reader("table:<csv, tsv or parquet file>", table.OPTIONS, _local(table.open_table)),
 }
 PUBLISHED = {"vqa": open_vqa, "nlvr2": open_nlvr2, "snli_ve": open_snli_ve}

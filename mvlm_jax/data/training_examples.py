@@ -19,6 +19,7 @@ from mvlm_jax.errors import UserError
 
 LONGEST_GAP = 1000  # consecutive unusable records after which a run stops
 READ_TOGETHER = 64  # examples, before the first of their images is decoded
+FETCHED_TOGETHER = 8 * READ_TOGETHER  # examples, from a store, whose encoded images are held meanwhile
 
 Made = TypeVar("Made")
 
@@ -129,6 +130,9 @@ class TrainingBatches:
         """The examples of a step; their images are written to `images`."""
         first, examples = int(step) * self.batch_size, []
         for start in range(0, len(self.rows), READ_TOGETHER):
+            if start % FETCHED_TOGETHER == 0 and self.examples.mixture.reads_ahead:
+                fetched = self.rows[start : start + FETCHED_TOGETHER]
+                self.examples.mixture.read_ahead((first + row for row in fetched), seed=self.examples.seed)
             indices = [first + row for row in self.rows[start : start + READ_TOGETHER]]
             # Each of the two has code and data of its own; taken in turns, they push each other out of the caches.
             read = [self.examples.example(index, decode=False) for index in indices]

@@ -23,8 +23,8 @@ from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.data.sources import open_source
-from mvlm_jax.data.writing import dataset, shards
-from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset
+from mvlm_jax.data.writing import beam, processes, shards
+from mvlm_jax.data.writing.dataset import MANIFEST, read_manifest, write_dataset, write_to
 from mvlm_jax.data.writing.shards import ImageChecks
 from mvlm_jax.errors import UserError
 
@@ -305,8 +305,8 @@ def test_workers_are_no_more_than_the_available_cpus(tmp_path, monkeypatch):
     def started(*args, **kwargs):
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(dataset, "WORTH_WORKERS", 1)
-    monkeypatch.setattr(dataset, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(processes, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", started)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
     manifest = read_manifest(write_dataset(shapes_collection(train=2, val=1, test=1), name="few", data_dir=tmp_path))
@@ -499,11 +499,47 @@ def test_wrong_flags_are_refused_in_one_line(published, tmp_path, capsys):
 def test_directories_in_buckets_are_refused_and_nothing_is_written(small_shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     remote = "gs://bucket/data"
-    assert "is not a local path" in refusal(capsys, "--dataset=shapes", f"--data_dir={remote}")
     report = refusal(capsys, "--check", "--dataset=shapes", f"--data_dir={tmp_path}", f"--report_dir={remote}")
     assert f"--report_dir={remote!r} is not a local path" in report
     assert "is not a local path" in refusal(capsys, "--dataset=flickr8k", f"--source={remote}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runner_without_beam_and_options_without_a_runner_are_refused(small_shapes, tmp_path, capsys, monkeypatch):
+    shapes = ("--dataset=shapes", f"--data_dir={tmp_path / 'data'}")
+    option = "--beam.direct_num_workers=4"
+    assert "--beam.direct_num_workers is used only with --runner=direct|dataflow|spark" in refusal(
+        capsys, *shapes, option
+    )
+    assert "--beam.runner is --runner here" in refusal(capsys, *shapes, "--beam.runner=DirectRunner")
+    assert "--runner" in refusal(capsys, *shapes, "--runner=flink")
+    assert "--runner is not used with --check" in refusal(capsys, *shapes, "--check", "--runner=direct")
+    message = refusal(capsys, *shapes, "--runner=direct", "--workers=4")
+    assert "--workers is not used with --runner; give Beam's own option, such as --beam.direct_num_workers=4" in message
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    message = refusal(capsys, *shapes, "--runner=direct", option, "--beam.save_main_session")
+    assert "--runner=direct needs Apache Beam" in message and "pip install 'mvlm-jax[beam]'" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{} [while running 'Write']",
+        'Traceback (most recent call last):\n  File "a.py", line 1\nmvlm_jax.ShardFailure: {}\n',
+        "Pipeline failed in state FAILED: Error from SDK harness: Traceback\\nShardFailure: {}\\n\\nDuring handling",
+    ],
+)
+def test_what_a_worker_of_a_pipeline_met_is_found_in_the_text_of_its_runner(text):
+    refused = beam._failure(RuntimeError(text.format(f"{beam.REFUSED} 'a.tar' cannot be read: it is (cut) off")))
+    assert isinstance(refused, UserError) and str(refused) == "'a.tar' cannot be read: it is (cut) off"
+    not_written = beam._failure(RuntimeError(text.format(f"{beam.NOT_WRITTEN} No space left")))
+    assert isinstance(not_written, OSError) and str(not_written) == "No space left"
+    other = beam._failure(ValueError("Missing required option: region."))
+    assert (
+        str(other)
+        == "the pipeline failed: Missing required option: region.; finished shards are kept for the same command"
+    )
 
 
 def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsys, monkeypatch):
@@ -511,9 +547,9 @@ def test_list_that_vanishes_is_not_taken_for_an_error_of_writing(one_pair, capsy
 
     def write_later(*args, **kwargs):
         listed.unlink()
-        return write_dataset(*args, **kwargs)
+        return write_to(*args, **kwargs)
 
-    monkeypatch.setattr(prepare_command, "write_dataset", write_later)
+    monkeypatch.setattr(prepare_command, "write_to", write_later)
     assert f"'{listed}' cannot be read: No such file" in refusal(capsys, *arguments)
 
 

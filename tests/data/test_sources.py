@@ -119,7 +119,7 @@ def test_paths_may_start_at_the_home_directory(tmp_path, monkeypatch):
 
 def test_wrong_options_are_refused_with_the_legal_ones(tmp_path):
     assert "'root'; json: takes split, image_root" in refusal("json:/a.json?root=/b", str(tmp_path))
-    assert "webdataset: takes none" in refusal("webdataset:/a.tar?split=train", str(tmp_path))
+    assert "webdataset: takes buffer, index" in refusal("webdataset:/a.tar?split=train", str(tmp_path))
     assert "'split' is not an option=value" in refusal("json:/a.json?split", str(tmp_path))
     assert "given once" in refusal("json:/a.json?split=a&split=b", str(tmp_path))
 

@@ -30,7 +30,7 @@ PUBLISHED: dict[str, Callable[[Path], Collection]] = {
 KNOWN = ", ".join([*DRAWN, *PUBLISHED])
 
 
-def collect(dataset: str, *, sources: Sequence[str], data_dir: Path) -> Collection:
+def collect(dataset: str, *, sources: Sequence[str], data_dir: Path | str) -> Collection:
     """The collection that `--dataset` and `--source` describe.
 
     Args:

@@ -1,28 +1,36 @@
-"""Tar files as img2dataset writes them: members of one example share the part of their name before the first dot."""
+"""Tar files as img2dataset writes them, on a disk or in a store: members of one example share their name."""
 
 import dataclasses
-import json
 import os
-import tarfile
-from typing import BinaryIO, NamedTuple
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from mvlm_jax.data import stores
 from mvlm_jax.data.examples import Example, without_blanks
-from mvlm_jax.data.formats.annotations import captions_in
 from mvlm_jax.data.formats.ids import distinct
-from mvlm_jax.data.formats.listed import utf8
-from mvlm_jax.data.formats.texts import compression_of, decoded
-from mvlm_jax.data.images import IMAGE_ENDINGS, AbsentImage, UnusableImage
-from mvlm_jax.data.paths import hint, matching
+from mvlm_jax.data.formats.tar_index import MEMBERS, captions_of, read_index, read_indices
+from mvlm_jax.data.images import AbsentImage, UnusableImage
+from mvlm_jax.data.paths import local_path, matching
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
 
-MEMBERS = ("image", "txt", "json")  # columns of the index, each (offset, bytes); (0, 0): not there
-BLOCK = tarfile.BLOCKSIZE  # bytes; the size of a header, and what all offsets in a tar file are multiples of
-CHUNK = 2**20  # bytes that are read at a time
+OPTIONS = ("buffer", "index")
+
+
+class FetchedImages(threading.local):
+    """Images that a thread has fetched and not used yet, by their examples."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, bytes] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return FetchedImages, ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +43,7 @@ class WebDatasetSource:
     shards: Int32[np.ndarray, " E"]  # the place in `files` of the one that holds an example
     members: Int64[np.ndarray, "E M 2"]
     left_out: Skipped
+    window: int = 0  # see `InFiles`
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,6 +66,19 @@ class WebDatasetSource:
     def caption_counts(self) -> Int32[np.ndarray, " M"]:
         return np.array([self._caption_count(index) for index in range(len(self))], np.int32)
 
+    def texts(self, index: int) -> list[str]:
+        """The captions of an example, without its image.
+
+        Raises:
+          UnusableImage: as `__getitem__`.
+        """
+        if not self.members[index, MEMBERS.index("image"), 0]:
+            raise AbsentImage(f"{self.keys[index]} in {self.files[self.shards[index]]} has no image")
+        return self._captions(index)
+
+    def file_starts(self) -> Int64[np.ndarray, " F"]:
+        return np.flatnonzero(np.diff(self.shards, prepend=-1))
+
     def _caption_count(self, index: int) -> int:
         try:
             return len(without_blanks(self._captions(index)))
@@ -64,194 +86,124 @@ class WebDatasetSource:
             return 0
 
     def _captions(self, index: int) -> list[str]:
-        text = self._read(index, "txt")
-        if text is not None:
-            return [decoded(text)]
-        described = self._read(index, "json")
-        if described is None:
-            return []
+        txt = self._read(index, "txt")
         try:
-            caption = json.loads(described).get("caption")
-            return [] if caption is None else [utf8(text) for text in captions_in(caption)]
+            return captions_of(txt=txt, described=self._read(index, "json") if txt is None else None)
         except (ValueError, AttributeError, TypeError) as error:
             raise UnusableImage("malformed_json", f"{self.keys[index]}.json: {error}") from error
 
-    def _read(self, index: int, member: str) -> bytes | None:
+    def _range(self, index: int, member: str) -> stores.Range:
         offset, size = (int(number) for number in self.members[index, MEMBERS.index(member)])
-        if not offset:
+        return stores.Range(self.files[self.shards[index]], offset, size)
+
+    def _read(self, index: int, member: str) -> bytes | None:
+        wanted = self._range(index, member)
+        if not wanted.start:
             return None
-        path = self.files[self.shards[index]]
         try:
-            with open(path, "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
+            with open(wanted.url, "rb") as file:
+                file.seek(wanted.start)
+                return _whole(file.read(wanted.size), wanted)
         except OSError as error:
-            raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
-        if len(data) < size:
-            raise UserError(f"{path!r} ends at byte {offset + len(data)}; it was cut off since it was opened")
-        return data
+            raise UserError(f"{wanted.url!r} cannot be read: {error.strerror}") from error
 
 
-def open_webdataset(pattern: str) -> WebDatasetSource:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredWebDatasetSource(WebDatasetSource):
+    """The same in a store: captions in memory, images by ranges of bytes, many of them at once where it is told
+    which ones come next."""
+
+    captions: pa.Array  # lists of text; null: they cannot be read
+    fetched: FetchedImages = dataclasses.field(default_factory=FetchedImages)
+
+    @property
+    def reads_ahead(self) -> bool:
+        return True
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Fetches images; those that lie close together in one request."""
+        wanted = [index for index in dict.fromkeys(indices) if self._range(index, "image").start]
+        ranges = [self._range(index, "image") for index in wanted]
+        images = map(_whole, stores.read_ranges(ranges), ranges)
+        self.fetched.images = dict(zip(wanted, images, strict=True))
+
+    def _captions(self, index: int) -> list[str]:
+        known = self.captions[index].as_py()
+        return super()._captions(index) if known is None else known
+
+    def _read(self, index: int, member: str) -> bytes | None:
+        if member == "image" and index in self.fetched.images:
+            return self.fetched.images[index]
+        wanted = self._range(index, member)
+        if not wanted.start:
+            return None
+        [data] = stores.read_ranges([wanted])
+        return _whole(data, wanted)
+
+
+def open_webdataset(pattern: str, *, buffer: str = "", index: str = "") -> WebDatasetSource:
     """Reads the headers of all tar files that a pattern with `{000..099}`, `{a,b}` or `*` stands for.
 
     A key that comes again, in the same file or in another, is another example: its id has the name of its file before
     it. What is in the files and of no use is counted in `left_out` of the source.
 
+    Args:
+      buffer: examples that training shuffles together, in a random order of the files; empty: all of them.
+      index: directory or URL that keeps what was read of files in a store; empty: the user's cache.
+
     Raises:
       UserError: a file that is not there, is no tar file, is cut off or damaged; or none with an example.
     """
-    files = matching(pattern)
-    indices = [read_index(file) for file in files]
-    keys = pa.chunked_array([index.keys for index in indices], pa.large_string()).combine_chunks()
+    if not (buffer.isdecimal() or not buffer) or buffer and int(buffer) < 1:
+        raise UserError(f"buffer={buffer!r} is not a number of examples, 1 or more")
+    if stores.is_url(pattern):
+        files = stores.matching(pattern)
+        kept_in = index if stores.is_url(index) else str(local_path(index, name="index") if index else _of_user())
+        indices = read_indices(files, kept_in=kept_in)
+    elif index:
+        raise UserError(
+            f"index={index!r} is of tar files in a store; {pattern!r} is on a disk, and its headers are read"
+        )
+    else:
+        files = matching(pattern)
+        indices = [read_index(file) for file in files]
+    keys = pa.chunked_array([each.keys for each in indices], pa.large_string()).combine_chunks()
     if not len(keys):
         raise UserError(f"no tar file of {pattern!r} holds an example; its members should be named as 000000000.jpg")
     left_out = Skipped()
-    for index in indices:
-        left_out.merge(index.left_out.as_dict())
-    shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.keys) for index in indices])
-    directory = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    names = [os.path.splitext(os.path.relpath(file, directory))[0] for file in files]
-    return WebDatasetSource(
-        files=files,
-        keys=keys,
-        ids=distinct(keys, files=shards.tolist(), names=names),
-        shards=shards,
-        members=np.concatenate([index.members for index in indices]),
-        left_out=left_out,
-    )
+    for each in indices:
+        left_out.merge(each.left_out.as_dict())
+    shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(each.keys) for each in indices])
+    fields: dict[str, Any] = {
+        "files": files,
+        "keys": keys,
+        "ids": distinct(keys, files=shards.tolist(), names=_names(files)),
+        "shards": shards,
+        "members": np.concatenate([each.members for each in indices]),
+        "left_out": left_out,
+        "window": int(buffer or 0),
+    }
+    if not stores.is_url(pattern):
+        return WebDatasetSource(**fields)
+    captions = pa.chunked_array([each.captions for each in indices], pa.large_list(pa.large_string()))
+    return StoredWebDatasetSource(**fields, captions=captions.combine_chunks())
 
 
-class TarIndex(NamedTuple):
-    """Where the examples of a tar file lie, in its order."""
-
-    keys: pa.Array
-    members: Int64[np.ndarray, "E M 2"]  # (offset, bytes) of each of MEMBERS
-    left_out: Skipped
-
-
-def read_index(file: str) -> TarIndex:
-    """The examples of a tar file, or of several that were concatenated (`cat a.tar b.tar`).
-
-    Raises:
-      UserError: the file is not there, is no tar file, is cut off or damaged; says at which byte.
-    """
-    examples, start, head = _Examples(), 0, b""
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(BLOCK)
-            size = os.fstat(stream.fileno()).st_size
-            while start < size or start == 0:
-                end = _read_archive(stream, examples, start=start, size=size)
-                start = _after_zeros(stream, end, size=size)
-    except UserError:
-        raise
-    except (OSError, tarfile.TarError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{file!r} cannot be read as a tar file: {reason}{hint(file)}{compression_of(head)}") from error
-    members = np.array(examples.members, np.int64).reshape(-1, len(MEMBERS), 2)
-    return TarIndex(pa.array(map(utf8, examples.keys), pa.large_string()), members, examples.left_out)
+def _names(files: Sequence[str]) -> list[str]:
+    """Of the files, without what all have in common."""
+    paths = [file if stores.is_url(file) else os.path.abspath(file) for file in files]
+    directory = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.splitext(os.path.relpath(path, directory))[0] for path in paths]
 
 
-class _Examples:
-    """Members of a tar file, sorted into examples as they come."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.members: list[list[tuple[int, int]]] = []
-        self.left_out = Skipped()
-        self._latest: dict[str, int] = {}  # by key, of the examples with it
-        self._runs: list[int] = []  # by example, the last run of members with one key that belongs to it
-        self._run, self._key = 0, ""
-
-    def add(self, member: tarfile.TarInfo) -> None:
-        if member.isdir():
-            return
-        if not member.isreg() or member.issparse():
-            self.left_out.add("link_member", utf8(member.name))
-            return
-        directory, name = os.path.split(member.name)
-        stem, _, ending = name.partition(".")
-        column = "image" if ending.lower() in IMAGE_ENDINGS else ending.lower()
-        if column not in MEMBERS or not stem:
-            self.left_out.add("unused_member", utf8(member.name))
-            return
-        key, place = os.path.join(directory, stem), MEMBERS.index(column)
-        if key != self._key:
-            self._run, self._key = self._run + 1, key
-        number = self._latest.get(key)
-        if number is not None and self.members[number][place][0]:
-            if self._runs[number] == self._run:
-                # Beside the first one, with the same caption.
-                self.left_out.add("repeated_member", utf8(member.name))
-                return
-            number = None  # members of another key lie between: this is another example
-        if number is None:
-            number = self._latest[key] = len(self.keys)
-            self.keys.append(key)
-            self.members.append([(0, 0)] * len(MEMBERS))
-            self._runs.append(self._run)
-        self._runs[number] = self._run
-        self.members[number][place] = member.offset_data, member.size
-
-    def start_archive(self) -> None:
-        self._latest, self._key = {}, ""
+def _of_user() -> Path:
+    """By the XDG Base Directory Specification, which has a relative path ignored."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    caches = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
+    return caches / "mvlm-jax" / "tar_index"
 
 
-def _read_archive(stream: BinaryIO, examples: _Examples, *, start: int, size: int) -> int:
-    """Adds the members of one archive, and returns at which byte there is no further header.
-
-    Raises:
-      TarError: its first header is none, or a member ends after the end of the file.
-    """
-    stream.seek(start)
-    examples.start_archive()
-    end = start
-    try:
-        tar = tarfile.open(fileobj=stream, mode="r:")
-    except tarfile.ReadError as error:
-        raise tarfile.ReadError(f"{error} at byte {start}") from error
-    # `tarfile` stops at any block that is no header; the caller finds out what it is.
-    with tar:
-        while (member := _next(tar, end)) is not None:
-            # Otherwise the list of all members read so far grows with the file.
-            tar.members = []  # type: ignore[attr-defined]  # public, but not in the stubs
-            if not end < tar.offset <= size:
-                within = f"the member {member.name!r} that begins at byte {member.offset}"
-                raise tarfile.ReadError(f"unexpected end at byte {size}, within {within}")
-            end = tar.offset
-            examples.add(member)
-    return end
-
-
-def _next(tar: tarfile.TarFile, end: int) -> tarfile.TarInfo | None:
-    try:
-        return tar.next()
-    except tarfile.TarError as error:
-        raise tarfile.ReadError(f"{error}, after byte {end}") from error
-
-
-def _after_zeros(stream: BinaryIO, end: int, *, size: int) -> int:
-    """The end of the zeros that close an archive: `size`, or where another archive begins.
-
-    Raises:
-      TarError: there are none.
-    """
-    if end >= size:
-        raise tarfile.ReadError(f"unexpected end at byte {size}, before the empty block that closes an archive")
-    position = end
-    stream.seek(end)
-    while chunk := stream.read(CHUNK):
-        rest = chunk.lstrip(b"\0")
-        if rest:
-            position += len(chunk) - len(rest)
-            position -= position % BLOCK
-            if position == end:
-                if size - end < BLOCK:
-                    raise tarfile.ReadError(
-                        f"unexpected end at byte {size}, within the header that begins at byte {end}"
-                    )
-                raise tarfile.ReadError(f"there is no header at byte {end}, where the next member should begin")
-            return position
-        position += len(chunk)
-    return size
+def _whole(data: bytes, wanted: stores.Range) -> bytes:
+    if len(data) < wanted.size:
+        raise UserError(f"{wanted.url!r} ends at byte {wanted.start + len(data)}; it was cut off since it was opened")
+    return data
