@@ -6,6 +6,9 @@ PARITY_VENV ?= .venv-parity
 TORCH ?= 2.13.0
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
+EMULATORS_VENV ?= .venv-emulators
+EMULATORS_INSTALLED := $(EMULATORS_VENV)/.installed
+
 .PHONY: demo bench test slow parity test-all format clean
 
 # One command from nothing to a trained, evaluated model; its last line is one JSON object.
@@ -29,9 +32,9 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(PYTEST) -m "not slow"
 
-# Kills, runs of several processes, other meshes.
-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+# Kills, runs of several processes, other meshes, runs in emulated object stores.
+slow: $(INSTALLED) $(EMULATORS_INSTALLED)
+	MVLM_EMULATORS=$(abspath $(EMULATORS_VENV))/bin/python $(PYTEST) -m slow
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
 # MVLM_DINOV2_SMALL=DIR compares a real DINOv2-small too: its model.safetensors, config.json and preprocessor_config.json,
@@ -46,7 +49,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) .cache runs
+	rm -rf $(VENV) $(PARITY_VENV) $(EMULATORS_VENV) .cache runs
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
@@ -61,4 +64,10 @@ $(PARITY_INSTALLED): setup.py constraints.txt
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$(TORCH) || \
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,parity]'
+	@touch $@
+
+# What only a server of the tests needs: no version in it changes one of theirs.
+$(EMULATORS_INSTALLED): tests/stores/emulators.txt
+	$(PYTHON) -m venv $(EMULATORS_VENV)
+	$(EMULATORS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/stores/emulators.txt
 	@touch $@

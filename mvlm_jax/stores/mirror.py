@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mvlm_jax.errors import RunError
@@ -195,7 +196,7 @@ class Mirror:
             else:
                 contents[name] = file
         if contents:
-            self.store.write_all((name, lambda name=name: self._content(name, contents[name])) for name in contents)
+            self.store.write_all({name: partial(self._content, name, content) for name, content in contents.items()})
 
     def _content(self, name: str, content: Path | bytes) -> bytes:
         value = content if isinstance(content, bytes) else content.read_bytes()
@@ -330,7 +331,7 @@ def _close(places: Iterable[Path], *, failed: bool) -> None:
 def cache_directory() -> Path:
     """Of the user, for what is kept between two starts."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = Path(home) / "mvlm_jax" / "stores"
+    directory = Path(home) / "mvlm-jax" / "stores"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory

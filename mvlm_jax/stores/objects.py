@@ -16,7 +16,8 @@ DRIVERS = {"gs": "gcs", "s3": "s3"}  # by the scheme of an address
 ADDRESS = re.compile(rf"({'|'.join(DRIVERS)})://")
 # About two minutes of trying.
 RETRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "32s"}
-AT_ONCE = 16  # requests that are under way
+AT_ONCE = 16  # requests that are under way, each with a content in memory
+FEW = 4  # of them, where the contents are large
 MISSING = b"\x02"  # the generation of an object that is not there
 REASONS = {
     "PERMISSION_DENIED": "no permission",
@@ -95,9 +96,9 @@ class Store:
         result = self._do(lambda kv: kv.read(name))
         return Object(bytes(result.value), result.stamp.generation) if result.state == "value" else None
 
-    def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Several at once; of at most `AT_ONCE` the content is in memory."""
-        for name, result in self._each(names, lambda kv, name: kv.read(name)):
+    def read_all(self, names: Iterable[str], *, at_once: int = AT_ONCE) -> Iterator[tuple[str, bytes | None]]:
+        """Each name with its content, None where it is gone."""
+        for name, result in self._each(names, lambda kv, name: kv.read(name), at_once=at_once):
             yield name, bytes(result.value) if result.state == "value" else None
 
     def write(self, name: str, value: bytes, *, if_generation: bytes | None = None) -> bytes:
@@ -109,21 +110,22 @@ class Store:
         """
         return self._do(lambda kv: kv.write(name, value, if_equal=if_generation)).generation
 
-    def write_all(self, contents: Iterable[tuple[str, Callable[[], bytes]]]) -> None:
-        """Several at once; a content is read when its turn has come."""
-        by_name: Mapping[str, Callable[[], bytes]] = dict(contents)
-        for _ in self._each(by_name, lambda kv, name: kv.write(name, by_name[name]())):
+    def write_all(self, contents: Mapping[str, Callable[[], bytes]], *, at_once: int = AT_ONCE) -> None:
+        """A content is read when its turn has come."""
+        for _ in self._each(contents, lambda kv, name: kv.write(name, contents[name]()), at_once=at_once):
             pass
 
     def delete(self, names: Iterable[str]) -> None:
         for _ in self._each(names, lambda kv, name: kv.write(name, None)):
             pass
 
-    def _each(self, names: Iterable[str], call: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
+    def _each(
+        self, names: Iterable[str], call: Callable[[Any, str], Any], *, at_once: int = AT_ONCE
+    ) -> Iterator[tuple[str, Any]]:
         waiting: list[tuple[str, Any]] = []
         kv = self._open()
         for name in names:
-            if len(waiting) == AT_ONCE:
+            if len(waiting) == at_once:
                 first, future = waiting.pop(0)
                 yield first, self._result(future)
             waiting.append((name, call(kv, name)))

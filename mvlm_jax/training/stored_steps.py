@@ -12,7 +12,7 @@ from absl import logging
 
 from mvlm_jax.errors import RunError
 from mvlm_jax.stores.mirror import CHECKPOINTS, Mirror
-from mvlm_jax.stores.objects import StoreError
+from mvlm_jax.stores.objects import FEW, StoreError
 
 # The object that shows that a step is whole: it is written last and deleted first, and says how long each file is.
 MARKER = "uploaded.json"
@@ -66,7 +66,8 @@ class StoredSteps:
             files = self._files_of(step)
             wanted = [name for name in files if "/" not in name or name.split("/")[0] in items]
             keys = {f"{CHECKPOINTS}/{step}/{name}": name for name in wanted}
-            for key, value in self._store.read_all(key for key in keys if key not in self._fetched):
+            absent = [key for key in keys if key not in self._fetched]
+            for key, value in self._store.read_all(absent, at_once=FEW):
                 name = keys[key]
                 if value is None or len(value) != files[name]:
                     received = "is not there" if value is None else f"has {len(value)} bytes, not {files[name]}"
@@ -154,7 +155,7 @@ class StoredSteps:
             if not self._store.names(place)
         )
         old = f"{CHECKPOINTS}/{step}/"
-        for name, value in self._store.read_all(names):
+        for name, value in self._store.read_all(names, at_once=FEW):
             if value is not None:
                 self._store.write(f"{aside}/{name.removeprefix(old)}", value)
         self.delete(step)
@@ -176,7 +177,8 @@ class StoredSteps:
     def _upload(self, step: int, folder: Path) -> None:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         self._files[step] = {name: path.stat().st_size for name, path in files.items()}
-        self._store.write_all((f"{CHECKPOINTS}/{step}/{name}", path.read_bytes) for name, path in files.items())
+        contents = {f"{CHECKPOINTS}/{step}/{name}": path.read_bytes for name, path in files.items()}
+        self._store.write_all(contents, at_once=FEW)
         if self._mirror.failure is not None:  # the lock is lost: this is no longer our run
             raise self._mirror.failure
         self._store.write(f"{CHECKPOINTS}/{step}/{MARKER}", json.dumps({"files": self._files[step]}).encode())

@@ -40,6 +40,7 @@ def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
     """
     directory = mirror.local_path(path).absolute()
     check_path(directory)
+    _check_one_process(directory)
     try:
         mirror.fetched(directory)
         if (directory / "model.safetensors").exists():
@@ -80,11 +81,6 @@ def _only_one(directory: Path) -> Iterator[None]:
         with only_one(directory, command="mvlm train"):
             yield
         return
-    if jax.process_count() > 1:
-        raise UserError(
-            f"workdir {directory} is in a store, where a run of one process can write; for a run of "
-            f"{jax.process_count()} processes mount the bucket on all hosts, and give the path of the mount"
-        )
     with lease.only_one(copy, command="mvlm train"):
         copy.fetch(again=True)  # a run that has ended meanwhile may have left something
         with copy.kept():
@@ -221,6 +217,15 @@ def _absolute(source: str) -> str:
 
 def _label(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text, flags=re.ASCII).strip("._")[:40]
+
+
+def _check_one_process(directory: Path) -> None:
+    """A checkpoint is put together in one place, which a store is not."""
+    if mirror.mirror_of(directory) is not None and jax.process_count() > 1:
+        raise UserError(
+            f"workdir {directory} is in a store, to which a run of one process writes, and this one has "
+            f"{jax.process_count()}; mount the bucket on all hosts, and give the path of the mount"
+        )
 
 
 def _check_writable(directory: Path) -> None:
