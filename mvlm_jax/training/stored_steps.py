@@ -16,6 +16,9 @@ from mvlm_jax.stores.objects import FEW, StoreError
 
 # The object that shows that a step is whole: it is written last and deleted first, and says how long each file is.
 MARKER = "uploaded.json"
+# Is written first and deleted last: what has it and no marker was left by a kill. A step with neither was copied to the
+# store from a disk by other means.
+BEGUN = "uploading.json"
 
 
 class Incomplete(Exception):
@@ -39,15 +42,18 @@ class StoredSteps:
         """
         self._mirror, self._store, self._directory = mirror, mirror.store, directory
         self._fetched: set[str] = set()
-        self._files: dict[int, dict[str, int]] = {}
-        found: dict[str, list[str]] = {}
+        self._files: dict[int, dict[str, int | None]] = {}  # the length of each file by its path; None: not known
+        found: dict[int, list[str]] = {}
         for name in self._store.names(CHECKPOINTS):
-            found.setdefault(name.split("/")[1], []).append(name)
-        whole = {step for step, names in found.items() if f"{CHECKPOINTS}/{step}/{MARKER}" in names}
-        self._steps = sorted(int(step) for step in whole if step.isdecimal())
-        if writes:
-            for step in sorted(step for step in set(found) - whole if step.isdecimal()):
-                self._store.delete(found[step])
+            _, step, *file = name.split("/", 2)
+            if step.isdecimal() and file:
+                found.setdefault(int(step), []).append(file[0])
+        self._steps = sorted(step for step, files in found.items() if MARKER in files or BEGUN not in files)
+        for step, files in found.items():
+            if MARKER not in files and BEGUN not in files:
+                self._files[step] = dict.fromkeys(files)
+            elif MARKER not in files and writes:
+                self._remove(step)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._job: Future[None] | None = None
         self._given_up = threading.Event()
@@ -68,9 +74,9 @@ class StoredSteps:
             keys = {f"{CHECKPOINTS}/{step}/{name}": name for name in wanted}
             absent = [key for key in keys if key not in self._fetched]
             for key, value in self._store.read_all(absent, at_once=FEW):
-                name = keys[key]
-                if value is None or len(value) != files[name]:
-                    received = "is not there" if value is None else f"has {len(value)} bytes, not {files[name]}"
+                name, length = keys[key], files[keys[key]]
+                if value is None or length not in (None, len(value)):
+                    received = "is not there" if value is None else f"has {len(value)} bytes, not {length}"
                     raise Incomplete(f"{self._mirror.address}/{key} {received}")
                 file = self._directory / str(step) / name
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +148,15 @@ class StoredSteps:
             self._worker.shutdown()
 
     def delete(self, step: int) -> None:
-        self._store.delete([f"{CHECKPOINTS}/{step}/{MARKER}"])
         self._steps.remove(step)
-        self._store.delete(self._store.names(f"{CHECKPOINTS}/{step}"))
+        self._files.pop(step, None)
+        self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        names = self._store.names(f"{CHECKPOINTS}/{step}")
+        marks = [f"{CHECKPOINTS}/{step}/{mark}" for mark in (MARKER, BEGUN)]
+        for some in ([marks[0]], sorted(set(names) - set(marks)), [marks[1]]):
+            self._store.delete(name for name in some if name in names)
 
     def move_aside(self, step: int) -> str:
         """Copies what there is of a step to `damaged.<step>.<number>`, deletes it, and returns the new address."""
@@ -164,8 +176,7 @@ class StoredSteps:
                         self._mirror.address, aside, step)  # fmt: skip
         return aside
 
-    def _files_of(self, step: int) -> dict[str, int]:
-        """The length of each file of a step, by its path in it."""
+    def _files_of(self, step: int) -> dict[str, int | None]:
         if step not in self._files:
             marker = self._store.read(f"{CHECKPOINTS}/{step}/{MARKER}")
             try:
@@ -177,6 +188,7 @@ class StoredSteps:
     def _upload(self, step: int, folder: Path) -> None:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         self._files[step] = {name: path.stat().st_size for name, path in files.items()}
+        self._store.write(f"{CHECKPOINTS}/{step}/{BEGUN}", b"{}")
         contents = {f"{CHECKPOINTS}/{step}/{name}": path.read_bytes for name, path in files.items()}
         self._store.write_all(contents, at_once=FEW)
         if self._mirror.failure is not None:  # the lock is lost: this is no longer our run

@@ -1,6 +1,7 @@
 """A run in a store is the run that it is on a disk."""
 
 import json
+import shutil
 
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
@@ -73,6 +74,17 @@ def test_a_damaged_checkpoint_is_moved_aside(bucket, whole, caplog):
     assert starts[0] == 6 and "manifest.ocdbt has 5 bytes" in caplog.text
     assert sorted(path.name for path in (bucket / "run" / CHECKPOINTS).iterdir()) == ["6", "9", "damaged.9.1"]
     assert log() == metrics_lines(whole)
+
+
+def test_a_run_that_was_copied_from_a_disk_goes_on_in_the_store(bucket, whole, tmp_path):
+    train(ToyTask(), config=toy_config(), workdir=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "9")
+    shutil.copytree(tmp_path / "run", bucket / "run")
+    starts = []
+    train(ToyTask(before_batch=starts.append), config=toy_config(), workdir=RUN)
+    assert starts[0] == 6
+    assert log() == metrics_lines(whole)
+    assert sorted(path.name for path in (bucket / "run" / CHECKPOINTS).iterdir()) == ["6", "9"]
 
 
 def test_a_store_that_fails_ends_the_run_in_one_line_and_the_checkpoint_before_is_whole(bucket, monkeypatch):
