@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"  # is kept as objects of at most `PART_BYTES`, of whic
 PARTS = "metrics"
 PART_BYTES = 2**20
 CHECKPOINTS = "checkpoints"  # are fetched and written by training/stored_steps.py
+NOT_PUSHED = (CHECKPOINTS, "wandb")  # Weights & Biases has its own server
 EVENTS = "tfevents"  # in the names of files that only TensorBoard reads
 LAST = ("config.json",)  # shows that a folder is a run or an export, so that its other files are to be there
 NEW_SECONDS = 60.0
@@ -175,8 +176,8 @@ class Mirror:
             return
         for folder, folders, names in os.walk(self.directory):
             folders[:] = [name for name in folders if name[0] != "." and Path(folder, name) not in _mirrors]
-            if Path(folder) == self.directory and CHECKPOINTS in folders:
-                folders.remove(CHECKPOINTS)
+            if Path(folder) == self.directory:
+                folders[:] = [name for name in folders if name not in NOT_PUSHED]
             yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
     def _is_due(self, file: Path, *, everything: bool) -> bool:
@@ -353,7 +354,7 @@ def root() -> Path:
         held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)  # while it is held, the process lives
         fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         _root = directory
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        atexit.register(_remove_own, directory, os.getpid())
     return _root
 
 
@@ -368,6 +369,11 @@ def parts_of(log: bytes) -> list[bytes]:
         parts.append(log[start : end + 1])
         start = end + 1
     return parts
+
+
+def _remove_own(directory: Path, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _remove_left(directory: Path) -> None:
