@@ -81,7 +81,7 @@ class _Lease:
                 last = time.monotonic()
             except StoreError as error:
                 if time.monotonic() - last > LEASE_SECONDS:
-                    self._lost(error.strerror)
+                    self._lost(error.reason)
                     return
 
     def give_back(self) -> None:

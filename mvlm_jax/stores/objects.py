@@ -34,6 +34,7 @@ class StoreError(OSError):
 
     def __init__(self, reason: str, address: str):
         super().__init__(errno.EIO, reason, address)
+        self.reason = reason
 
 
 class Address(NamedTuple):

@@ -45,9 +45,9 @@ class StoredSteps:
         self._files: dict[int, dict[str, int | None]] = {}  # the length of each file by its path; None: not known
         found: dict[int, list[str]] = {}
         for name in self._store.names(CHECKPOINTS):
-            _, step, *file = name.split("/", 2)
-            if step.isdecimal() and file:
-                found.setdefault(int(step), []).append(file[0])
+            _, folder, *file = name.split("/", 2)
+            if folder.isdecimal() and file:
+                found.setdefault(int(folder), []).append(file[0])
         self._steps = sorted(step for step, files in found.items() if MARKER in files or BEGUN not in files)
         for step, files in found.items():
             if MARKER not in files and BEGUN not in files:
@@ -178,11 +178,12 @@ class StoredSteps:
 
     def _files_of(self, step: int) -> dict[str, int | None]:
         if step not in self._files:
-            marker = self._store.read(f"{CHECKPOINTS}/{step}/{MARKER}")
+            name = f"{CHECKPOINTS}/{step}/{MARKER}"
+            marker = self._store.read(name)
             try:
-                self._files[step] = dict(json.loads(marker.value)["files"])
-            except (AttributeError, ValueError, KeyError, TypeError) as error:
-                raise Incomplete(f"{self._mirror.address}/{CHECKPOINTS}/{step}/{MARKER} cannot be read") from error
+                self._files[step] = dict(json.loads(marker.value if marker else b"")["files"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise Incomplete(f"{self._mirror.address}/{name} cannot be read") from error
         return self._files[step]
 
     def _upload(self, step: int, folder: Path) -> None:
