@@ -24,6 +24,12 @@ def whole(tmp_path_factory):
     return directory
 
 
+def steps(bucket):
+    """The folders of checkpoints that hold objects; the stand-in for a store leaves empty ones behind."""
+    files = (path for path in (bucket / "run" / CHECKPOINTS).rglob("*") if path.is_file())
+    return sorted({file.relative_to(bucket / "run" / CHECKPOINTS).parts[0] for file in files})
+
+
 def log():
     with opened(RUN):
         return metrics_lines(fetched(RUN))
@@ -32,7 +38,7 @@ def log():
 def test_a_run_in_a_store_leaves_what_one_on_a_disk_leaves(bucket, whole):
     train(ToyTask(), config=toy_config(), workdir=RUN)
     assert log() == metrics_lines(whole)
-    assert sorted(path.name for path in (bucket / "run" / "checkpoints").iterdir()) == ["6", "9"]  # keep_last=2
+    assert steps(bucket) == ["6", "9"]  # keep_last=2
     there = {path.relative_to(bucket / "run").parts[0] for path in (bucket / "run").rglob("*") if path.is_file()}
     events = {name for name in there if "tfevents" in name}
     assert len(events) == 1
@@ -66,16 +72,18 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(bucket, whole
     assert log() == metrics_lines(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_moved_aside(bucket, whole, caplog):
     train(ToyTask(), config=toy_config(), workdir=RUN)
     (bucket / "run" / CHECKPOINTS / "9" / "params" / "manifest.ocdbt").write_bytes(b"short")
     starts = []
     train(ToyTask(before_batch=starts.append), config=toy_config(), workdir=RUN)
     assert starts[0] == 6 and "manifest.ocdbt has 5 bytes" in caplog.text
-    assert sorted(path.name for path in (bucket / "run" / CHECKPOINTS).iterdir()) == ["6", "9", "damaged.9.1"]
+    assert steps(bucket) == ["6", "9", "damaged.9.1"]
     assert log() == metrics_lines(whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_copied_from_a_disk_goes_on_in_the_store(bucket, whole, tmp_path):
     train(ToyTask(), config=toy_config(), workdir=tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "9")
@@ -84,9 +92,10 @@ def test_a_run_that_was_copied_from_a_disk_goes_on_in_the_store(bucket, whole, t
     train(ToyTask(before_batch=starts.append), config=toy_config(), workdir=RUN)
     assert starts[0] == 6
     assert log() == metrics_lines(whole)
-    assert sorted(path.name for path in (bucket / "run" / CHECKPOINTS).iterdir()) == ["6", "9"]
+    assert steps(bucket) == ["6", "9"]
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_ends_the_run_in_one_line_and_the_checkpoint_before_is_whole(bucket, monkeypatch):
     write_all = Store.write_all
 
@@ -115,6 +124,7 @@ def test_a_store_that_cannot_be_read_is_refused_before_anything_is_written(bucke
     assert not any(bucket.iterdir())
 
 
+@pytest.mark.slow
 def test_the_log_reaches_the_store_before_the_checkpoint_of_its_last_line(bucket, monkeypatch):
     write = Store.write
     seen = []
