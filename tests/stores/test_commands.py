@@ -47,6 +47,8 @@ def test_a_run_and_all_that_is_made_of_it_may_lie_in_a_store(scheme, demo_dir, d
     assert model.encode_text(["a red circle"]).shape[0] == 1
     close_all(failed=False)
 
-    start = [f"--config.init_from.checkpoint={bucket}/run", "--config.checkpoint.every=6"]
-    flags = demo_flags(data_dir=f"{bucket}/data", workdir=tmp_path / "next", steps=1)
-    assert cli.main(["train", *flags, *start]) == 0
+    start = f"--config.init_from.checkpoint={bucket}/run"
+    flags = demo_flags(data_dir=f"{bucket}/data", workdir=tmp_path / "next", steps=6)
+    status, said = cli.main(["train", *flags, start]), capsys.readouterr().err
+    assert status == 0, said
+    assert json.loads((tmp_path / "next" / "weights.json").read_text())["loaded"][0]["source"] == f"{bucket}/run, step 6"
