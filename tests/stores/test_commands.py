@@ -51,4 +51,5 @@ def test_a_run_and_all_that_is_made_of_it_may_lie_in_a_store(scheme, demo_dir, d
     flags = demo_flags(data_dir=f"{bucket}/data", workdir=tmp_path / "next", steps=6)
     status, said = cli.main(["train", *flags, start]), capsys.readouterr().err
     assert status == 0, said
-    assert json.loads((tmp_path / "next" / "weights.json").read_text())["loaded"][0]["source"] == f"{bucket}/run, step 6"
+    weights = json.loads((tmp_path / "next" / "weights.json").read_text())
+    assert weights["loaded"][0]["source"] == f"{bucket}/run, step 6"
