@@ -55,6 +55,7 @@ def jax_lists(params):
     return {name: {each: value.tolist() for each, value in part.items()} for name, part in params.items()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(bucket, whole):
     def fail(step):
         if step == 7:
@@ -105,9 +106,7 @@ def test_a_store_that_fails_ends_the_run_in_one_line_and_the_checkpoint_before_i
         write_all(self, contents, **options)
 
     monkeypatch.setattr(Store, "write_all", refuse)
-    message = (
-        r"a checkpoint cannot be written to gs://bucket/run/checkpoints: it cannot be reached .*; the last whole one"
-    )
+    message = "a checkpoint cannot be written to gs://bucket/run/checkpoints: it cannot be reached .*; the last whole"
     with pytest.raises(RunError, match=f"{message} one is of step 3"):
         train(ToyTask(), config=toy_config(), workdir=RUN)
     assert (bucket / "run" / CHECKPOINTS / "3" / MARKER).exists()
