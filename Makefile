@@ -12,6 +12,9 @@ PARITY_INSTALLED := $(PARITY_VENV)/.installed
 BEAM_VENV ?= .venv-beam
 BEAM_INSTALLED := $(BEAM_VENV)/.installed
 
+EMULATORS_VENV ?= .venv-emulators
+EMULATORS_INSTALLED := $(EMULATORS_VENV)/.installed
+
 # As `mvlm train` has it: glibc's huge pages, see docs/performance.md.
 HUGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
@@ -43,9 +46,10 @@ test: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(PYTEST) -m "not slow"
 
-# Kills, runs of several processes, other meshes, the notebooks; and Apache Beam, which the first line skips.
-slow: $(NOTEBOOKS_INSTALLED) $(BEAM_INSTALLED)
-	$(PYTEST) -m slow
+# Kills, runs of several processes, other meshes, the notebooks, runs in emulated object stores; and Apache Beam, which the
+# first line skips.
+slow: $(NOTEBOOKS_INSTALLED) $(BEAM_INSTALLED) $(EMULATORS_INSTALLED)
+	MVLM_EMULATORS=$(abspath $(EMULATORS_VENV))/bin/python $(PYTEST) -m slow
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_beam.py
 
 # Against torch and transformers, with weights of full size and real ones; and what reads files of torch.
@@ -61,7 +65,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) $(BEAM_VENV) .cache runs site
+	rm -rf $(VENV) $(PARITY_VENV) $(BEAM_VENV) $(EMULATORS_VENV) .cache runs site
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
@@ -88,4 +92,10 @@ $(PARITY_INSTALLED): setup.py constraints.txt
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$(TORCH) || \
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,parity]'
+	@touch $@
+
+# What only a server of the tests needs: no version in it changes one of theirs.
+$(EMULATORS_INSTALLED): tests/stores/emulators.txt
+	$(PYTHON) -m venv $(EMULATORS_VENV)
+	$(EMULATORS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/stores/emulators.txt
 	@touch $@

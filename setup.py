@@ -63,6 +63,7 @@ setup(
         "safetensors",
         "simplejpeg",
         "tensorboardX",
+        "tensorstore",  # the version that orbax-checkpoint asks for
         "tensorflow-datasets>=4.9.8",
         "tokenizers",
         "tqdm",

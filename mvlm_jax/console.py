@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from absl import logging
 from tqdm import tqdm
 
+from mvlm_jax.stores import mirror
+
 NARROWEST = 40  # columns of a terminal that a bar is drawn in
 
 
@@ -22,7 +24,7 @@ class Lines(standard_logging.Handler):
         self.addFilter(keep)
 
     def format(self, record: standard_logging.LogRecord) -> str:
-        message = super().format(record)
+        message = mirror.shown(super().format(record))
         if self.formatter is not None or record.levelno < standard_logging.WARNING:
             return message
         return f"{record.levelname.lower()}: {message}"

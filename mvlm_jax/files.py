@@ -15,6 +15,7 @@ import numpy as np
 from mvlm_jax.errors import UserError
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # at the start of an address
+NO_LOCAL_PATH = "copy the files first, or mount the bucket and give the path of the mount; see docs/object_stores.md"
 HUB = "hf:"  # at the start of a name on the Hugging Face Hub; see interop/hub.py
 
 
@@ -31,7 +32,7 @@ def user_path(path: str | Path, *, name: str = "") -> Path:
     """
     given = f"{name}={str(path)!r}" if name else str(path)
     if REMOTE.match(str(path)):
-        raise UserError(f"{given} is not a local path; mount the bucket and give the path of the mount")
+        raise UserError(f"{given} is not a local path; {NO_LOCAL_PATH}")
     if str(path).startswith(HUB):
         raise UserError(
             f"{given} is a name on the Hugging Face Hub, from which only weights and their tokenizers are read; "

@@ -13,10 +13,12 @@ from mvlm_jax.files import atomically, read_json, user_path, write_json, write_t
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket", "file:///run"])
 def test_an_address_is_refused_with_the_name_of_its_flag(address):
-    with pytest.raises(UserError, match=f"^{address} is not a local path; mount the bucket"):
+    with pytest.raises(UserError, match=f"^{address} is not a local path; copy the files first, or mount"):
         user_path(address)
     for read in (user_path, local_path):
-        with pytest.raises(UserError, match=f"^data_dir='{address}' is not a local path; mount the bucket"):
+        with pytest.raises(
+            UserError, match=f"^data_dir='{address}' is not a local path; copy the files first, or mount"
+        ):
             read(address, name="data_dir")
 
 

@@ -29,6 +29,7 @@ LAYERS = (
     "configs",  # the shipped recipes
     "config",
     "config_migration  compilation_cache  compile_time  console",
+    "stores",
     "allocator  files  lock  signals",
     "errors",
 )

@@ -57,8 +57,9 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported(d
 
 def test_what_tests_and_benchmarks_import_is_declared(declared):
     extras = declared["extras_require"]
+    emulators = (ROOT / "tests" / "stores" / "emulators.txt").read_text().splitlines()[1:]  # behind the remark
     optional = (extras[name] for name in ("test", "notebooks", "parity", "beam"))
-    allowed = names([*declared["install_requires"], *itertools.chain(*optional)]) | UNDECLARED
+    allowed = names([*declared["install_requires"], *itertools.chain(*optional), *emulators]) | UNDECLARED
     imported = imported_modules("tests", "benchmarks", "configs", "launch")
     assert {module for module in imported if not providers(module) & allowed} == set()
     imported = imported_modules("benchmarks")

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from mvlm_jax.config_migration import MOVED
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.interop import hub
+from mvlm_jax.stores import mirror
 from mvlm_jax.tasks import registry
 from mvlm_jax.training import hosts
 from mvlm_jax.training.workdir import read_config
 
 HELP = {"--help", "-h", "-help"}
+HUB_NAME, FOLDER, FILE = "a name on the Hub", "a folder in a store", "a file in a store"
 RECIPES = Path(config_lib.__file__).with_name("configs")
 
 
@@ -71,7 +73,9 @@ def run(
             console.show_prefixes()
         if cleans_up:
             signals.restore()
-        return (main(values, words) if arguments else main(values)) or 0
+        status = (main(values, words) if arguments else main(values)) or 0
+        mirror.close_all(failed=False)
+        return status
     except (RunError, UserError, flags.Error) as error:
         # A parser's own words; the library puts the flag and its value in front of every ValueError.
         cause = error.__context__
@@ -84,6 +88,8 @@ def run(
     except KeyboardInterrupt as interrupt:
         print(f"mvlm {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        mirror.close_all(failed=True)
 
 
 def define_config(
@@ -127,13 +133,15 @@ def define_run_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
 
 
 def define_path(
-    values: flags.FlagValues, name: str, text: str, *, required: bool = False, hub_name: bool = False
+    values: flags.FlagValues, name: str, text: str, *, required: bool = False, takes: Collection[str] = ()
 ) -> None:
     """A flag whose value is a `Path`, `~` at its start being the home directory; None where it is not given.
 
-    `hub_name`: whether it may be a name on the Hugging Face Hub instead, which stays a string.
+    Args:
+      takes: what it may be instead. HUB_NAME: a name on the Hugging Face Hub, which stays a string. FOLDER or FILE: the
+        address of one in a store, which becomes the path of its copy on this machine.
     """
-    flags.DEFINE(_SourceParser() if hub_name else _PathParser(), name, None, text, flag_values=values)
+    flags.DEFINE(_PathParser(takes), name, None, text, flag_values=values)
     if required:
         flags.mark_flag_as_required(name, flag_values=values)
 
@@ -141,7 +149,8 @@ def define_path(
 def define_workdir(values: flags.FlagValues, *, made: bool = False) -> None:
     """`made`: whether the command makes the directory where there is none."""
     text = "made where it is missing" if made else "as mvlm train left it"
-    define_path(values, "workdir", f"Directory of the run; {text}.", required=True)
+    text = f"Directory of the run, or gs://BUCKET/PATH or s3://BUCKET/PATH; {text}."
+    define_path(values, "workdir", text, required=True, takes=[FOLDER])
 
 
 def check_writable(file: Path, *, flag: str) -> None:
@@ -261,18 +270,20 @@ class _RecipeParser(config_flags.ConfigFileFlagParser):
 class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
-    def parse(self, argument: str | Path) -> Path:
+    def __init__(self, takes: Collection[str]):
+        self._takes = takes
+
+    def parse(self, argument: str | Path) -> Any:
         if not str(argument):
             raise ValueError("it is empty; give a path")
+        if HUB_NAME in self._takes and hub.is_name(argument):
+            return str(argument)
         try:
+            if FILE in self._takes or FOLDER in self._takes:
+                return mirror.local_path(argument, as_file=FILE in self._takes)
             return user_path(argument)
         except UserError as error:
             raise ValueError(str(error)) from error
-
-
-class _SourceParser(_PathParser):
-    def parse(self, argument: str | Path) -> Any:
-        return str(argument) if hub.is_name(argument) else super().parse(argument)
 
 
 def _is_ours_or_urgent(record: LogRecord) -> bool:
@@ -290,7 +301,7 @@ def _refuse(name: str, error: Exception) -> int:
     names = re.search(r"(?:Key\W+)?(\w+)(?:.*Did you mean\W+(\w+))?", message.replace("\\n", " "), re.DOTALL)
     if names and _is_of_a_field(error):
         message = f"the config has no field {names[1]!r}" + (f"; did you mean {names[2]!r}?" if names[2] else "")
-    message = " ".join(message.split())
+    message = mirror.shown(" ".join(message.split()))
     print(f"mvlm {name}: {message}", file=sys.stderr)
     return RunError.status if isinstance(error, RunError) else UserError.status
 

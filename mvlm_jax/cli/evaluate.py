@@ -50,7 +50,7 @@ def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
         "class_names",
         "Names of the classes of --classify, each a line of a folder, a tab and a name; the folders' own by default.",
     )
-    commands.define_path(values, "submission", "File to write for the task's evaluation server.")
+    commands.define_path(values, "submission", "File to write for the task's evaluation server.", takes=[commands.FILE])
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the latest by default.", flag_values=values)
 
 

@@ -19,6 +19,7 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.report.comparison import COMPARISON, write_comparison
 from mvlm_jax.report.run import read_run
 from mvlm_jax.report.run_page import EXAMPLES, REPORT, write_report
+from mvlm_jax.stores.mirror import shown
 from mvlm_jax.tasks import registry
 from mvlm_jax.training import workdir as workdir_lib
 
@@ -45,17 +46,21 @@ def _main(values: flags.FlagValues) -> None:
     commands.use_compilation_cache(config)
     if other is None:
         file = write_report(run, count=values.examples, step=values.step, output=values.output)
-        print(f"report: {file}")
+        print(f"report: {shown(file)}")
     else:
         file = write_comparison((run, other), count=values.examples, output=values.output)
-        print(f"comparison: {file}")
+        print(f"comparison: {shown(file)}")
 
 
 def _define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_run_config(values, argv)
     commands.define_workdir(values)
-    commands.define_path(values, "compare", "Directory of another run, to be put beside this one.")
-    commands.define_path(values, "output", f"File to write; {REPORT} or {COMPARISON} in the workdir by default.")
+    commands.define_path(
+        values, "compare", "Directory of another run, to be put beside this one.", takes=[commands.FOLDER]
+    )
+    commands.define_path(
+        values, "output", f"File to write; {REPORT} or {COMPARISON} in the workdir by default.", takes=[commands.FILE]
+    )
     flags.DEFINE_integer(
         "examples",
         EXAMPLES,

@@ -27,16 +27,21 @@ from mvlm_jax.inference import Inference, image_files
 from mvlm_jax.search.embedding import Updated, update
 from mvlm_jax.search.index import NAME, Index, read_index
 from mvlm_jax.search.query import Found, by_image, by_texts
+from mvlm_jax.stores.mirror import shown
 
 
 def define_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_path(
-        values, "model", "Folder that mvlm weights export wrote, or a name on the Hub.", required=True, hub_name=True
+        values,
+        "model",
+        "Folder that mvlm weights export wrote, its address in a store, or a name on the Hub.",
+        required=True,
+        takes=[commands.HUB_NAME, commands.FOLDER],
     )
     commands.define_path(values, "images", "Folder of images, with the folders inside it.", required=True)
     commands.define_path(values, "image", "Image to search by, in the place of a text.")
     commands.define_path(values, "index", f"File of the embeddings; {NAME} in the folder by default.")
-    commands.define_path(values, "page", "HTML page of thumbnails to write.")
+    commands.define_path(values, "page", "HTML page of thumbnails to write.", takes=[commands.FILE])
     flags.DEFINE_boolean("json", False, "Print the results as one JSON object.", flag_values=values)
     flags.DEFINE_integer("top", 10, "Images for each query.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
@@ -87,7 +92,7 @@ def main(values: flags.FlagValues, words: list[str]) -> None:
                 match = "" if found.match is None else f"match {found.match:6.1%}  "
                 print(f"  {match}cosine {found.similarity:6.3f}  {utf8(str(found.path))}")
         if values.page:
-            print(f"page: {values.page}")
+            print(f"page: {shown(values.page)}")
 
 
 def _results(model: Inference, index: Index, values: flags.FlagValues, words: Sequence[str]) -> dict[str, list[Found]]:

@@ -21,13 +21,14 @@ from mvlm_jax.errors import UserError
 from mvlm_jax.interop import hub
 from mvlm_jax.interop.exporting import export_run, new_folder, write_encoders
 from mvlm_jax.interop.importing import import_encoders, inspect
+from mvlm_jax.stores.mirror import shown
 from mvlm_jax.tasks.registry import task_type
 from mvlm_jax.training.workdir import WEIGHTS, read_config
 
 
 def _import_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_config(values, argv)
-    commands.define_path(values, "output", "Folder to write the encoders to; must not exist.")
+    commands.define_path(values, "output", "Folder to write the encoders to; must not exist.", takes=[commands.FOLDER])
 
 
 def _import(values: flags.FlagValues) -> None:
@@ -41,12 +42,12 @@ def _import(values: flags.FlagValues) -> None:
         with new_folder(values.output) as folder:
             write_encoders(folder, imported.params, config=config, tokenizer=tokenizer)
             (folder / WEIGHTS).write_text(json.dumps(imported.report, indent=2) + "\n")
-        print("written: " + ", ".join(map(str, sorted(values.output.glob("*_encoder")))))
+        print(shown("written: " + ", ".join(map(str, sorted(values.output.glob("*_encoder"))))))
 
 
 def _export_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_workdir(values)
-    commands.define_path(values, "output", "Folder to write; must not exist.", required=True)
+    commands.define_path(values, "output", "Folder to write; must not exist.", required=True, takes=[commands.FOLDER])
     flags.DEFINE_string(
         "push",
         None,
@@ -70,19 +71,23 @@ def _export(values: flags.FlagValues) -> None:
         averaged=values.ema,
     )
     what = "the average of the parameters at step" if values.ema else "step"
-    print(f"exported {what} {step} of {values.workdir} to {values.output}")
+    print(shown(f"exported {what} {step} of {values.workdir} to {values.output}"))
     if target is not None:
         print(f"pushed to {hub.push(values.output, target, message=f'Step {step}')}")
 
 
 def _inspect_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
     commands.define_path(
-        values, "source", "File or folder of weights, or a name on the Hub.", required=True, hub_name=True
+        values,
+        "source",
+        "File or folder of weights, its address in a store, or a name on the Hub.",
+        required=True,
+        takes=[commands.HUB_NAME, commands.FOLDER],
     )
 
 
 def _inspect(values: flags.FlagValues) -> None:
-    print("\n".join(inspect(values.source)))
+    print(shown("\n".join(inspect(values.source))))
 
 
 ACTIONS = {

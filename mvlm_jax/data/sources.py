@@ -21,6 +21,8 @@ from mvlm_jax.data.labelled import LabelledRecords, LabelledSource
 from mvlm_jax.data.paths import local_path, matching, split_query
 from mvlm_jax.data.skipped import left_out_of
 from mvlm_jax.errors import UserError
+from mvlm_jax.stores import datasets
+from mvlm_jax.stores.objects import is_address
 
 FRACTION = "fraction"  # the option, of every scheme, for the part of a training source that a run uses
 IN_STORES = ("webdataset",)  # schemes whose paths may be URLs
@@ -134,12 +136,17 @@ def resolved_data_dir(data_dir: str) -> Path:
     return local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", name="TFDS_DATA_DIR")
 
 
-def prepared_dir(name: str, *, data_dir: str) -> Path:
+def prepared_dir(name: str, *, data_dir: str, split: str = "") -> Path:
     """Directory of the newest prepared version of a dataset, `name` or as TFDS names some `name/config`.
+
+    Args:
+      data_dir: or the address of a folder in a store; the dataset's description and the files of `split` are copied.
 
     Raises:
       UserError: there is none; names the command that makes it where `mvlm prepare` does.
     """
+    if is_address(place := data_dir or os.environ.get("TFDS_DATA_DIR", "")):
+        return datasets.prepared(place, name, split=split)
     root = resolved_data_dir(data_dir)
     newest = newest_version(root / name)
     if newest is not None:
@@ -193,7 +200,7 @@ def _prepared(path: str, *, data_dir: str) -> tuple[Path, str]:
     name, _, split = path.partition(":")
     if not re.fullmatch(r"\w+(/\w+)?", name) or not split:
         raise UserError(f"source {'tfds:' + path!r} is not of the form {TFDS}")
-    return prepared_dir(name, data_dir=data_dir), split
+    return prepared_dir(name, data_dir=data_dir, split=split), split
 
 
 def _open_tfds(path: str, *, data_dir: str, **names: str) -> Source[Example]:

@@ -16,7 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from mvlm_jax.data import wordpiece
 from mvlm_jax.data.formats.texts import decoded
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path, write_text
+from mvlm_jax.files import write_text
+from mvlm_jax.stores.mirror import fetched
 
 SPECIAL = {  # start, padding, end, unknown, mask
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
@@ -104,8 +105,8 @@ class Tokenizer:
             it.
         """
         _special(kind)
-        path = user_path(path)
         try:
+            path = fetched(path)
             text = decoded(path.read_bytes(), errors="strict")
         except (OSError, UnicodeError) as error:
             raise UserError(f"text.tokenizer={str(path)!r} cannot be read ({error}); give a tokenizer.json or vocab.txt"

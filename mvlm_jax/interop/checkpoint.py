@@ -17,6 +17,7 @@ from mvlm_jax.interop.exporting import WEIGHTS
 from mvlm_jax.interop.families import image_family
 from mvlm_jax.interop.parameters import Flat, flat, part_of, read_parameters, restore_parameters
 from mvlm_jax.interop.report import Report, start_weights
+from mvlm_jax.stores.mirror import shown
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.task import StartWeights
 
@@ -63,7 +64,7 @@ def import_checkpoint(path: str, *, shapes: PyTree[jax.ShapeDtypeStruct], config
     report = Report(
         encoder="checkpoint",
         source=f"{path}, step {step}" if step is not None else path,
-        files=[str(directory)],
+        files=[shown(directory)],
         naming="mvlm_jax",
         revision=hub.commit_of(path),
     )

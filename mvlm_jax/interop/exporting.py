@@ -13,11 +13,12 @@ from safetensors.numpy import save_file
 from mvlm_jax import config as config_lib
 from mvlm_jax.data.text import Tokenizer
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import atomically, read_json, user_path
+from mvlm_jax.files import atomically, read_json
 from mvlm_jax.interop.families import image_family, text_family
 from mvlm_jax.interop.image_family import image_format
 from mvlm_jax.interop.model_card import About, model_card
 from mvlm_jax.interop.parameters import restore_parameters, within
+from mvlm_jax.stores import mirror
 from mvlm_jax.training import workdir as workdir_lib
 
 WEIGHTS, CONFIG, TOKENIZER, CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
@@ -41,7 +42,7 @@ def export_run(
     Raises:
       UserError: no such run, checkpoint or average, or `output` exists.
     """
-    directory = user_path(workdir)
+    directory = mirror.local_path(workdir)
     config = workdir_lib.read_config(directory)
     if averaged and not config.optimizer.ema:
         raise UserError(
@@ -100,8 +101,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises:
       UserError: `path` exists or cannot be written.
     """
-    target = user_path(path).absolute()
-    if target.exists():
+    target = mirror.local_path(path).absolute()
+    copy = mirror.mirror_of(target)
+    try:
+        exists = copy.exists() if copy is not None and copy.directory == target else target.exists()
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be written: {error.strerror}") from error
+    if exists:
         raise UserError(f"--output={path} exists already; give a folder that does not")
     try:
         with atomically(target) as folder:

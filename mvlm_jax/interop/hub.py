@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import HUB, user_path
+from mvlm_jax.files import HUB
+from mvlm_jax.stores import mirror
+from mvlm_jax.stores.objects import StoreError
 
 GRAMMAR = f"{HUB}owner/name[/folder][@revision]"
 # Never a pickle: it could run code. Small files are the configs, the tokenizer, and what a task exports beside them.
@@ -59,7 +61,8 @@ def parse(text: str, *, name: str = "") -> Name:
 
 
 def local_path(source: str | Path, *, weights: bool = True) -> Path:
-    """As `user_path`; for a name on the Hub its folder, or its file, in the cache, fetched where it is not there.
+    """As `user_path`; for an address in a store the copy of its folder, or of its file, on this machine; for a name on
+    the Hub its folder, or its file, in the cache, fetched where it is not there.
 
     Within a process a name always stands for the same commit. Where the Hub cannot be reached it is the cached one.
 
@@ -67,10 +70,15 @@ def local_path(source: str | Path, *, weights: bool = True) -> Path:
       weights: whether the weights are needed too, or only the small files.
 
     Raises:
-      UserError: as `user_path`; no such repository, revision or folder; no access to it; no weights that are not a
-        pickle; no network and not in the cache; or the library is not installed.
+      UserError: as `user_path`; a store that cannot be read; no such repository, revision or folder; no access to
+        it; no weights that are not a pickle; no network and not in the cache; or the library is not installed.
     """
-    return _fetch(parse(str(source)), weights=weights) if is_name(source) else user_path(source)
+    if is_name(source):
+        return _fetch(parse(str(source)), weights=weights)
+    try:
+        return mirror.fetched(source)
+    except StoreError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
 
 
 def commit_of(source: str | Path) -> str:

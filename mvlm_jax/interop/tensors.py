@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import read_json
 from mvlm_jax.interop import hub
+from mvlm_jax.stores.objects import is_address
 
 # In the order of preference; what a folder of published weights may hold.
 FOLDER_FILES = (
@@ -100,7 +101,7 @@ def open_tensors(path: str | Path) -> Tensors:
     if not tensors:
         raise UserError(f"{file} holds no tensor; give a file of weights")
     return Tensors(
-        path=given if hub.is_name(given) else path,
+        path=given if hub.is_name(given) or is_address(given) else path,
         folder=path,
         files=tuple(shard.name for shard in shards),
         tensors=tensors,

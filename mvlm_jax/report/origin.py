@@ -2,10 +2,12 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mvlm_jax.report.page import short
 from mvlm_jax.report.run import Run
+from mvlm_jax.stores.mirror import mirror_of
 
 NOT_RECORDED = "not recorded"
 PAUSE = 3600.0  # seconds between two lines of the log above which a run is taken to have rested
@@ -57,7 +59,7 @@ def cost(run: Run) -> list[Fact]:
         Fact("Steps alone", duration(step_seconds) if step_seconds else NOT_RECORDED),
         Fact("First to last line of the log", NOT_RECORDED if wall is None else duration(wall)),
         Fact("Device hours", NOT_RECORDED if not devices or not step_seconds else short(devices * step_seconds / 3600)),
-        Fact("On the disk", size(sum(file.stat().st_size for file in run.directory.rglob("*") if file.is_file()))),
+        Fact("On the disk", NOT_RECORDED if mirror_of(run.directory) else size(_bytes_in(run.directory))),
     ]
     if pauses:
         facts.insert(3, Fact("Left out of it", f"pauses of an hour and more, {duration(pauses)} in all"))
@@ -90,6 +92,10 @@ def _step_seconds(run: Run) -> int | float:
             seconds += each * (line["step"] - before)
         before = line["step"]
     return seconds
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from mvlm_jax import __version__
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
+from mvlm_jax.stores.mirror import shown
 
 SMALL = 100  # pixels a side up to which an image is kept exact, and shown enlarged without smoothing
 THUMBNAIL = 160  # pixels of the longer side of an image beside others
@@ -49,7 +50,7 @@ def write_page(file: Path, html: str, *, flag: str) -> Path:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, html, errors="replace")  # a caption may hold half a character
+        write_text(file, shown(html), errors="replace")  # a caption may hold half a character
     except OSError as error:
         raise UserError(f"{file.name} cannot be written to {flag}={str(file.parent)!r}: {error.strerror}") from error
     return file

@@ -86,6 +86,7 @@ def read_run(directory: Path, *, config: ConfigDict | None = None) -> Run:
     Raises:
       UserError: there is no run, or one of a later version.
     """
+    workdir_lib.fetch(directory)
     unreadable: list[str] = []
     evaluations = {
         file.stem: content

@@ -21,10 +21,12 @@ from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
+from mvlm_jax.stores.mirror import mirror_of
 from mvlm_jax.training.optimizer import a_group_for_each_encoder, one_group_of_encoders
 from mvlm_jax.training.partition import with_trained
 from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.state import TrainState
+from mvlm_jax.training.stored_steps import StoredSteps
 
 ITEMS = ("params", "optimizer", "ema", "fingerprints")
 
@@ -58,8 +60,12 @@ class Checkpoints:
 
     Parameters are stored apart from the optimizer's state, so that an evaluation reads a third of the bytes, and so is
     their moving average, where there is one. The fingerprints of all show whether what is read is what was written.
+
+    Where the directory is the copy of a folder in a store, the steps are those of the store: each is written here, and
+    is then copied there in the background; what is read is copied here first.
     """
 
+    _stored_steps: StoredSteps | None = None
     _opened: int | None = None  # the directory's descriptor, where it is open for writing
 
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
@@ -69,15 +75,19 @@ class Checkpoints:
           UserError: as `check_path`.
           RunError: the directory cannot be made or read.
         """
+        self._keep = {"keep_last": keep_last, "keep_every": keep_every}
+        self._directory = Path(directory).absolute()
+        check_path(self._directory)
+        if mirror_of(self._directory) is not None:
+            keep_last, keep_every = 1, 0  # of the copies
         keep = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,  # half-written steps of a killed run
         )
-        self._directory = Path(directory).absolute()
-        check_path(self._directory)
         with self._writing():
             self._open(options)
+            self._open_store(writes=True)
             # Shows that the directory was removed even after a background write has made a new one.
             self._opened = os.open(self._directory, os.O_RDONLY)
             self._links = os.fstat(self._opened).st_nlink
@@ -100,12 +110,18 @@ class Checkpoints:
         )
         try:
             self._open(options)
+            self._open_store(writes=False)
         except OSError as error:
             raise UserError(f"the checkpoints in {self._directory} cannot be read: {_in_one_line(error)}") from error
         return self
 
     def _open(self, options: ocp.CheckpointManagerOptions) -> None:
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
+
+    def _open_store(self, *, writes: bool) -> None:
+        mirror = mirror_of(self._directory)
+        if mirror is not None:
+            self._stored_steps = StoredSteps(mirror, self._directory, writes=writes)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -121,25 +137,33 @@ class Checkpoints:
         if not failed:
             with self._writing():
                 self._manager.close()
+            if self._stored_steps is not None:
+                self._stored_steps.close(failed=False)
             return
         try:
             self._manager.close()
+            if self._stored_steps is not None:
+                self._stored_steps.close(failed=True)
         except Exception as error:  # the error that is being raised already came first
             logging.debug("closing %s: %s", self._directory, _in_one_line(error))
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._stored_steps is None else self._stored_steps.steps()
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Returns once the arrays are copied; they are written in the background.
+        """Returns once the arrays are copied, and the step before is in the store; they are written in the background.
 
         Raises:
           RunError: this step, or the one before it, cannot be written.
         """
         items = _items(state)
+        if self._stored_steps is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+            self._stored_steps.wait()
         with self._writing():
             self._manager.save(
                 step,
@@ -148,6 +172,8 @@ class Checkpoints:
                     fingerprints=ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()}),
                 ),
             )
+        if self._stored_steps is not None:
+            self._stored_steps.publish(step, **self._keep)
 
     def check_written(self) -> None:
         """
@@ -156,6 +182,8 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.check_for_errors()
+        if self._stored_steps is not None:
+            self._stored_steps.check()
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, on the shardings of `abstract`.
@@ -203,6 +231,8 @@ class Checkpoints:
           RunError: a step cannot be moved.
         """
         restored = self._latest(lambda step: self._read(step, abstract))
+        if restored is not None and self._stored_steps is not None:
+            self._stored_steps.forget(restored[0])
         if restored is not None and self._opened is not None:
             for step in [step for step in self.steps() if step > restored[0]]:
                 with self._writing():
@@ -210,6 +240,9 @@ class Checkpoints:
         return restored
 
     def _move_aside(self, step: int) -> None:
+        if self._stored_steps is not None:
+            self._stored_steps.move_aside(step)
+            return
         if jax.process_index() == 0:
             names = (self._directory / f"damaged.{step}.{count}" for count in itertools.count(1))
             aside = next(path for path in names if not path.exists())
@@ -246,7 +279,10 @@ class Checkpoints:
     def _has_one_group_of_encoders(self, step: int) -> bool:
         """Whether a program wrote the step in which both encoders had one learning rate."""
         try:
+            self._fetch(step, "optimizer")
             stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "optimizer").tree
+        except RunError:
+            raise
         except Exception:  # broken bytes, which are reported when they are read
             return False
         paths = (path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(stored))
@@ -267,8 +303,11 @@ class Checkpoints:
         """Shapes of the parameters of a step, or of their average, for the memory of this host."""
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         try:
+            self._fetch(step, item)
             stored = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / item).tree
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), stored)
+        except RunError:
+            raise
         except Exception as error:  # Orbax raises whatever the broken bytes lead it to
             raise Damaged(_in_one_line(error)) from error
 
@@ -276,6 +315,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
         restored, failure = {}, ""
         try:
+            self._fetch(step, *abstract, "fingerprints")
             with _reader() as reader:
                 read = reader.restore(
                     self._directory / str(step),
@@ -283,8 +323,8 @@ class Checkpoints:
                 )
             restored = {name: read[name] for name in abstract}
             written = {name: read.fingerprints[name] for name in abstract}
-        except (jax.errors.JaxRuntimeError, MemoryError, UserError):
-            raise  # no memory for it here, which says nothing about the checkpoint
+        except (jax.errors.JaxRuntimeError, MemoryError, RunError, UserError):
+            raise  # no memory for it here, or no way to the store, which says nothing about the checkpoint
         except Exception as error:  # broken bytes make Orbax and TensorStore raise anything
             failure = _in_one_line(error)
         if _anywhere(bool(failure), abstract):
@@ -293,6 +333,10 @@ class Checkpoints:
         if changed:
             raise Damaged(f"its {' and '.join(changed)} are not what was written")
         return restored
+
+    def _fetch(self, step: int, *items: str) -> None:
+        if self._stored_steps is not None:
+            self._stored_steps.fetch(step, items)
 
     def _given(self, step: int, read: Callable[[], Any]) -> Any:
         steps = self.steps()
@@ -313,7 +357,10 @@ class Checkpoints:
         except (jax.errors.JaxRuntimeError, MemoryError, UserError):
             raise
         except (OSError, ValueError, RuntimeError) as error:  # ValueError: from TensorStore, for any error of the disk
-            whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+            if self._stored_steps is not None:
+                whole = self._stored_steps.steps()
+            else:
+                whole = sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
             left = f"the last whole one is of step {whole[-1]}" if whole else "there is no whole one"
             reason = "the directory was removed" if self._removed() else _in_one_line(error)
             raise RunError(f"a checkpoint cannot be written to {self._directory}: {reason}; {left}") from error

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mvlm_jax import config as config_lib
 from mvlm_jax.compile_time import compiling, timed
 from mvlm_jax.console import Progress
-from mvlm_jax.files import user_path
+from mvlm_jax.stores import mirror
 from mvlm_jax.training import environment, hosts, inventory
 from mvlm_jax.training import workdir as workdir_lib
 from mvlm_jax.training.activity import CHECKPOINT, COMPILE, DISPATCH, EVALUATION, INPUT, STEP, Activity
@@ -64,10 +64,8 @@ def train(
       UserError: the config does not fit the devices, the workdir does not fit the config, or another run uses it.
       RunError: the run cannot go on: nothing can be written, or no update is finite any more.
     """
-    with ExitStack() as held:
-        return _train(
-            task, config=config, workdir=user_path(workdir), held=held, program=program, illustrate=illustrate
-        )
+    with mirror.opened(workdir) as directory, ExitStack() as held:
+        return _train(task, config=config, workdir=directory, held=held, program=program, illustrate=illustrate)
 
 
 def _train(

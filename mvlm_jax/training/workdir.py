@@ -10,17 +10,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import plain, user_path, write_json, write_text
+from mvlm_jax.files import plain, write_json, write_text
 from mvlm_jax.lock import only_one
+from mvlm_jax.stores import lease, mirror
+from mvlm_jax.stores.objects import StoreError
 from mvlm_jax.training.checkpoints import check_path
 
 CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
+CHECKPOINTS = mirror.CHECKPOINTS
+METRICS = mirror.METRICS
 EVALUATIONS = "eval"
 AVERAGE = "-ema"  # behind the name of an evaluation of the moving average of the parameters
 WEIGHTS = "weights.json"  # what the run started from
@@ -35,9 +38,11 @@ def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
     Raises:
       UserError: not a directory one can write to or read checkpoints from, or that of another config.
     """
-    directory = user_path(path).absolute()
+    directory = mirror.local_path(path).absolute()
     check_path(directory)
+    _check_one_process(directory)
     try:
+        mirror.fetched(directory)
         if (directory / "model.safetensors").exists():
             raise UserError(f"workdir {directory} holds an export; give a directory of its own to the run")
         _check_writable(directory)
@@ -60,13 +65,26 @@ def open_workdir(path: str | Path, *, config: ConfigDict, held: ExitStack | None
     try:
         if held is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(only_one(directory, command="mvlm train"))
+            held.enter_context(_only_one(directory))
             _check_same_run(directory, config)  # one that has ended since may have made it
             if not (directory / CONFIG).exists():
                 write_text(directory / CONFIG, config_lib.to_json(config))
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be used: {error.strerror}") from error
     return directory
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    copy = mirror.mirror_of(directory)
+    if copy is None:
+        with only_one(directory, command="mvlm train"):
+            yield
+        return
+    with lease.only_one(copy, command="mvlm train"):
+        copy.fetch(again=True)  # a run that has ended meanwhile may have left something
+        with copy.kept():
+            yield
 
 
 def check_shared(directory: Path, *, patience: float = 60.0) -> None:
@@ -94,10 +112,23 @@ def read_config(directory: Path) -> ConfigDict:
     Raises:
       UserError: there is no run, or one of a later version.
     """
+    fetch(directory)
     try:
         return config_lib.from_json((directory / CONFIG).read_bytes(), source=directory / CONFIG)
     except OSError as error:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
+
+
+def fetch(directory: Path) -> None:
+    """Copies the run to this machine where the directory is the copy of a folder in a store, but for its checkpoints.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        mirror.fetched(directory)
+    except StoreError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
 
 
 class Evaluation(NamedTuple):
@@ -186,6 +217,15 @@ def _absolute(source: str) -> str:
 
 def _label(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text, flags=re.ASCII).strip("._")[:40]
+
+
+def _check_one_process(directory: Path) -> None:
+    """A checkpoint is put together in one place, which a store is not."""
+    if mirror.mirror_of(directory) is not None and jax.process_count() > 1:
+        raise UserError(
+            f"workdir {directory} is in a store, to which a run of one process writes, and this one has "
+            f"{jax.process_count()}; mount the bucket on all hosts, and give the path of the mount"
+        )
 
 
 def _check_writable(directory: Path) -> None:

@@ -92,10 +92,10 @@ def test_a_failing_disk_is_the_users_to_mend(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_bucket_is_refused_before_it_becomes_a_local_directory(tmp_path, monkeypatch):
+def test_an_address_is_refused_before_it_becomes_a_local_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="gs://bucket/run is not a local path"):
-        opened("gs://bucket/run", config=toy_config())
+    with pytest.raises(UserError, match="hdfs://host/run is not a local path"):
+        opened("hdfs://host/run", config=toy_config())
     assert list(tmp_path.iterdir()) == []
 
 
