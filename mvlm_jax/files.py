@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def atomically(path: Path) -> Iterator[Path]:
     A reader, or a crash, sees the old content or the new one. Where the block fails, what it wrote is removed. A killed
     process leaves a `.*.tmp` behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

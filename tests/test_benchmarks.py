@@ -316,7 +316,7 @@ class Parsed(Exception):
 def commands():
     texts = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *BENCHMARKS.glob("*.py")]
     for path in texts:
-        for line in path.read_text().splitlines():
+        for line in path.read_text().replace("\\\n", " ").splitlines():
             if line.strip().startswith("python benchmarks/"):
                 yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{path.name}: {line.strip()}")
 

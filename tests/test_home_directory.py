@@ -84,7 +84,10 @@ def test_every_flag_that_is_a_path_is_looked_at(parsed):
 
 @pytest.mark.parametrize(
     "given, message",
-    [("~nobody_here/a", "begins with ~nobody_here, which is no home directory"), ("gs://a", "is not a local path")],
+    [
+        ("~nobody_here/a", "begins with ~nobody_here, which is no home directory"),
+        ("gs://a", "names no folder in a bucket"),
+    ],
 )
 @pytest.mark.usefixtures("parsed")
 @pytest.mark.parametrize("command", [["weights", "inspect", "--source={}"], ["train", CONFIG, "--workdir={}"]])

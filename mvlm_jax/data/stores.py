@@ -1,6 +1,7 @@
 """Objects in a store, such as gs://bucket/key, read and written through fsspec.
 
-fsspec finds the library of a store by the scheme of its URLs: gcsfs for gs://, s3fs for s3://. These are extras.
+fsspec finds the library of a store by the scheme of its URLs: gcsfs for gs://, s3fs for s3://. No
+extra of this package has them.
 """
 
 import bisect

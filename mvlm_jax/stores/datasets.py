@@ -40,8 +40,8 @@ def prepared(data_dir: str, name: str, *, split: str = "") -> Path:
         versions = _versions(store.names())
         if not versions:
             raise UserError(
-                f"dataset {name!r} is not in {data_dir}; prepare it on a disk and copy its folder there, with "
-                "gcloud storage cp --recursive or aws s3 cp --recursive"
+                f"dataset {name!r} is not in {data_dir}; mvlm prepare --data_dir={data_dir} writes it there, or copy "
+                "its folder with gcloud storage cp --recursive or aws s3 cp --recursive"
             )
         newest = max(versions, key=lambda version: tuple(map(int, version.split(".") if version else ())))
         folder = f"{newest}/" if newest else ""
@@ -81,11 +81,12 @@ def _copy(store: Store, folder: str, *, files: list[str], target: Path) -> None:
     described = store.read(f"{folder}{INFO}")
     value = described.value if described else b""
     copied = _read(target / COPIED)
-    if copied and (target / INFO).read_bytes() != value:
+    if copied and ((target / INFO).read_bytes() if (target / INFO).is_file() else b"") != value:
         for old in (COPIED, *copied):  # first of all what says that the others are whole
             (target / old).unlink(missing_ok=True)
         copied = {}
     absent = [file for file in files if not _is_whole(target / file, copied.get(file))]
+    absent.sort(key=lambda file: file != INFO)  # without it the others would be copied again after a kill
     if not absent:
         return
     shards = [file for file in absent if SHARD.fullmatch(file)]
@@ -100,9 +101,9 @@ def _copy(store: Store, folder: str, *, files: list[str], target: Path) -> None:
         temporary.write_bytes(content)
         temporary.replace(target / file)
         copied[file] = len(content)
-    temporary = target / f"{COPIED}.tmp"
-    temporary.write_text(json.dumps(copied))
-    temporary.replace(target / COPIED)
+        temporary = target / f"{COPIED}.tmp"
+        temporary.write_text(json.dumps(copied))
+        temporary.replace(target / COPIED)
 
 
 def _check_room(described: bytes, splits: set[str], *, target: Path) -> None:

@@ -67,7 +67,8 @@ class _Lease:
             found = self._waited(found)
         if not self._write(MISSING if found is None else found.generation):
             found = self._store.read(NAME)
-            raise self._in_use(found, command)
+            if not self._adopted(found):
+                raise self._in_use(found, command)
 
     def renew(self, ended: threading.Event) -> None:
         last = time.monotonic()
@@ -75,9 +76,10 @@ class _Lease:
             try:
                 if not self._write(self._generation):
                     found = self._store.read(NAME)
-                    other = _named(_holder(found)) if found else "another process"
-                    self._lost(f"{other} has taken the lock from this one")
-                    return
+                    if not self._adopted(found):
+                        other = _named(_holder(found)) if found else "another process"
+                        self._lost(f"{other} has taken the lock from this one")
+                        return
                 last = time.monotonic()
             except StoreError as error:
                 if time.monotonic() - last > LEASE_SECONDS:
@@ -107,6 +109,13 @@ class _Lease:
         value = json.dumps(self._owner | {"renewals": self._renewals}).encode()
         self._generation = self._store.write(NAME, value, if_generation=generation)
         return bool(self._generation)
+
+    def _adopted(self, found: Object | None) -> bool:
+        """Whether what was refused had been written: the answer was lost, and the library tried again."""
+        if found is None or _holder(found).get("id") != self._owner["id"]:
+            return False
+        self._generation = found.generation
+        return True
 
     def _in_use(self, found: Object | None, command: str) -> UserError:
         holder = f" ({_named(_holder(found))})" if found else ""

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mvlm_jax.errors import RunError
+from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import user_path
 from mvlm_jax.stores.objects import DRIVERS, Store, StoreError, is_address, parse
 
@@ -53,7 +54,7 @@ class Mirror:
         self.directory = directory
         self.store = Store(parse(address))
         self._fetched = False
-        self._pushed: dict[str, bytes] = {}  # the digest of each object that is as it is here
+        self._pushed: dict[str, bytes] = {}  # the digest of each object that is as it is here; empty: not known
         self._seen: dict[str, tuple[int, int, float]] = {}  # size and time of each file when it was pushed, and when
         self._writing = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
@@ -189,20 +190,21 @@ class Mirror:
 
     def _push(self, files: Iterable[Path]) -> None:
         contents: dict[str, Path | bytes] = {}
+        states: dict[str, tuple[int, int, float]] = {}
+        digests: dict[str, bytes] = {}
         for file in files:
             name = self._name(file)
-            self._seen[name] = _state(file)
+            states[name] = _state(file)
             if name == METRICS:
                 contents |= self._metrics(file.read_bytes())
             else:
                 contents[name] = file
         if contents:
-            self.store.write_all({name: partial(self._content, name, content) for name, content in contents.items()})
-
-    def _content(self, name: str, content: Path | bytes) -> bytes:
-        value = content if isinstance(content, bytes) else content.read_bytes()
-        self._pushed[name] = _digest(value)
-        return value
+            self._pushed |= dict.fromkeys(contents, b"")
+            self.store.write_all({name: partial(_content, name, it, digests) for name, it in contents.items()})
+        # Only now: where a write failed, or a file is gone meanwhile, the next push makes up for all of them.
+        self._pushed |= digests
+        self._seen |= states
 
     def _metrics(self, log: bytes) -> dict[str, bytes]:
         """The parts that are not as they are in the store. Those behind the last one are removed from there."""
@@ -331,20 +333,27 @@ def _close(places: Iterable[Path], *, failed: bool) -> None:
 
 def cache_directory() -> Path:
     """Of the user, for what is kept between two starts."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = Path(home) / "mvlm-jax" / "stores"
+    given = os.environ.get("XDG_CACHE_HOME", "")  # whose specification has a relative path ignored
+    home = Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache")).absolute()
+    directory = home / "mvlm-jax" / "stores"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
-    except OSError:
-        return Path(tempfile.gettempdir())
+    except OSError:  # no home that can be written to: a directory that no other user has made
+        directory = Path(tempfile.gettempdir(), f"mvlm-jax-{os.getuid()}").absolute()
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if directory.lstat().st_uid != os.getuid():
+            raise UserError(f"{directory} belongs to another user; XDG_CACHE_HOME=DIR names another place") from None
+        return directory
 
 
 def root() -> Path:
     """The directory of this process's copies. Those that killed processes have left behind are removed."""
     global _root
     if _root is None:
-        cache = cache_directory()
+        # A network file system locks no directory for other hosts, so each host looks after its own.
+        cache = cache_directory() / socket.gethostname()
+        cache.mkdir(mode=0o700, exist_ok=True)
         for left in cache.glob("copy-*"):
             with contextlib.suppress(OSError):
                 # One that is new may not be held yet.
@@ -396,6 +405,12 @@ def _write(file: Path, value: bytes) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_bytes(value)
     temporary.replace(file)
+
+
+def _content(name: str, content: Path | bytes, digests: dict[str, bytes]) -> bytes:
+    value = content if isinstance(content, bytes) else content.read_bytes()
+    digests[name] = _digest(value)
+    return value
 
 
 def _digest(value: bytes) -> bytes:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from mvlm_jax.errors import UserError
 
 DRIVERS = {"gs": "gcs", "s3": "s3"}  # by the scheme of an address
@@ -60,6 +62,11 @@ def is_address(path: object) -> bool:
     return ADDRESS.match(str(path)) is not None
 
 
+def is_relative(name: str) -> bool:
+    """Whether a name, which in a store may be anything, is that of a file below a directory."""
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
 def parse(text: str, *, name: str = "") -> Address:
     """
     Args:
@@ -85,12 +92,15 @@ class Store:
         self._kv: Any = None
 
     def names(self, below: str = "") -> list[str]:
-        """Of the objects in a folder and the folders in it, sorted."""
+        """Of the objects in a folder and the folders in it, sorted, but for those that could be no files below it."""
         kv = self._open()
         # 0 is the character behind /.
         keys = self._result(kv.list(kv.KeyRange(f"{below}/", f"{below}0") if below else None))
         # Some programs mark a folder by an object whose name ends so.
-        return sorted(key.decode() for key in keys if not key.endswith(b"/"))
+        names = sorted(key.decode() for key in keys if not key.endswith(b"/"))
+        if strange := [name for name in names if not is_relative(name)]:
+            logging.warning("%s: %r is no name of a file and is left alone", self.address, strange[0])
+        return [name for name in names if is_relative(name)]
 
     def read(self, name: str) -> Object | None:
         """None where there is no such object."""

@@ -263,7 +263,6 @@ class BaseTask(Task):
             rows=tuple(map(int, process_rows(config.batch_size, sharding))),
         )
 
-    @functools.cached_property
     def input_workers(self) -> int:
         data, batches = self.config.data, self.host_batches
         devices = jax.local_device_count() if jax.default_backend() != "cpu" else 0
@@ -271,7 +270,7 @@ class BaseTask(Task):
 
     def train_batches(self, start_step: int) -> Iterator[HostBatch]:
         prefetch = self.config.data.prefetch
-        return in_background(self.host_batches, start_step=start_step, workers=self.input_workers, prefetch=prefetch)
+        return in_background(self.host_batches, start_step=start_step, workers=self.input_workers(), prefetch=prefetch)
 
     def example_ids(self, step: int) -> list[str]:
         examples, size = self.training_examples, self.config.batch_size

@@ -134,18 +134,23 @@ class Checkpoints:
                 os.close(self._opened)
 
     def _close(self, *, failed: bool) -> None:
-        if not failed:
+        first: Exception | None = None
+        try:
             with self._writing():
                 self._manager.close()
-            if self._stored_steps is not None:
-                self._stored_steps.close(failed=False)
-            return
+        except Exception as error:
+            first = error
         try:
-            self._manager.close()
-            if self._stored_steps is not None:
-                self._stored_steps.close(failed=True)
-        except Exception as error:  # the error that is being raised already came first
-            logging.debug("closing %s: %s", self._directory, _in_one_line(error))
+            if self._stored_steps is not None:  # also then: its thread waits for a step that does not come
+                self._stored_steps.close(failed=failed or first is not None)
+        except Exception as error:
+            first = first or error
+        if first is None:
+            return
+        if not failed:
+            raise first
+        # The error that is being raised already came first.
+        logging.debug("closing %s: %s", self._directory, _in_one_line(first))
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps()) if self._stored_steps is None else self._stored_steps.steps()

@@ -206,7 +206,7 @@ def _member(task: Task, *, config: ConfigDict, program: Program) -> inventory.Me
         devices=len(devices),
         kind=devices[0].device_kind,
         examples=len(process_rows(config.batch_size, program.batch_sharding)),
-        workers=task.input_workers,
+        workers=task.input_workers(),
     )
 
 

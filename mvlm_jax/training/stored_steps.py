@@ -12,7 +12,7 @@ from absl import logging
 
 from mvlm_jax.errors import RunError
 from mvlm_jax.stores.mirror import CHECKPOINTS, Mirror
-from mvlm_jax.stores.objects import FEW, StoreError
+from mvlm_jax.stores.objects import FEW, StoreError, is_relative
 
 # The object that shows that a step is whole: it is written last and deleted first, and says how long each file is.
 MARKER = "uploaded.json"
@@ -66,7 +66,7 @@ class StoredSteps:
 
         Raises:
           Incomplete: the store lacks a file, or holds another one.
-          RunError: the store cannot be read.
+          RunError: the store cannot be read, or nothing can be written here.
         """
         try:
             files = self._files_of(step)
@@ -84,6 +84,10 @@ class StoredSteps:
                 self._fetched.add(key)
         except StoreError as error:
             raise RunError(f"{self._mirror.address}/{CHECKPOINTS} cannot be read: {error.strerror}") from error
+        except OSError as error:  # of this machine, which says nothing about the checkpoint
+            raise RunError(
+                f"{self._mirror.address}/{CHECKPOINTS} cannot be copied to {self._directory}: {error.strerror}"
+            ) from error
 
     def forget(self, step: int) -> None:
         """Removes the copy of a step from this machine."""
@@ -129,7 +133,7 @@ class StoredSteps:
             return
         try:
             job.result()
-        except StoreError as error:
+        except OSError as error:
             last = f"the last whole one is of step {self._steps[-1]}" if self._steps else "there is no whole one"
             raise RunError(
                 f"a checkpoint cannot be written to {self._mirror.address}/{CHECKPOINTS}: {error.strerror}; {last}"
@@ -155,6 +159,9 @@ class StoredSteps:
     def _remove(self, step: int) -> None:
         names = self._store.names(f"{CHECKPOINTS}/{step}")
         marks = [f"{CHECKPOINTS}/{step}/{mark}" for mark in (MARKER, BEGUN)]
+        if names and not set(marks) & set(names):  # copied there by other means; half of it would seem whole
+            self._store.write(marks[1], b"{}")
+            names.append(marks[1])
         for some in ([marks[0]], sorted(set(names) - set(marks)), [marks[1]]):
             self._store.delete(name for name in some if name in names)
 
@@ -181,9 +188,12 @@ class StoredSteps:
             name = f"{CHECKPOINTS}/{step}/{MARKER}"
             marker = self._store.read(name)
             try:
-                self._files[step] = dict(json.loads(marker.value if marker else b"")["files"])
+                files = dict(json.loads(marker.value if marker else b"")["files"])
             except (ValueError, KeyError, TypeError) as error:
                 raise Incomplete(f"{self._mirror.address}/{name} cannot be read") from error
+            if not all(map(is_relative, files)):
+                raise Incomplete(f"{self._mirror.address}/{name} names what is no file of the step")
+            self._files[step] = files
         return self._files[step]
 
     def _upload(self, step: int, folder: Path) -> None:

@@ -141,7 +141,6 @@ class Task(Protocol):
         """
         return None
 
-    @property
     def input_workers(self) -> int | None:
         """Processes that make the batches of `train_batches` here; 0: threads of this one. None: not known."""
         return None

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import plain, write_json, write_text
+from mvlm_jax.files import REMOTE, plain, write_json, write_text
 from mvlm_jax.lock import only_one
 from mvlm_jax.stores import lease, mirror
 from mvlm_jax.stores.objects import StoreError
@@ -212,6 +212,8 @@ def _absolute(source: str) -> str:
         return source
     scheme = re.match(r"(\w+:)?", source)
     assert scheme  # the pattern matches any text
+    if REMOTE.match(source[scheme.end() :]):
+        return source
     return scheme[0] + os.path.join(os.getcwd(), os.path.expanduser(source[scheme.end() :]))
 
 

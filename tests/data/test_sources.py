@@ -2,6 +2,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from mvlm_jax.data.examples import Source
 from mvlm_jax.data.images import decode_image
 from mvlm_jax.data.sources import open_source, source_files, split_name
 from mvlm_jax.errors import UserError
+from mvlm_jax.stores import datasets
 
 
 def refusal(uri: str, data_dir: str) -> str:
@@ -101,10 +103,18 @@ def test_remote_paths_are_refused(uri, tmp_path):
     assert "local path" in refusal(uri, str(tmp_path))
 
 
-def test_data_dir_in_a_bucket_is_refused(monkeypatch):
-    assert "data_dir='gs://bucket/data' is not a local path; mount" in refusal("tfds:shapes:val", "gs://bucket/data")
-    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
-    assert "TFDS_DATA_DIR='gs://bucket/data' is not a local path" in refusal("tfds:shapes:val", "")
+def test_data_dir_in_a_bucket_is_read_from_its_copy(shapes_dir, monkeypatch):
+    asked = []
+
+    def copied(*place, split):
+        asked.append((*place, split))
+        return next(Path(shapes_dir, "shapes").iterdir())
+
+    monkeypatch.setattr(datasets, "prepared", copied)
+    assert len(open_source("tfds:shapes:val", data_dir="gs://bucket/data")) == 12
+    monkeypatch.setenv("TFDS_DATA_DIR", "s3://bucket/data")
+    assert len(open_source("tfds:shapes:val", data_dir="")) == 12
+    assert asked == [(f"{scheme}://bucket/data", "shapes", "val") for scheme in ("gs", "s3")]
 
 
 def test_paths_may_start_at_the_home_directory(tmp_path, monkeypatch):

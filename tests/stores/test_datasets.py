@@ -62,7 +62,8 @@ def test_a_copy_that_was_cut_short_is_made_whole(dataset):
 
 
 def test_a_dataset_that_is_not_there_is_refused(dataset):
-    with pytest.raises(UserError, match="dataset 'other' is not in gs://bucket/data; prepare it on a disk and copy"):
+    said = "dataset 'other' is not in gs://bucket/data; mvlm prepare --data_dir=gs://bucket/data writes it there"
+    with pytest.raises(UserError, match=said):
         prepared_dir("other", data_dir=DATA)
 
 

@@ -8,7 +8,7 @@ from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.files import write_json
 from mvlm_jax.stores import mirror, objects
 from mvlm_jax.stores.mirror import fetched, local_path, mirror_of, opened, parts_of, shown
-from mvlm_jax.stores.objects import Store, StoreError, parse
+from mvlm_jax.stores.objects import Store, StoreError, is_relative, parse
 
 
 def line(step):
@@ -42,6 +42,34 @@ def test_an_address_has_one_form():
 )  # fmt: skip
 def test_what_the_library_raises_becomes_one_line(raised, reason):
     assert objects._reason(ValueError(raised)) == reason
+
+
+@pytest.mark.parametrize(
+    "name, below",
+    [("a", True), ("eval/a b.json", True), ("..a/b..", True), ("../a", False), ("a/../../b", False)]
+    + [(name, False) for name in ("/etc/a", "a//b", "./a", "a/.", "a\0b", "")],
+)
+def test_only_a_name_of_a_file_below_the_folder_becomes_a_file(name, below):
+    assert is_relative(name) == below
+
+
+def test_an_object_whose_name_leads_out_of_the_folder_is_left_alone(bucket, monkeypatch, caplog):
+    class Listed:
+        KeyRange = None
+
+        def list(self, _):
+            return [b"config.json", b"../../escaped", b"/etc/escaped", b"folder/"]
+
+    monkeypatch.setattr(Store, "_open", lambda self: Listed())
+    monkeypatch.setattr(Store, "_result", lambda self, listed: listed)
+    assert Store(parse("gs://bucket/run")).names() == ["config.json"]
+    assert "'../../escaped' is no name of a file" in caplog.text
+
+
+def test_a_cache_directory_that_is_relative_is_not_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert mirror.cache_directory() == tmp_path / ".cache" / "mvlm-jax" / "stores"
 
 
 def test_what_changes_in_the_copy_is_written_to_the_store(bucket):

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 
+import orbax.checkpoint as ocp
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
@@ -53,6 +55,27 @@ def test_a_run_in_a_store_leaves_what_one_on_a_disk_leaves(bucket, whole):
 
 def jax_lists(params):
     return {name: {each: value.tolist() for each, value in part.items()} for name, part in params.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [{"../../../escaped": 1}, {"/etc/escaped": 1}])
+def test_a_checkpoint_that_names_files_outside_of_it_is_moved_aside(bucket, whole, files, caplog):
+    train(ToyTask(), config=toy_config(), workdir=RUN)
+    close_all(failed=False)
+    marker = bucket / "run" / CHECKPOINTS / "9" / MARKER
+    marker.write_text(json.dumps({"files": files}))
+    train(ToyTask(), config=toy_config(), workdir=RUN)
+    assert "names what is no file of the step" in caplog.text
+    assert log() == metrics_lines(whole)
+
+
+@pytest.mark.slow
+def test_a_last_checkpoint_that_cannot_be_written_here_ends_the_run(bucket, monkeypatch):
+    monkeypatch.setattr(ocp.CheckpointManager, "close", lambda self: (_ for _ in ()).throw(OSError(28, "no room")))
+    with pytest.raises(RunError, match="no room"):
+        train(ToyTask(), config=toy_config(), workdir=RUN)
+    # The thread that copies checkpoints waits for no step that does not come.
+    assert not [each for each in threading.enumerate() if each.name.startswith("store")]
 
 
 @pytest.mark.slow

@@ -173,6 +173,14 @@ def test_a_relative_source_is_another_one_in_another_directory(tmp_path, monkeyp
     assert stems[0] == stems[1] == stems[3] != stems[2]
 
 
+def test_a_source_in_a_store_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    stems = set()
+    for directory in (tmp_path, tmp_path.parent):
+        monkeypatch.chdir(directory)
+        stems.add(evaluation_stem("retrieval-test", "webdataset:gs://bucket/{000..003}.tar"))
+    assert len(stems) == 1
+
+
 def test_a_file_of_another_kind_beside_the_evaluations_is_left_alone(tmp_path):
     write_evaluations(tmp_path, {"vqa-val": {"accuracy": 0.5}}, step=4, source="tfds:v:val")
     write_json(tmp_path / "eval" / "evalai.json", [{"question_id": 1, "answer": "red"}])

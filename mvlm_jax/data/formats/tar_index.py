@@ -57,7 +57,9 @@ def read_indices(urls: Sequence[str], *, kept_in: str) -> list[TarIndex]:
     """
     states = stores.states(urls)
     kept = {url: f"{kept_in}/{_name(url, state)}" for url, state in zip(urls, states, strict=True)}
-    indices = {url: index for url, file in kept.items() if (index := _kept(file)) is not None}
+    with ThreadPoolExecutor(stores.THREADS) as pool:
+        found = zip(kept, pool.map(_kept, kept.values()))
+        indices = {url: index for url, index in found if index is not None}
     missing = [url for url in kept if url not in indices]
     if missing:
         size = sum(state.size for url, state in zip(urls, states) if url not in indices)
