@@ -98,9 +98,6 @@ def write_in_worker(
     """
     try:
         collection = _opened(open_collection, plan=plan, checks=checks)
-        if place.plan() != plan:
-            # The command that started this worker was killed, and another one has started over.
-            raise UserError(f"{place.name} is written by another mvlm prepare now")
         Job(collection.splits, collection.codec, checks, place, plan).write(shard)
     except UserError as error:
         raise ShardFailure(f"{REFUSED} {error}") from error

@@ -40,9 +40,11 @@ class Job:
         """Writes a shard, and the report that marks it as finished.
 
         Raises:
-          UserError: the source cannot be read.
+          UserError: the source cannot be read, or another command writes the place by another plan.
           OSError, RuntimeError: the place cannot be written.
         """
+        if self.place.plan() != self.plan:  # the command that started this one was killed, and another has started over
+            raise UserError(f"{self.place.name} is written by another mvlm prepare now")
         source = self.splits[shard.split]
         self.place.write_shard(shard.file, source, shard.indices, codec=self.codec, checks=self.checks)
 
