@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 from toy import metrics_lines
 
 from mvlm_jax.stores.mirror import CHECKPOINTS, close_all, fetched
