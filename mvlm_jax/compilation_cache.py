@@ -13,7 +13,7 @@ from absl import logging
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from mvlm_jax.errors import UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import user_cache, user_path
 
 MAX_BYTES = 4 * 2**30
 # Options of JAX, with its default and the value that is set here where the user has left the default.
@@ -46,7 +46,7 @@ def find(setting: str) -> Path | None:
         return None
     directory = None if setting == "auto" else user_path(setting, name="config.compilation_cache").absolute()
     try:
-        directory = directory or _of_user()
+        directory = directory or user_cache() / "compiled"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(directory, private=setting == "auto")
     except (OSError, RuntimeError) as error:
@@ -107,13 +107,6 @@ def _is_set_by_user() -> bool:
     ours = None if _used is None else str(_used)
     options = jax.config.values
     return options["jax_compilation_cache_dir"] != ours or not options["jax_enable_compilation_cache"]
-
-
-def _of_user() -> Path:
-    """By the XDG Base Directory Specification, which has a relative path ignored."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    caches = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return caches / "mvlm-jax" / "compiled"
 
 
 def _check(directory: Path, *, private: bool) -> None:

@@ -46,6 +46,17 @@ def user_path(path: str | Path, *, name: str = "") -> Path:
     return Path(expanded)
 
 
+def user_cache() -> Path:
+    """The user's cache of this program, by the XDG Base Directory Specification, which has a relative path ignored.
+
+    Raises:
+      RuntimeError: there is no home directory.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    caches = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
+    return caches / "mvlm-jax"
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file, with or without a byte-order mark.
 

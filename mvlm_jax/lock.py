@@ -34,10 +34,7 @@ def only_one(directory: Path, *, command: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if isinstance(error, BlockingIOError) or error.errno == errno.EACCES:
-                raise UserError(
-                    f"{directory} is in use by another {command} ({_holder(directory / '.lock')}); "
-                    "end that one or wait for it, or give another directory"
-                ) from error
+                raise in_use(directory, command=command, holder=_holder(directory / ".lock")) from error
             if error.errno not in _UNSUPPORTED:
                 raise
             logging.warning(
@@ -49,6 +46,17 @@ def only_one(directory: Path, *, command: str) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield
+
+
+def in_use(place: object, *, command: str, holder: str) -> UserError:
+    """
+    Args:
+      holder: which process it is; empty: not known.
+    """
+    who = f" ({holder})" if holder else ""
+    return UserError(
+        f"{place} is in use by another {command}{who}; end that one or wait for it, or give another directory"
+    )
 
 
 def _holder(path: Path) -> str:

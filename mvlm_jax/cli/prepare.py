@@ -48,7 +48,7 @@ from mvlm_jax.data.writing.dataset import summary, write_to
 from mvlm_jax.data.writing.place import MANIFEST, Directory, Place, StorePrefix
 from mvlm_jax.data.writing.plan import Engine
 from mvlm_jax.data.writing.processes import Processes
-from mvlm_jax.data.writing.shards import ImageChecks
+from mvlm_jax.data.writing.shards import ImageChecks, is_of_writing
 from mvlm_jax.doctor.check import Limits, check_collection, tokenizer_for
 from mvlm_jax.doctor.faults import GROUPS, parse_policy
 from mvlm_jax.errors import RunError, UserError
@@ -105,8 +105,7 @@ def prepare(
     try:
         write_to(place, collection, name=dataset, engine=engine or Processes(), checks=checks, licence=licence)
     except (OSError, RuntimeError) as error:
-        # The ArrayRecord writer raises RuntimeError where a file of Python's own would raise OSError.
-        if isinstance(error, RuntimeError) and "write() failed" not in str(error):
+        if not is_of_writing(error):
             raise
         raise UserError(f"--data_dir={str(data_dir)!r} cannot be written: {error}") from error
     return place

@@ -12,21 +12,9 @@ from mvlm_jax.report.page import render, short, write_page
 from mvlm_jax.report.recipe import differences
 from mvlm_jax.report.run import Run
 from mvlm_jax.report.run_page import state
-from mvlm_jax.report.verdict import Number, in_words, numbers
+from mvlm_jax.report.verdict import HEADLINES, Number, in_words, numbers
 
 COMPARISON = "comparison.html"
-HEADLINES = (
-    "tr_r1_rerank",
-    "ir_r1_rerank",
-    "tr_r1",
-    "ir_r1",
-    "r_mean",
-    "mlm_gain",
-    "mim_gain",
-    "mim_gain_informative",
-    "accuracy",
-    "top1",
-)
 Two = tuple[Run, Run]
 
 

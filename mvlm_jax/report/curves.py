@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mvlm_jax.report.charts import Chart, Mark, Series, chart
 from mvlm_jax.report.run import Point, Run, series
+from mvlm_jax.report.verdict import HEADLINES
 
 RATE = "learning_rate/"
 # Their titles, with the unit; in this order. What is logged under another name comes between the losses and the rates.
@@ -29,17 +30,7 @@ LAST = {
 LEFT_OUT = ("examples", "seconds_left")
 WHERE_NOT_ZERO = ("skipped_updates", "skipped_images")
 LOGARITHMIC = ("grad_norm", "temperature")
-EVALUATED = (
-    "tr_r1",
-    "ir_r1",
-    "tr_r1_rerank",
-    "ir_r1_rerank",
-    "mlm_gain",
-    "mim_gain",
-    "mim_gain_informative",
-    "accuracy",
-    "top1",
-)
+EVALUATED = frozenset(HEADLINES) - {"r_mean"}  # which says no more than the recalls do
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,11 @@ from mvlm_jax.training.workdir import ORIGIN
 
 PER_CLASS = "per_class"  # the metric that holds those of each class
 MOST_CLASSES = 40  # that are listed
+# The metrics that say how good a run is, the first of all first.
+HEADLINES = (
+    *("tr_r1_rerank", "ir_r1_rerank", "tr_r1", "ir_r1", "r_mean"),
+    *("mlm_gain", "mim_gain", "mim_gain_informative", "accuracy", "top1"),
+)
 LEVELS = (1, 5, 10)
 DIRECTIONS = {"tr": "image → caption", "ir": "caption → image"}
 PARTNERS = {"own": "its own partner", "wrong": "a wrong partner", "none": "no partner"}

@@ -13,10 +13,11 @@ from typing import Any
 from absl import logging
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import atomically
 from mvlm_jax.stores.mirror import cache_directory
 from mvlm_jax.stores.objects import FEW, Store, StoreError, parse
 
-INFO = "dataset_info.json"  # of a prepared dataset, as TFDS writes it
+INFO = "dataset_info.json"  # as TFDS writes it; a directory that has it is a prepared dataset
 COPIED = ".copied.json"  # the size of each file that was copied whole
 SHARD = re.compile(r".+-(?P<split>\w+)\.[a-z_]+-\d{5}-of-\d{5}")
 
@@ -97,13 +98,11 @@ def _copy(store: Store, folder: str, *, files: list[str], target: Path) -> None:
         if content is None:
             raise UserError(f"{store.address}/{name} is gone since it was listed; start again")
         file = name.removeprefix(folder)
-        temporary = target / f".{file}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(target / file)
+        with atomically(target / file) as temporary:
+            temporary.write_bytes(content)
         copied[file] = len(content)
-        temporary = target / f"{COPIED}.tmp"
-        temporary.write_text(json.dumps(copied))
-        temporary.replace(target / COPIED)
+        with atomically(target / COPIED) as temporary:
+            temporary.write_text(json.dumps(copied))
 
 
 def _check_room(described: bytes, splits: set[str], *, target: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from mvlm_jax.errors import UserError
+from mvlm_jax.lock import in_use
 from mvlm_jax.stores.mirror import Mirror
 from mvlm_jax.stores.objects import MISSING, Object, StoreError
 
@@ -37,8 +38,8 @@ def only_one(mirror: Mirror, *, command: str) -> Iterator[None]:
       UserError: another process holds it; says which one, and on which host.
       StoreError: the store cannot be read or written.
     """
-    lease = _Lease(mirror)
-    lease.take(command)
+    lease = _Lease(mirror, command=command)
+    lease.take()
     ended = threading.Event()
     thread = threading.Thread(target=lease.renew, args=(ended,), daemon=True, name="lease")
     thread.start()
@@ -51,13 +52,13 @@ def only_one(mirror: Mirror, *, command: str) -> Iterator[None]:
 
 
 class _Lease:
-    def __init__(self, mirror: Mirror):
-        self._mirror, self._store = mirror, mirror.store
+    def __init__(self, mirror: Mirror, *, command: str):
+        self._mirror, self._store, self._command = mirror, mirror.store, command
         self._owner = _here() | {"process": os.getpid(), "started": _started(os.getpid()), "id": secrets.token_hex(8)}
         self._renewals = 0
         self._generation = b""
 
-    def take(self, command: str) -> None:
+    def take(self) -> None:
         found = self._store.read(NAME)
         if found is not None and not _is_over(_holder(found)):
             logging.info(
@@ -68,7 +69,7 @@ class _Lease:
         if not self._write(MISSING if found is None else found.generation):
             found = self._store.read(NAME)
             if not self._adopted(found):
-                raise self._in_use(found, command)
+                raise self._in_use(found)
 
     def renew(self, ended: threading.Event) -> None:
         last = time.monotonic()
@@ -101,7 +102,7 @@ class _Lease:
             if now is None:
                 return None
             if now.value != found.value:
-                raise self._in_use(now, "run")
+                raise self._in_use(now)
         return found
 
     def _write(self, generation: bytes) -> bool:
@@ -117,12 +118,9 @@ class _Lease:
         self._generation = found.generation
         return True
 
-    def _in_use(self, found: Object | None, command: str) -> UserError:
-        holder = f" ({_named(_holder(found))})" if found else ""
-        return UserError(
-            f"{self._mirror.address} is in use by another {command}{holder}; "
-            "end that one or wait for it, or give another directory"
-        )
+    def _in_use(self, found: Object | None) -> UserError:
+        holder = _named(_holder(found)) if found else ""
+        return in_use(self._mirror.address, command=self._command, holder=holder)
 
     def _lost(self, reason: str) -> None:
         self._mirror.failure = StoreError(reason, self._mirror.address)

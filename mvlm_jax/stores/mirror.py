@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.files import user_path
+from mvlm_jax.files import atomically, user_cache, user_path
 from mvlm_jax.stores.objects import DRIVERS, Store, StoreError, is_address, parse
 
 METRICS = "metrics.jsonl"  # is kept as objects of at most `PART_BYTES`, of which only the last one is written again
@@ -87,10 +87,12 @@ class Mirror:
                 continue
             file = self.directory / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, value)
+            with atomically(file) as temporary:
+                temporary.write_bytes(value)
             self._seen[name] = _state(file)
         if parts:
-            _write(self.directory / METRICS, b"".join(parts))
+            with atomically(self.directory / METRICS) as temporary:
+                temporary.write_bytes(b"".join(parts))
             self._seen[METRICS] = _state(self.directory / METRICS)
         self._fetched = True
 
@@ -333,13 +335,11 @@ def _close(places: Iterable[Path], *, failed: bool) -> None:
 
 def cache_directory() -> Path:
     """Of the user, for what is kept between two starts."""
-    given = os.environ.get("XDG_CACHE_HOME", "")  # whose specification has a relative path ignored
-    home = Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache")).absolute()
-    directory = home / "mvlm-jax" / "stores"
     try:
+        directory = user_cache().absolute() / "stores"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
-    except OSError:  # no home that can be written to: a directory that no other user has made
+    except (OSError, RuntimeError):  # no home that can be written to: a directory that no other user has made
         directory = Path(tempfile.gettempdir(), f"mvlm-jax-{os.getuid()}").absolute()
         directory.mkdir(mode=0o700, exist_ok=True)
         if directory.lstat().st_uid != os.getuid():
@@ -399,12 +399,6 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(file: Path, value: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(value)
-    temporary.replace(file)
 
 
 def _content(name: str, content: Path | bytes, digests: dict[str, bytes]) -> bytes:

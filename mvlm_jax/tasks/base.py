@@ -264,6 +264,10 @@ class BaseTask(Task):
         )
 
     def input_workers(self) -> int:
+        return self._input_workers
+
+    @functools.cached_property
+    def _input_workers(self) -> int:  # once, since it may warn
         data, batches = self.config.data, self.host_batches
         devices = jax.local_device_count() if jax.default_backend() != "cpu" else 0
         return worker_count(data.workers, devices=devices, batch_bytes=batches.image_bytes, prefetch=data.prefetch)

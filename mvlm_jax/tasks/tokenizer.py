@@ -12,8 +12,7 @@ from mvlm_jax.interop.families import text_family
 from mvlm_jax.interop.importing import open_encoder
 from mvlm_jax.interop.text_family import TextFamily
 from mvlm_jax.interop.vocabulary import TOKENIZER_FILES, tokenizer_file
-from mvlm_jax.training.checkpoints import Checkpoints
-from mvlm_jax.training.workdir import CHECKPOINTS
+from mvlm_jax.training.workdir import has_checkpoint
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -46,7 +45,7 @@ def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | Non
     """None: neither the run nor the config has one."""
     if workdir and (own := Path(workdir) / TOKENIZER_FILE).is_file():
         return own
-    if workdir and _has_checkpoints(Path(workdir)):
+    if workdir and has_checkpoint(Path(workdir)):
         # Parameters mean nothing with another vocabulary.
         raise UserError(f"{workdir} has checkpoints but no {TOKENIZER_FILE}; put the one of this run back")
     if hub.is_name(config.text.tokenizer):
@@ -62,11 +61,6 @@ def _file(config: ConfigDict, *, workdir: str | Path | None) -> str | Path | Non
             )
         return origin / TOKENIZER_FILE
     return None
-
-
-def _has_checkpoints(workdir: Path) -> bool:
-    with Checkpoints.for_reading(workdir / CHECKPOINTS) as checkpoints:
-        return bool(checkpoints.steps())
 
 
 def _of_weights(source: str, *, family: TextFamily) -> Tokenizer:

@@ -89,7 +89,7 @@ def _train(
         data = task.data_sizes()
         member = _member(task, config=config, program=program)
         # Weights are read before anything is written: those that do not fit leave no workdir behind.
-        start = None if _has_checkpoint(workdir) else task.start_weights(program.state.params)
+        start = None if workdir_lib.has_checkpoint(workdir) else task.start_weights(program.state.params)
     hosts.check_same(**{"set of start weights": "\n".join(start.lines) if start else ""})
     with hosts.together():
         directory = workdir_lib.open_workdir(workdir, config=config, held=held if writes else None)
@@ -238,11 +238,6 @@ def _check_own_rows(task: Task, *, config: ConfigDict, mesh: Mesh) -> None:
             "features are sent between devices, and a parameter's gradient once for each use, which is slower",
             config.batch_size, batch_parts(mesh) * multiple, config.accumulate, task.objective.group, batch_parts(mesh),
         )  # fmt: skip
-
-
-def _has_checkpoint(workdir: str | Path) -> bool:
-    with Checkpoints.for_reading(Path(workdir) / workdir_lib.CHECKPOINTS) as checkpoints:
-        return checkpoints.latest_step() is not None
 
 
 def _started_from(start: StartWeights, state: TrainState, *, directory: Path, writes: bool) -> TrainState:

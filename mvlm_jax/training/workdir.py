@@ -19,7 +19,7 @@ from mvlm_jax.files import REMOTE, plain, write_json, write_text
 from mvlm_jax.lock import only_one
 from mvlm_jax.stores import lease, mirror
 from mvlm_jax.stores.objects import StoreError
-from mvlm_jax.training.checkpoints import check_path
+from mvlm_jax.training.checkpoints import Checkpoints, check_path
 
 CONFIG = "config.json"
 CHECKPOINTS = mirror.CHECKPOINTS
@@ -104,6 +104,11 @@ def check_shared(directory: Path, *, patience: float = 60.0) -> None:
                 "give a directory that all hosts share, such as a mounted bucket"
             )
         time.sleep(1)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    with Checkpoints.for_reading(directory / CHECKPOINTS) as checkpoints:
+        return checkpoints.latest_step() is not None
 
 
 def read_config(directory: Path) -> ConfigDict:

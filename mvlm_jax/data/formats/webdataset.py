@@ -19,6 +19,7 @@ from mvlm_jax.data.images import AbsentImage, UnusableImage
 from mvlm_jax.data.paths import local_path, matching
 from mvlm_jax.data.skipped import Skipped
 from mvlm_jax.errors import UserError
+from mvlm_jax.files import user_cache
 
 OPTIONS = ("buffer", "index")
 
@@ -158,7 +159,7 @@ def open_webdataset(pattern: str, *, buffer: str = "", index: str = "") -> WebDa
         raise UserError(f"buffer={buffer!r} is not a number of examples, 1 or more")
     if stores.is_url(pattern):
         files = stores.matching(pattern)
-        kept_in = index if stores.is_url(index) else str(local_path(index, name="index") if index else _of_user())
+        kept_in = index if stores.is_url(index) else str(_index_directory(index))
         indices = read_indices(files, kept_in=kept_in)
     elif index:
         raise UserError(
@@ -189,18 +190,15 @@ def open_webdataset(pattern: str, *, buffer: str = "", index: str = "") -> WebDa
     return StoredWebDatasetSource(**fields, captions=captions.combine_chunks())
 
 
+def _index_directory(index: str) -> Path:
+    return local_path(index, name="index") if index else user_cache() / "tar_index"
+
+
 def _names(files: Sequence[str]) -> list[str]:
     """Of the files, without what all have in common."""
     paths = [file if stores.is_url(file) else os.path.abspath(file) for file in files]
     directory = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.splitext(os.path.relpath(path, directory))[0] for path in paths]
-
-
-def _of_user() -> Path:
-    """By the XDG Base Directory Specification, which has a relative path ignored."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    caches = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return caches / "mvlm-jax" / "tar_index"
 
 
 def _whole(data: bytes, wanted: stores.Range) -> bytes:

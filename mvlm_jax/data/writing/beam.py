@@ -15,7 +15,7 @@ from absl import logging
 from mvlm_jax.data.collection import Collection
 from mvlm_jax.data.writing.place import Place
 from mvlm_jax.data.writing.plan import Job, Shard, difference, origin_of, plan_of
-from mvlm_jax.data.writing.shards import ImageChecks
+from mvlm_jax.data.writing.shards import ImageChecks, is_of_writing
 from mvlm_jax.errors import UserError
 
 RUNNERS = {
@@ -102,7 +102,7 @@ def write_in_worker(
     except UserError as error:
         raise ShardFailure(f"{REFUSED} {error}") from error
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "write() failed" not in str(error):
+        if not is_of_writing(error):
             raise
         raise ShardFailure(f"{NOT_WRITTEN} {error}") from error
 

@@ -17,11 +17,11 @@ from mvlm_jax.data.writing.shards import ImageChecks, finished_report, report_pa
 from mvlm_jax.errors import UserError
 from mvlm_jax.files import write_text
 from mvlm_jax.lock import only_one
+from mvlm_jax.stores.datasets import INFO
 
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-INFO = "dataset_info.json"  # of TFDS; a directory that has it is a prepared dataset
 
 
 @runtime_checkable

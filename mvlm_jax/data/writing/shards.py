@@ -78,6 +78,11 @@ def write_shard(source: Source, indices: range, *, path: Path, codec: Codec, che
     write_text(report_path(path), json.dumps(report))
 
 
+def is_of_writing(error: OSError | RuntimeError) -> bool:
+    """Whether a place could not be written. ArrayRecord raises RuntimeError where Python's files raise OSError."""
+    return isinstance(error, OSError) or "write() failed" in str(error)
+
+
 def finished_report(path: Path, *, verify: bool = True) -> dict[str, Any] | None:
     """The report of a shard; None where it is not finished, or with `verify` was changed since."""
     try:
