@@ -52,7 +52,14 @@ def same(one, other):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()], ids=["cut", "flipped", "lost"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(flip, id="flipped"),
+        pytest.param(cut, id="cut", marks=pytest.mark.slow),
+        pytest.param(lambda path: path.unlink(), id="lost", marks=pytest.mark.slow),
+    ],
+)
 def test_whatever_file_is_damaged_the_state_read_is_one_that_was_written(finished, tmp_path, damage):
     program_ = program()
     with Checkpoints.for_reading(finished / "checkpoints") as checkpoints:

@@ -129,7 +129,7 @@ needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 device
 # Embeddings of the whole batch, and a loss of each example; the layers of both encoders differ in number.
 TWO_LOSSES = {"loss.mlm": 0.0, "loss.itm": 0.0, "image_encoder.layers": 3, "text_encoder.layers": 2, "batch_size": 16}
 FREEZING = [
-    pytest.param({"image_encoder.trained_layers": 0}, marks=pytest.mark.slow, id="all"),
+    pytest.param({"image_encoder.trained_layers": 0}, id="all"),
     pytest.param(
         {"image_encoder.trained_layers": 1, "text_encoder.trained_layers": 1, "optimizer.frozen": ("temperature",)},
         id="part",
@@ -141,6 +141,7 @@ def partition_for(config, task):
     return partition_of(task.parameter_shapes(config), patterns=config.optimizer.frozen, rules=task.frozen_rules)
 
 
+@pytest.mark.slow
 @needs_eight
 @pytest.mark.parametrize("fields", FREEZING)
 def test_five_steps_leave_what_is_frozen_bit_for_bit(fields, shapes_dir):
