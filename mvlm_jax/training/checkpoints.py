@@ -142,7 +142,7 @@ class Checkpoints:
             first = error
         try:
             if self._stored_steps is not None:  # also then: its thread waits for a step that does not come
-                self._stored_steps.close(failed=failed or first is not None)
+                self._stored_steps.close()
         except Exception as error:
             first = first or error
         if first is None:

@@ -56,7 +56,7 @@ class StoredSteps:
                 self._remove(step)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._job: Future[None] | None = None
-        self._given_up = threading.Event()
+        self._no_more = threading.Event()  # nothing more is written on this machine
 
     def steps(self) -> list[int]:
         return list(self._steps)
@@ -103,8 +103,8 @@ class StoredSteps:
         def publish() -> None:
             folder = self._directory / str(step)
             while not folder.is_dir():
-                if self._given_up.wait(0.02):
-                    return
+                if self._no_more.wait(0.02) and not folder.is_dir():
+                    return  # it could not be written here
             self._mirror.push()  # the log up to this step; without it a run that resumes here would have a gap
             self._upload(step, folder)
             kept = self._steps[-keep_last:] + [each for each in self._steps if keep_every and each % keep_every == 0]
@@ -139,13 +139,13 @@ class StoredSteps:
                 f"a checkpoint cannot be written to {self._mirror.address}/{CHECKPOINTS}: {error.strerror}; {last}"
             ) from error
 
-    def close(self, *, failed: bool) -> None:
+    def close(self) -> None:
+        """Once nothing more is written on this machine: a step that is whole here is still copied, and others are not.
+
+        Raises:
+          RunError: it could not be copied.
         """
-        Args:
-          failed: the run has ended with an error; a step that is on its way is given up where it is not whole here.
-        """
-        if failed:
-            self._given_up.set()
+        self._no_more.set()
         try:
             self.wait()
         finally:

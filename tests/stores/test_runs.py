@@ -3,17 +3,18 @@
 import json
 import shutil
 import threading
+import time
 
 import orbax.checkpoint as ocp
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
 
 from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.stores.mirror import CHECKPOINTS, close_all, fetched, opened
+from mvlm_jax.stores.mirror import CHECKPOINTS, Mirror, close_all, fetched, opened
 from mvlm_jax.stores.objects import Store, StoreError
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.loop import train
-from mvlm_jax.training.stored_steps import MARKER
+from mvlm_jax.training.stored_steps import MARKER, StoredSteps
 
 RUN = "gs://bucket/run"
 
@@ -134,6 +135,21 @@ def test_a_store_that_fails_ends_the_run_in_one_line_and_the_checkpoint_before_i
         train(ToyTask(), config=toy_config(), workdir=RUN)
     assert (bucket / "run" / CHECKPOINTS / "3" / MARKER).exists()
     assert not (bucket / "run" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_when_a_run_ends_the_step_on_its_way_is_copied_where_it_is_whole(bucket, tmp_path, whole):
+    stored = StoredSteps(Mirror(RUN, tmp_path / "copy"), tmp_path / "copy" / CHECKPOINTS, writes=True)
+    stored.publish(3, keep_last=1, keep_every=0)
+    time.sleep(0.1)  # its thread waits for the folder
+    if whole:
+        (tmp_path / "written").mkdir()
+        (tmp_path / "written" / "params").write_bytes(b"data")
+        (tmp_path / "copy" / CHECKPOINTS).mkdir(parents=True)
+        (tmp_path / "written").rename(tmp_path / "copy" / CHECKPOINTS / "3")
+    stored.close()
+    assert stored.steps() == ([3] if whole else [])
+    assert (bucket / "run" / CHECKPOINTS / "3" / MARKER).exists() == whole
 
 
 def test_a_store_that_cannot_be_read_is_refused_before_anything_is_written(bucket, monkeypatch):
