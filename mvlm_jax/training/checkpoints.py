@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.stores.mirror import mirror_of
+from mvlm_jax.training import hosts
 from mvlm_jax.training.optimizer import a_group_for_each_encoder, one_group_of_encoders
 from mvlm_jax.training.partition import with_trained
 from mvlm_jax.training.rules import path_of
@@ -62,11 +63,14 @@ class Checkpoints:
     their moving average, where there is one. The fingerprints of all show whether what is read is what was written.
 
     Where the directory is the copy of a folder in a store, the steps are those of the store: each is written here, and
-    is then copied there in the background; what is read is copied here first.
+    is then copied there in the background; what is read is copied here first. Each process of a run has such a copy;
+    process 0 writes, and the others send it what they hold.
     """
 
+    _manager: ocp.CheckpointManager | None = None  # None: in a process that sends what it holds to another one
     _stored_steps: StoredSteps | None = None
     _opened: int | None = None  # the directory's descriptor, where it is open for writing
+    _of_run = False  # whether it is that of a run that goes on, which all processes of the run have open
 
     def __init__(self, directory: Path, *, keep_last: int, keep_every: int):
         """Opens for writing; `keep_every` also keeps each step that is a multiple, 0 none.
@@ -75,17 +79,27 @@ class Checkpoints:
           UserError: as `check_path`.
           RunError: the directory cannot be made or read.
         """
+        self._of_run = True
         self._keep = {"keep_last": keep_last, "keep_every": keep_every}
         self._directory = Path(directory).absolute()
         check_path(self._directory)
-        if mirror_of(self._directory) is not None:
+        stored = mirror_of(self._directory) is not None
+        if stored and jax.process_index():
+            with self._writing():
+                self._open_store(writes=False)
+            return
+        if stored:
             keep_last, keep_every = 1, 0  # of the copies
         keep = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,  # half-written steps of a killed run
+            create=not stored,
+            multiprocessing_options=_alone("writer") if stored else ocp.options.MultiprocessingOptions(),
         )
         with self._writing():
+            if stored:
+                self._directory.mkdir(parents=True, exist_ok=True)
             self._open(options)
             self._open_store(writes=True)
             # Shows that the directory was removed even after a background write has made a new one.
@@ -128,7 +142,10 @@ class Checkpoints:
 
     def __exit__(self, kind, *_) -> None:
         try:
-            self._close(failed=kind is not None)
+            # A process that ended before the last step is in the store would be missed as one that died.
+            waits = kind is None and self._of_run and self._stored_steps is not None
+            with hosts.together() if waits else nullcontext():
+                self._close(failed=kind is not None)
         finally:
             if self._opened is not None:
                 os.close(self._opened)
@@ -137,7 +154,8 @@ class Checkpoints:
         first: Exception | None = None
         try:
             with self._writing():
-                self._manager.close()
+                if self._manager is not None:
+                    self._manager.close()
         except Exception as error:
             first = error
         try:
@@ -153,7 +171,10 @@ class Checkpoints:
         logging.debug("closing %s: %s", self._directory, _in_one_line(first))
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps()) if self._stored_steps is None else self._stored_steps.steps()
+        if self._stored_steps is not None:
+            return self._stored_steps.steps()
+        assert self._manager  # where there is no store
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
@@ -161,22 +182,29 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Returns once the arrays are copied, and the step before is in the store; they are written in the background.
 
+        All processes of the run must call it.
+
         Raises:
           RunError: this step, or the one before it, cannot be written.
         """
         items = _items(state)
         if self._stored_steps is not None:
             with self._writing():
-                self._manager.wait_until_finished()
+                if self._manager is not None:
+                    self._manager.wait_until_finished()
             self._stored_steps.wait()
-        with self._writing():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                    fingerprints=ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()}),
-                ),
-            )
+        written = {name: fingerprints(item) for name, item in items.items()}
+        if self._stored_steps is not None and jax.process_count() > 1:
+            items = on_process_0(items)
+        if self._manager is not None:
+            with self._writing():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                        fingerprints=ocp.args.JsonSave(written),
+                    ),
+                )
         if self._stored_steps is not None:
             self._stored_steps.publish(step, **self._keep)
 
@@ -186,7 +214,8 @@ class Checkpoints:
           RunError: a step could not be written in the background.
         """
         with self._writing():
-            self._manager.check_for_errors()
+            if self._manager is not None:
+                self._manager.check_for_errors()
         if self._stored_steps is not None:
             self._stored_steps.check()
 
@@ -238,7 +267,7 @@ class Checkpoints:
         restored = self._latest(lambda step: self._read(step, abstract))
         if restored is not None and self._stored_steps is not None:
             self._stored_steps.forget(restored[0])
-        if restored is not None and self._opened is not None:
+        if restored is not None and self._of_run:
             for step in [step for step in self.steps() if step > restored[0]]:
                 with self._writing():
                     self._move_aside(step)
@@ -248,6 +277,7 @@ class Checkpoints:
         if self._stored_steps is not None:
             self._stored_steps.move_aside(step)
             return
+        assert self._manager  # where there is no store
         if jax.process_index() == 0:
             names = (self._directory / f"damaged.{step}.{count}" for count in itertools.count(1))
             aside = next(path for path in names if not path.exists())
@@ -428,14 +458,32 @@ def _sharded_as(params: PyTree, shapes: PyTree) -> PyTree:
 
 def _reader() -> ocp.Checkpointer:
     """Reads this process's part without waiting for the others, which may fail to read theirs."""
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader_{me}"
-    )
+    alone = _alone("reader")
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
     )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _alone(name: str) -> ocp.options.MultiprocessingOptions:
+    """For what this process does without the others."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{name}_{me}"
+    )
+
+
+def on_process_0(tree: PyTree[Array]) -> PyTree[np.ndarray | None]:
+    """The whole arrays, in the memory of process 0; None for each elsewhere. All processes must call it."""
+
+    def sent(leaf: Array) -> np.ndarray | None:
+        if leaf.is_fully_replicated:
+            whole = leaf.addressable_data(0)
+        else:
+            whole = multihost_utils.process_allgather(leaf, tiled=True)
+        return None if jax.process_index() else np.asarray(whole)
+
+    return jax.tree.map(sent, tree)
 
 
 def _anywhere(found: bool, abstract: PyTree) -> bool:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mvlm_jax.errors import UserError
+from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.training import inventory
 from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 
@@ -101,7 +101,8 @@ def together() -> Iterator[None]:
     Without it the others would wait for the one that failed. Nothing in the block may itself wait for other processes.
 
     Raises:
-      UserError: the error of another process.
+      UserError: that of another process.
+      RunError: another error of another process.
     """
     failed = None
     try:
@@ -109,11 +110,13 @@ def together() -> Iterator[None]:
     except Exception as error:
         failed = error
     if jax.distributed.is_initialized():
-        own = "" if failed is None else str(failed) or type(failed).__name__
+        kind = UserError if isinstance(failed, UserError) else RunError
+        own = "" if failed is None else f"{kind.status} {failed or type(failed).__name__}"
         for process, row in enumerate(_gathered(own.encode())):
-            message = bytes(row).rstrip(b"\0").decode("utf-8", "replace")
+            status, _, message = bytes(row).rstrip(b"\0").decode("utf-8", "replace").partition(" ")
             if message and failed is None:
-                failed = UserError(f"{inventory.name_of(process)}: {message}")
+                kind = UserError if status == str(UserError.status) else RunError
+                failed = kind(f"{inventory.name_of(process)}: {message}")
     if failed is not None:
         raise failed
 

@@ -96,8 +96,9 @@ def _train(
         if writes:
             with workdir_lib.writing(directory):
                 task.save_assets(directory)
+                workdir_lib.publish(directory)
     with hosts.together():
-        workdir_lib.check_shared(directory)
+        workdir_lib.check_shared(directory, writes=writes)
     members = inventory.gather(member)
     for line in banner(
         task, config=config, mesh=mesh, program=program, members=members, data=data, directory=directory

@@ -28,19 +28,21 @@ class Incomplete(Exception):
 class StoredSteps:
     """The steps below `checkpoints/` of a folder in a store, and copies of some of them on this machine.
 
-    A store has no rename, so that a folder is whole when an object in it says so.
+    A store has no rename, so that a folder is whole when an object in it says so. One process of a run writes, and the
+    others keep count.
     """
 
     def __init__(self, mirror: Mirror, directory: Path, *, writes: bool):
         """
         Args:
           directory: of the copies.
-          writes: whether half-written steps of a killed run are removed.
+          writes: whether this process writes steps; half-written ones of a killed run are then removed.
 
         Raises:
           StoreError: the store cannot be read or written.
         """
-        self._mirror, self._store, self._directory = mirror, mirror.store, directory
+        self._mirror, self._store, self._directory, self._writes = mirror, mirror.store, directory, writes
+        self._coming: set[int] = set()  # the step that the process that writes is copying
         self._fetched: set[str] = set()
         self._files: dict[int, dict[str, int | None]] = {}  # the length of each file by its path; None: not known
         found: dict[int, list[str]] = {}
@@ -97,8 +99,11 @@ class StoredSteps:
     def publish(self, step: int, *, keep_last: int, keep_every: int) -> None:
         """Copies a step to the store in the background, once it is whole on this machine, and deletes older ones there.
 
-        The one before must be published: see `wait`.
+        The one before must be published, in the process that writes: see `wait`.
         """
+        if not self._writes:
+            self._steps, self._coming = sorted({*self._steps, *self._coming}), {step}
+            return
 
         def publish() -> None:
             folder = self._directory / str(step)
@@ -165,8 +170,16 @@ class StoredSteps:
         for some in ([marks[0]], sorted(set(names) - set(marks)), [marks[1]]):
             self._store.delete(name for name in some if name in names)
 
-    def move_aside(self, step: int) -> str:
-        """Copies what there is of a step to `damaged.<step>.<number>`, deletes it, and returns the new address."""
+    def move_aside(self, step: int) -> None:
+        """Copies what there is of a step to `damaged.<step>.<number>`, and deletes it.
+
+        A process that does not write forgets the step.
+        """
+        if not self._writes:
+            self._steps.remove(step)
+            self._files.pop(step, None)
+            self.forget(step)
+            return
         names = self._store.names(f"{CHECKPOINTS}/{step}")
         aside = next(
             place
@@ -181,7 +194,6 @@ class StoredSteps:
         self.forget(step)
         logging.warning("it is now %s/%s; the run stores step %d again when it gets there",
                         self._mirror.address, aside, step)  # fmt: skip
-        return aside
 
     def _files_of(self, step: int) -> dict[str, int | None]:
         if step not in self._files:

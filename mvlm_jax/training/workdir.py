@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from mvlm_jax import config as config_lib
@@ -40,7 +39,6 @@ def check_workdir(path: str | Path, *, config: ConfigDict) -> Path:
     """
     directory = mirror.local_path(path).absolute()
     check_path(directory)
-    _check_one_process(directory)
     try:
         mirror.fetched(directory)
         if (directory / "model.safetensors").exists():
@@ -87,23 +85,46 @@ def _only_one(directory: Path) -> Iterator[None]:
             yield
 
 
-def check_shared(directory: Path, *, patience: float = 60.0) -> None:
+def publish(directory: Path) -> None:
+    """Writes what there is to the store now, where the directory is the copy of a folder in one.
+
+    Raises:
+      StoreError: it cannot be written.
+    """
+    copy = mirror.mirror_of(directory)
+    if copy is not None:
+        copy.push()
+
+
+def check_shared(directory: Path, *, writes: bool, patience: float = 60.0) -> None:
     """Refuses a directory in which this process does not see what another one wrote.
 
     Args:
+      writes: whether this process is the one that wrote.
       patience: seconds to wait for it, since a network file system shows it late.
 
     Raises:
       UserError: nothing of a run is there.
     """
     deadline = time.monotonic() + patience
-    while not (directory / CONFIG).exists():
+    while not _is_shown(directory, renewed=not writes):
         if time.monotonic() > deadline:
             raise UserError(
                 f"workdir {directory} has no {CONFIG} here, though process 0 wrote one; "
                 "give a directory that all hosts share, such as a mounted bucket"
             )
         time.sleep(1)
+
+
+def _is_shown(directory: Path, *, renewed: bool) -> bool:
+    """Whether a run is there. `renewed`: the copy of a folder in a store is made anew first."""
+    copy = mirror.mirror_of(directory)
+    try:
+        if copy is not None and renewed:
+            copy.fetch(again=True)
+    except StoreError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+    return (directory / CONFIG).exists()
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -224,15 +245,6 @@ def _absolute(source: str) -> str:
 
 def _label(text: str) -> str:
     return re.sub(r"[^\w.]+", "_", text, flags=re.ASCII).strip("._")[:40]
-
-
-def _check_one_process(directory: Path) -> None:
-    """A checkpoint is put together in one place, which a store is not."""
-    if mirror.mirror_of(directory) is not None and jax.process_count() > 1:
-        raise UserError(
-            f"workdir {directory} is in a store, to which a run of one process writes, and this one has "
-            f"{jax.process_count()}; mount the bucket on all hosts, and give the path of the mount"
-        )
 
 
 def _check_writable(directory: Path) -> None:

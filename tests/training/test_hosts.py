@@ -9,7 +9,7 @@ import pytest
 from twenty import DEVICES, STEPS, flags_of, logged_losses, run_processes, watched
 
 from mvlm_jax.cli import evaluate, train, weights
-from mvlm_jax.errors import UserError
+from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.inference import load
 from mvlm_jax.training import hosts, inventory
 from mvlm_jax.training.checkpoints import Checkpoints
@@ -125,6 +125,22 @@ def test_processes_of_different_commands_are_refused(first):
     differs = f"mvlm train: process 1 ({HOST}) has another config than process 0 ({HOST}); start every"
     assert all(differs in error for error in errors)
     assert not (directory / "none").exists()
+
+
+@pytest.mark.parametrize("error", [UserError, RunError])
+def test_an_error_of_another_process_is_of_the_same_kind_here(monkeypatch, error):
+    sent = []
+
+    def gathered(content):
+        sent.append(content)
+        return np.array([np.frombuffer((row + b"\0" * 64)[:64], np.uint8) for row in (sent[0], sent[-1])])
+
+    monkeypatch.setattr(hosts, "_gathered", gathered)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(error, match="^no room$"), hosts.together():
+        raise error("no room")  # as process 0
+    with pytest.raises(error, match=r"^process 0.*: no room$"), hosts.together():
+        pass  # as process 1
 
 
 SLURM = {
