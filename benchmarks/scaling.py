@@ -29,8 +29,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "v5e:4x4": Case("base", "v5e:4x4", 16, "full"),
-    "v5e:16x16": Case("base", "v5e:16x16", 256, "full"),
+    "v5e:4x4": Case("base", "v5e:4x4", 16, "inputs"),
+    "v5e:16x16": Case("base", "v5e:16x16", 256, "inputs"),
     "v6e:4x4": Case("base", "v6e:4x4", 16, "none"),
     "v6e:16x16": Case("base", "v6e:16x16", 256, "none"),
     "large": Case("large", "v5e:16x16", 256, "full"),
