@@ -171,7 +171,7 @@ class Bench:
           count: of what a round works through.
           prepare: what the others are prepared with; None: they have been asked already.
         """
-        measured, run = False, {"rounds": self._arguments.rounds, "call": "run", "arguments": arguments}
+        measured, run = False, {"rounds": self._arguments.rounds, "arguments": arguments}
         for other in others:
             with self._table.row_of(name, beside=NAMES[other.name]):
                 if prepare is not None:

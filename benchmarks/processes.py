@@ -140,21 +140,31 @@ class Contender:
 
 
 def alternate(
-    contenders: list[Contender], *, rounds: int, call: str, arguments: tuple[Any, ...]
+    contenders: list[Contender], *, rounds: int, arguments: tuple[Any, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The answers of each contender, one a round; they take turns, and the order is turned round each time.
+    """What `run` answers of each contender, one a round; they take turns, and the order is turned round each time.
+
+    A turn begins with one run that is not measured. While the others had their turns, caches were filled with what is
+    theirs, and a virtual machine may have given freed memory back to its host, from where it comes back slowly.
 
     At the deadline the whole rounds so far are what there is.
+
+    Args:
+      arguments: of `run`; the last one is how often.
 
     Raises:
       NotMeasured: not one round is whole, or a contender failed.
     """
+
+    def turn(contender: Contender) -> dict[str, Any]:
+        contender.call("run", *arguments[:-1], 1)
+        return contender.call("run", *arguments)
+
     answers: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
     for index in range(rounds):
         try:
             one = {
-                contender.name: contender.call(call, *arguments)
-                for contender in (contenders if index % 2 == 0 else contenders[::-1])
+                contender.name: turn(contender) for contender in (contenders if index % 2 == 0 else contenders[::-1])
             }
         except Late:
             if index:

@@ -99,7 +99,7 @@ def measure_variants(ours: Contender, table: Table, arguments: argparse.Namespac
     for name, fields in arguments.variants:
         try:
             start = ours.call("prepare", fields)
-            rounds = alternate([ours], rounds=arguments.rounds, call="run", arguments=(arguments.steps,))[ours.name]
+            rounds = alternate([ours], rounds=arguments.rounds, arguments=(arguments.steps,))[ours.name]
             middle = statistics.median(answer["seconds"] for answer in rounds) / arguments.steps
             more = {"compiler_gib": start["compiler_mib"] / 1024} if start["compiler_mib"] else {}
             if peak:
@@ -131,7 +131,7 @@ def compare(ours: Contender | None, others: list[Contender], table: Table, argum
 
     The others follow each other, so one that is still compiling at the deadline does not cost the others their rows.
     """
-    run = {"rounds": arguments.rounds, "call": "run", "arguments": (arguments.steps,)}
+    run = {"rounds": arguments.rounds, "arguments": (arguments.steps,)}
     started = None
     try:
         started = ours.call("prepare", {}) if ours else None

@@ -71,4 +71,4 @@ def emulators(emulated, copies, monkeypatch):
     return emulated
 
 
-sys.path.append(str(ROOT / "tests" / "training"))  # for toy.py and twenty.py
+sys.path.append(str(ROOT / "tests" / "training"))  # for toy.py and toy_hosts.py

@@ -1,44 +1,45 @@
-"""Two processes of four devices over loopback, whose run is in a store."""
+"""Two processes over the loopback, whose run is in a store."""
 
-import jax
-import numpy as np
 import pytest
-from tiny import prepare_shapes
-from twenty import DEVICES, STEPS, flags_of, logged_losses, run_processes
+from toy import ToyTask, metrics_lines, toy_config
+from toy_hosts import TIMEOUT, ended, started
 
-from mvlm_jax.cli import train
 from mvlm_jax.stores.mirror import CHECKPOINTS, close_all, fetched
 from mvlm_jax.stores.objects import Store, parse
 from mvlm_jax.training.checkpoints import Checkpoints
+from mvlm_jax.training.loop import train
 from mvlm_jax.training.stored_steps import MARKER
 
 RUN = "gs://bucket/two"
-FSDP = (1, DEVICES, 1)  # so that no process holds whole arrays
+FIELDS = {"steps": 9, "checkpoint.every": 2, "checkpoint.keep_last": 9}
+IN_PARTS = {"mesh.data": 1, "mesh.tensor": 4}  # so that no process holds all of the parameters
+
+
+def whole_steps(store):
+    return sorted(int(name.split("/")[1]) for name in store.names(CHECKPOINTS) if name.endswith(f"/{MARKER}"))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(jax.device_count() != DEVICES, reason=f"needs {DEVICES} devices")
 def test_two_processes_train_in_a_store_as_one_does_on_a_disk(emulators, tmp_path):
-    prepare_shapes(tmp_path / "data")
-    disk = tmp_path / "disk"
-    assert train.run(flags_of(data_dir=tmp_path / "data", workdir=disk, mesh=FSDP)) == 0
+    def run(**job):
+        processes = started(RUN, logs=tmp_path, fields=FIELDS | IN_PARTS, lost_after=60.0, **job)
+        return ended(processes, timeout=TIMEOUT), [(tmp_path / f"{index}.log").read_text() for index in range(2)]
 
-    job = {"command": "train", "flags": flags_of(data_dir=tmp_path / "data", workdir=RUN, mesh=FSDP)}
-    run_processes(tmp_path, [job | {"stop_after": 15}])
     store = Store(parse(RUN))
-    assert {name.split("/")[1] for name in store.names(CHECKPOINTS) if name.endswith(MARKER)} == {"7", "14"}
-    assert store.read("lock.json") is None
-    # Each of them finds the damage, and one of them moves the step aside.
-    store.write(f"{CHECKPOINTS}/14/params/manifest.ocdbt", b"short")
-    records, errors = run_processes(tmp_path, [job, job | {"command": "evaluate"}])
-    assert [[each["status"] for each in record] for record in records] == [[0, 0], [0, 0]]
-    assert [min(map(int, record[0]["ids"])) for record in records] == [7, 7]
-    assert "it is now gs://bucket/two/checkpoints/damaged.14.1" in errors[0] and "it is now" not in errors[1]
+    assert run(fails=1)[0] == [1, 1]
+    assert whole_steps(store) == [2, 4] and store.read("lock.json") is None
+    # Each process finds the damage, and one of them moves the step aside.
+    store.write(f"{CHECKPOINTS}/4/params/manifest.ocdbt", b"short")
+    statuses, errors = run(pause=0.0)
+    assert statuses == [0, 0], errors
+    assert "it is now gs://bucket/two/checkpoints/damaged.4.1" in errors[0] and "it is now" not in errors[1]
+    assert whole_steps(store) == [2, 4, 6, 8, 9] and store.read("lock.json") is None
 
-    np.testing.assert_allclose(logged_losses(fetched(RUN)), logged_losses(disk), rtol=1e-5)
-    evaluations = [sorted(path.name for path in (run / "eval").iterdir()) for run in (fetched(RUN), disk)]
-    assert evaluations[0] == evaluations[1]
+    train(ToyTask(), config=toy_config(**FIELDS), workdir=tmp_path / "disk")
+    in_store, on_disk = metrics_lines(fetched(RUN)), metrics_lines(tmp_path / "disk")
+    assert [line["step"] for line in in_store] == [line["step"] for line in on_disk]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (in_store, on_disk)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with Checkpoints.for_reading(fetched(RUN) / CHECKPOINTS) as checkpoints:
-        assert checkpoints.steps() == [7, 14, STEPS]
-        checkpoints.restore_params(STEPS)  # which compares it with what the run had
+        checkpoints.restore_params(9)  # which compares it with what the run had
     close_all(failed=False)

@@ -1,17 +1,13 @@
 """Processes of one run, over the loopback."""
 
-import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from toy import ToyTask, metrics_lines, toy_config
+from toy_hosts import TIMEOUT, end, ended, started
 
 from mvlm_jax.errors import RunError
 from mvlm_jax.training.activity import INPUT, Whereabouts
@@ -19,97 +15,7 @@ from mvlm_jax.training.heartbeat import LostProcesses
 from mvlm_jax.training.loop import train
 from mvlm_jax.training.metrics_log import read_metrics
 
-ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
-TIMEOUT = 300  # seconds; only a hang comes near it
-PROCESS = """
-import json, pathlib, sys, time
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-index, port, workdir, job = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=90)
-import mvlm_jax.training.loop as loop
-from mvlm_jax.cli import commands
-from mvlm_jax.errors import RunError, UserError
-from mvlm_jax.training.checkpoints import Checkpoints
-from mvlm_jax.training.mesh import batch_sharding, make_mesh, process_rows
-from mvlm_jax.training.heartbeat import Heartbeat
-from mvlm_jax.training.program import make_program
-from mvlm_jax.training.task import StartWeights
-from toy import ToyTask, toy_config
-
-seconds = {"beat_seconds": 0.5, "lost_after_seconds": job.get("lost_after", 3.0)}
-seconds["stalled_after_seconds"] = job.get("stalled_after", 120.0)
-loop.Heartbeat = lambda activity, names: Heartbeat(activity, names=names, **seconds)
-config = toy_config(**{"checkpoint.every": 1000, **job["fields"]})
-rows_here = process_rows(16, batch_sharding(make_mesh(**config.mesh)))
-
-class Part(ToyTask):
-    def start_weights(self, shapes):
-        if "start" not in job:
-            return None
-        start = pathlib.Path(job["start"][index])
-        if not start.exists():
-            raise UserError(f"there is no {start.name}")
-        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), shapes)
-        with Checkpoints.for_reading(start) as checkpoints:
-            step, _ = checkpoints.restore_params(None, shapes)
-        return StartWeights({}, report={}, lines=[f"step {step}"])
-
-    def train_batches(self, start_step):
-        for step, batch in enumerate(super().train_batches(start_step)):
-            if job.get("fails") == index and step == 5:
-                raise RunError("no batch any more")
-            if job.get("starves") == index and step == 12:
-                time.sleep(1000)
-            time.sleep(0.3 if job.get("slow") == index else job.get("pause", 0.05))
-            yield {name: rows[rows_here] for name, rows in batch.items()}
-
-def stuck_program():
-    # Its sixth call does not come back.
-    program, calls = make_program(task=Part(), config=config, mesh=make_mesh(**config.mesh)), []
-
-    def step(state, batch):
-        calls.append(step)
-        if len(calls) == 6:
-            time.sleep(1000)
-        return program.step(state, batch)
-
-    return program._replace(step=step)
-
-def main(_):
-    program = stuck_program() if job.get("stuck") == index else None
-    loop.train(Part(), config=config, workdir=workdir, program=program)
-
-sys.exit(commands.run(name="train", doc="", define_flags=lambda values, argv: None, main=main, argv=[]))
-"""
-
-
-def started(workdir, *, fields, **job):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(index), str(port), workdir, json.dumps({"fields": fields, **job})],
-            env=environment,
-            stderr=(workdir.parent / f"{index}.log").open("w"),
-        )
-        for index in range(2)
-    ]
-
-
-def ended(processes, *, timeout):
-    """The exit status of each."""
-    try:
-        return [process.wait(timeout=timeout) for process in processes]
-    finally:
-        end(processes)
 
 
 def wait_for_step(workdir, processes):
@@ -126,16 +32,10 @@ def wait_for_words(words, log, processes):
         time.sleep(0.1)
 
 
-def end(processes):
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("victim, message", [(1, f"process 1 ({HOST}) is lost: it sent"), (0, "another task died")])
 def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, message):
-    processes = started(tmp_path / "run", fields={"steps": 100_000})
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 100_000})
     try:
         wait_for_step(tmp_path / "run", processes)
         processes[victim].kill()
@@ -148,7 +48,9 @@ def test_a_dead_process_ends_the_other_one_with_a_message(tmp_path, victim, mess
 
 @pytest.mark.slow
 def test_a_slow_host_is_named_and_an_input_pipeline_that_gives_nothing_too(tmp_path):
-    processes = started(tmp_path / "run", fields={"steps": 100_000}, slow=1, starves=1, pause=0.0, stalled_after=3.0)
+    processes = started(
+        tmp_path / "run", logs=tmp_path, fields={"steps": 100_000}, slow=1, starves=1, pause=0.0, stalled_after=3.0
+    )
     try:
         wait_for_words("(the batch of step 13)", tmp_path / "0.log", processes)
     finally:
@@ -166,7 +68,7 @@ def test_a_slow_host_is_named_and_an_input_pipeline_that_gives_nothing_too(tmp_p
 
 @pytest.mark.slow
 def test_a_step_that_does_not_end_is_told_from_an_input_pipeline_and_then_from_a_lost_process(tmp_path):
-    processes = started(tmp_path / "run", fields={"steps": 100_000}, stuck=1, stalled_after=3.0)
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 100_000}, stuck=1, stalled_after=3.0)
     try:
         wait_for_words("a collective or a device is stuck", tmp_path / "0.log", processes)
         assert "all processes entered step 6; it has not ended for " in (tmp_path / "0.log").read_text()
@@ -180,7 +82,7 @@ def test_a_step_that_does_not_end_is_told_from_an_input_pipeline_and_then_from_a
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(tmp_path):
-    processes = started(tmp_path / "run", fields={"steps": 100_000}, lost_after=60.0)
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 100_000}, lost_after=60.0)
     try:
         wait_for_step(tmp_path / "run", processes)
         processes[1].send_signal(signal.SIGTERM)
@@ -195,7 +97,7 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_of_the_last_step(t
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 0])
 def test_a_process_that_fails_ends_the_other_one_which_says_why(tmp_path, failing):
-    processes = started(tmp_path / "run", fields={"steps": 100_000}, fails=failing, lost_after=60.0)
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 100_000}, fails=failing, lost_after=60.0)
     assert ended(processes, timeout=TIMEOUT) == [1, 1]
     logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
     assert "mvlm train: no batch any more" in logs[failing]
@@ -213,7 +115,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_a_checkpoint_to_start_from_that_one_process_lacks_ends_both_in_one_line(trained, tmp_path):
     starts = [str(trained / "checkpoints"), str(tmp_path / "none")]
-    processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 6}, start=starts)
     assert ended(processes, timeout=TIMEOUT) == [2, 2]
     assert "mvlm train: process 1: there is no none" in (tmp_path / "0.log").read_text()
     assert "mvlm train: there is no none" in (tmp_path / "1.log").read_text()
@@ -224,7 +126,7 @@ def test_a_checkpoint_to_start_from_that_one_process_lacks_ends_both_in_one_line
 def test_processes_that_would_start_from_different_steps_are_refused(trained, tmp_path):
     shutil.copytree(trained / "checkpoints" / "3", tmp_path / "older" / "3")
     starts = [str(trained / "checkpoints"), str(tmp_path / "older")]
-    processes = started(tmp_path / "run", fields={"steps": 6}, start=starts)
+    processes = started(tmp_path / "run", logs=tmp_path, fields={"steps": 6}, start=starts)
     assert ended(processes, timeout=TIMEOUT) == [2, 2]
     for index in range(2):
         log = (tmp_path / f"{index}.log").read_text()
@@ -235,7 +137,7 @@ def test_processes_that_would_start_from_different_steps_are_refused(trained, tm
 @pytest.mark.slow
 def test_parameters_over_the_devices_of_two_processes_train_the_run_of_one(trained, tmp_path):
     fields = {"steps": 6, "checkpoint.every": 3, "mesh.data": 1, "mesh.tensor": 4}
-    assert ended(started(tmp_path / "run", fields=fields, pause=0.0), timeout=TIMEOUT) == [0, 0]
+    assert ended(started(tmp_path / "run", logs=tmp_path, fields=fields, pause=0.0), timeout=TIMEOUT) == [0, 0]
     by_two, by_one = (
         [line["loss"] for line in metrics_lines(run) if "loss" in line] for run in (tmp_path / "run", trained)
     )
