@@ -1,6 +1,10 @@
 """Two processes over the loopback, whose run is in a store."""
 
+import signal
+import time
+
 import pytest
+from stored import whole_steps
 from toy import ToyTask, metrics_lines, toy_config
 from toy_hosts import TIMEOUT, ended, started
 
@@ -8,31 +12,36 @@ from mvlm_jax.stores.mirror import CHECKPOINTS, close_all, fetched
 from mvlm_jax.stores.objects import Store, parse
 from mvlm_jax.training.checkpoints import Checkpoints
 from mvlm_jax.training.loop import train
-from mvlm_jax.training.stored_steps import MARKER
 
 RUN = "gs://bucket/two"
 FIELDS = {"steps": 9, "checkpoint.every": 2, "checkpoint.keep_last": 9}
 IN_PARTS = {"mesh.data": 1, "mesh.tensor": 4}  # so that no process holds all of the parameters
 
 
-def whole_steps(store):
-    return sorted(int(name.split("/")[1]) for name in store.names(CHECKPOINTS) if name.endswith(f"/{MARKER}"))
-
-
 @pytest.mark.slow
 def test_two_processes_train_in_a_store_as_one_does_on_a_disk(emulators, tmp_path):
-    def run(**job):
-        processes = started(RUN, logs=tmp_path, fields=FIELDS | IN_PARTS, lost_after=60.0, **job)
-        return ended(processes, timeout=TIMEOUT), [(tmp_path / f"{index}.log").read_text() for index in range(2)]
-
     store = Store(parse(RUN))
-    assert run(fails=1)[0] == [1, 1]
-    assert whole_steps(store) == [2, 4] and store.read("lock.json") is None
+
+    def start(**job):
+        return started(RUN, logs=tmp_path, fields=FIELDS | IN_PARTS, lost_after=60.0, **job)
+
+    def logs():
+        return [(tmp_path / f"{index}.log").read_text() for index in range(2)]
+
+    processes = start(pause=0.3)
+    try:
+        while len(whole_steps(store)) < 2:
+            assert all(process.poll() is None for process in processes), logs()
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+    finally:
+        assert ended(processes, timeout=TIMEOUT) == [0, 0], logs()
+    last = whole_steps(store)[-1]
     # Each process finds the damage, and one of them moves the step aside.
-    store.write(f"{CHECKPOINTS}/4/params/manifest.ocdbt", b"short")
-    statuses, errors = run(pause=0.0)
-    assert statuses == [0, 0], errors
-    assert "it is now gs://bucket/two/checkpoints/damaged.4.1" in errors[0] and "it is now" not in errors[1]
+    store.write(f"{CHECKPOINTS}/{last}/params/manifest.ocdbt", b"short")
+    assert ended(start(pause=0.0), timeout=TIMEOUT) == [0, 0], logs()
+    moved = f"it is now gs://bucket/two/checkpoints/damaged.{last}.1"
+    assert [moved in log for log in logs()] == [True, False]
     assert whole_steps(store) == [2, 4, 6, 8, 9] and store.read("lock.json") is None
 
     train(ToyTask(), config=toy_config(**FIELDS), workdir=tmp_path / "disk")

@@ -5,23 +5,17 @@ Three moments in gs:// in `make slow`; MVLM_KILLS=20 for more, and in s3:// too.
 
 import functools
 import os
-import re
 
 import pytest
 from kills import finished, killed_again_and_again, started
+from stored import whole_steps
 from toy import metrics_lines
 
 from mvlm_jax.stores.mirror import CHECKPOINTS, close_all, fetched
 from mvlm_jax.stores.objects import Store, parse
-from mvlm_jax.training.stored_steps import MARKER
 
 KILLS = int(os.environ.get("MVLM_KILLS", 3))
 SCHEMES = ("gs", "s3") if "MVLM_KILLS" in os.environ else ("gs",)
-
-
-def whole_steps(store):
-    marks = (re.fullmatch(rf"{CHECKPOINTS}/(\d+)/{MARKER}", name) for name in store.names(CHECKPOINTS))
-    return sorted(int(mark[1]) for mark in marks if mark)
 
 
 @pytest.mark.slow
