@@ -121,16 +121,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.directory.mkdir(parents=True, exist_ok=True)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     failed = False
+    remat = dict(change.partition("=")[::2] for change in options.set).get("model.remat")
     for name in options.cases or CASES:
+        case = CASES[name]._replace(remat=remat or CASES[name].remat)
         file = file_of(name, options.directory)
         try:
             if not file.exists():
-                compile_case(CASES[name], file, changes=options.set)
+                compile_case(case, file, changes=options.set)
         except subprocess.CalledProcessError as error:
             print(f"{name}: mvlm compile ended with status {error.returncode}", file=sys.stderr)
             failed = True
             continue
-        print(f"| {' | '.join(row(CASES[name], json.loads(file.read_text())))} |", flush=True)
+        print(f"| {' | '.join(row(case, json.loads(file.read_text())))} |", flush=True)
     for line in growth(options.directory):
         print(f"\n{line}")
     return int(failed)

@@ -307,6 +307,8 @@ def test_the_table_of_scaling_is_printed_from_figures_or_fails(tmp_path, monkeyp
     assert "| base | v6e:4x4 | none | 1.00 | 16.00 | 2.000 | 2.000 |" in capsys.readouterr().out
     assert all(command[-1] == "--config.cross.layers=1" for command in commands)
     assert module.main([f"--directory={tmp_path}", "v6e:4x4"]) == 0
+    assert module.main([f"--directory={tmp_path / 'dots'}", "--set=model.remat=dots", "v6e:4x4"]) == 0
+    assert "| base | v6e:4x4 | dots |" in capsys.readouterr().out
 
 
 class Parsed(Exception):

@@ -107,24 +107,16 @@ def check_shared(directory: Path, *, writes: bool, patience: float = 60.0) -> No
       UserError: nothing of a run is there.
     """
     deadline = time.monotonic() + patience
-    while not _is_shown(directory, renewed=not writes):
+    if not writes:
+        fetch(directory, again=True)
+    while not (directory / CONFIG).exists():
         if time.monotonic() > deadline:
             raise UserError(
                 f"workdir {directory} has no {CONFIG} here, though process 0 wrote one; "
                 "give a directory that all hosts share, such as a mounted bucket"
             )
         time.sleep(1)
-
-
-def _is_shown(directory: Path, *, renewed: bool) -> bool:
-    """Whether a run is there. `renewed`: the copy of a folder in a store is made anew first."""
-    copy = mirror.mirror_of(directory)
-    try:
-        if copy is not None and renewed:
-            copy.fetch(again=True)
-    except StoreError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
-    return (directory / CONFIG).exists()
+        fetch(directory, again=True)
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -145,14 +137,19 @@ def read_config(directory: Path) -> ConfigDict:
         raise UserError(f"{directory} is not the workdir of a run: no {CONFIG} in it can be read") from error
 
 
-def fetch(directory: Path) -> None:
+def fetch(directory: Path, *, again: bool = False) -> None:
     """Copies the run to this machine where the directory is the copy of a folder in a store, but for its checkpoints.
+
+    Args:
+      again: also where it was copied before; it may have changed since.
 
     Raises:
       UserError: it cannot be read.
     """
+    copy = mirror.mirror_of(directory)
     try:
-        mirror.fetched(directory)
+        if copy is not None:
+            copy.fetch(again=again)
     except StoreError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}") from error
 
