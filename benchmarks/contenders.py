@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import resource
 import sys
@@ -144,7 +145,8 @@ class Jax:
         self._jax, self._setup = jax, setup
         self._device = jax.devices()[0]
         self._compiled: dict[str, futures.Future[CompiledStep]] = {}
-        self._tracing = threading.Lock()
+        self._executables: dict[tuple[str, ...], futures.Future[Any]] = {}
+        self._tracing, self._sharing = threading.Lock(), threading.Lock()
         self._state = self._step = None
 
     def compile(self, variants: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,9 +249,22 @@ class Jax:
                 }
                 lowered = program.step.lower(program.state, batch)
         with self._jax.set_mesh(mesh):
-            step = lowered.compile(compiler_options=options or None)
+            step = self._executable(lowered, options)
         release_free_memory()  # as training does
         return CompiledStep(task, program, mesh, step, time.perf_counter() - started)
+
+    def _executable(self, lowered: Any, options: Mapping[str, Any]) -> Any:
+        """The compiled program; what several settings mean may be the same one, which is compiled once for all."""
+        key = (hashlib.sha256(lowered.as_text().encode()).hexdigest(), _key(options))
+        with self._sharing:
+            first = key not in self._executables
+            future = self._executables.setdefault(key, futures.Future())
+        if first:
+            try:
+                future.set_result(lowered.compile(compiler_options=dict(options) or None))
+            except Exception as error:
+                future.set_exception(error)
+        return future.result()
 
     def matrix_peak(self) -> dict[str, Any]:
         """TFLOP/s of one large product of bfloat16 matrices, which is what the device's matrix unit can reach."""
@@ -362,7 +377,8 @@ class Torch:
 
 
 def reset_process_peak() -> None:
-    """Resets the high-water mark of resident memory, on Linux."""
+    """Resets the high-water mark of resident memory, on Linux, after what was freed while preparing is given back."""
+    release_free_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -27,6 +27,7 @@ CHANGEABLE_IN_EVALUATION = (
     "image_encoder.dropout", "text_encoder.dropout", "cross.dropout",
     "image_encoder.stochastic_depth", "text_encoder.stochastic_depth", "cross.stochastic_depth",
 )  # fmt: skip
+REMAT = ("none", "inputs", "dots", "full")  # what the backward pass recomputes, the least first
 CHOICES = {
     "config_version": (VERSION,),
     "hide_modality": ("none", "image", "text"),
@@ -41,7 +42,7 @@ CHOICES = {
     "eval.rerank_by": ("itm", "itm+itc"),
     "model.attention": ("auto", "xla", "cudnn", "pallas"),
     "model.layer_loop": ("auto", "scan", "unroll"),
-    "model.remat": ("none", "inputs", "dots", "full"),  # the least recomputed first
+    "model.remat": ("auto", *REMAT),
 }
 LIMITS = (
     ("steps batch_size accumulate log_every max_skipped_updates image.size image_encoder.patch text_encoder.vocab_size "
@@ -132,8 +133,8 @@ def default() -> ConfigDict:
     config.model.attention = "auto"
     config.model.layer_loop = "auto"  # scan (one layer is compiled), unroll (all are; faster on GPUs), auto
     # what the backward pass computes again: none, inputs (norms, activations and softmax), dots (all but matrix
-    # products), full
-    config.model.remat = "none"
+    # products), full, auto (inputs on a CPU, none elsewhere)
+    config.model.remat = "auto"
 
     # Sizes are declared by `model_size`, with a comment for each name.
     for part, sizes in model_size("base").items():

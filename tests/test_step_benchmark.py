@@ -39,7 +39,7 @@ def test_variants_have_rows_with_a_profile_and_one_that_is_refused_is_a_failure(
     assert step.main(["--only", "jax", *TOY, "--variants", *variants, *flags]) == 1
     rows, printed = rows_of(file), capsys.readouterr().out
     assert rows["fused"]["not_here"].startswith("not on this backend: config.model.attention=cudnn needs an NVIDIA GPU")
-    assert "config.model.remat='dotz' is not one of none, inputs, dots, full" in rows["misspelt"]["error"]
+    assert "config.model.remat='dotz' is not one of auto, none, inputs, dots, full" in rows["misspelt"]["error"]
     assert "fused               not on this backend" in printed and "misspelt            not measured: UserE" in printed
     measured, profile = (json.loads(line) for line in file.read_text().splitlines()[:2])
     assert len(measured["seconds"]) == 2 and measured["loss"] > 0 and "remat='full'" in measured["compute"]

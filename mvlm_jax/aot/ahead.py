@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mvlm_jax.aot.hlo import Program, read
-from mvlm_jax.config import CHOICES
+from mvlm_jax.config import REMAT
 from mvlm_jax.errors import UserError
 from mvlm_jax.models.compute import check_attention
 from mvlm_jax.tasks.model import compute_of, resolve_compute
@@ -21,7 +21,6 @@ from mvlm_jax.training.program import Program as TrainingProgram
 from mvlm_jax.training.program import make_program
 from mvlm_jax.training.task import Task
 
-REMAT = tuple(map(str, CHOICES["model.remat"]))  # cheapest first
 # With this many groups a chip its matrix units are busy: a larger batch gains nothing.
 MOST_GROUPS = 64
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

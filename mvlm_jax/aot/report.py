@@ -71,7 +71,11 @@ def table(values: Mapping[str, Any], *, step: CompiledStep, topology: Topology, 
 
 
 def what_to_change(config: ConfigDict, *, parts: int) -> str:
-    """Changes that free memory, the cheapest first, for a step that does not fit."""
+    """Changes that free memory, the cheapest first, for a step that does not fit.
+
+    Args:
+      config: with every `auto` resolved.
+    """
     changes = []
     smaller = REMAT[REMAT.index(config.model.remat) + 1 :]
     changes += [f"--config.model.remat={policy}" for policy in smaller]

@@ -18,6 +18,7 @@ from mvlm_jax.aot.topology import EXAMPLES, describe
 from mvlm_jax.cli import commands
 from mvlm_jax.compile_time import compiling
 from mvlm_jax.files import write_json
+from mvlm_jax.tasks.model import resolve_compute
 from mvlm_jax.training.mesh import batch_parts, make_mesh
 
 
@@ -40,6 +41,7 @@ def main(values: flags.FlagValues) -> None:
     if values.json:
         commands.check_writable(values.json, flag="json")
     topology = describe(values.topology, slices=values.slices)
+    resolve_compute(config, backend=topology.devices[0].platform)
     if values.fit:
         asked = config
         config, step = fit(asked, topology.devices, capacity=topology.chip.hbm_bytes, report=print)

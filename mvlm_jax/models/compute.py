@@ -28,6 +28,7 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
       attention: in 16 bits, `auto` is pallas on TPUs and cudnn on NVIDIA GPUs of compute capability 8.0 or more;
         anywhere else it is xla.
       layer_loop: `auto` is unroll on GPUs, else scan.
+      remat: `auto` is inputs on CPU, where moving memory takes longer than recomputing what is cheap, else none.
       backend: JAX's name of the platform; that of the default device where it is not given.
     """
     backend = backend or jax.default_backend()
@@ -40,6 +41,8 @@ def compute_for(*, dtype: str, attention: str, layer_loop: str, remat: str, back
             attention = "pallas" if backend == "tpu" else "cudnn" if on_gpu and _has_cudnn() else "xla"
     if layer_loop == "auto":
         layer_loop = "unroll" if on_gpu else "scan"
+    if remat == "auto":
+        remat = "inputs" if backend == "cpu" else "none"
     return Compute(dtype=jnp.dtype(dtype), attention=attention, layer_loop=layer_loop, remat=remat)
 
 

@@ -105,6 +105,7 @@ def test_no_time_is_estimated_for_several_slices(step, topology):
 
 def test_what_to_change_names_what_is_left_to_change():
     config = config_lib.default()
+    config.model.remat = "none"
     advice = what_to_change(config, parts=4)
     assert "model.remat=dots" in advice and "accumulate=4" in advice and "batch_size=128" in advice
     config.accumulate = 2

@@ -198,8 +198,8 @@ def test_a_fused_kernel_gets_lengths_in_place_of_masks(monkeypatch):
 
 
 def test_automatic_settings_follow_the_platform():
-    auto = {"dtype": "auto", "attention": "auto", "layer_loop": "auto", "remat": "none"}
-    assert compute_for(**auto, backend="cpu") == Compute(jnp.dtype("float32"), "xla", "scan", "none")
+    auto = {"dtype": "auto", "attention": "auto", "layer_loop": "auto", "remat": "auto"}
+    assert compute_for(**auto, backend="cpu") == Compute(jnp.dtype("float32"), "xla", "scan", "inputs")
     assert compute_for(**auto, backend="tpu") == Compute(jnp.dtype("bfloat16"), "pallas", "scan", "none")
     assert compute_for(**auto | {"dtype": "float32"}, backend="tpu").attention == "xla"
     assert compute_for(**auto, backend="gpu").layer_loop == "unroll"

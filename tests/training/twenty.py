@@ -31,6 +31,7 @@ STEPS = 20
 LOSSES = ("loss", "mim", "mlm", "itc", "itm")
 # Two pairs a device on 8 of them, half of a group; four on a mesh of 2 x 2 x 2, a whole group.
 FIELDS = {"steps": STEPS, "batch_size": 16, "dtype": "float32", "checkpoint.every": 7, "checkpoint.keep_last": 9}
+FIELDS |= {"model.attention": "xla", "model.layer_loop": "scan", "model.remat": "none"}  # the plain form of the model
 PROCESSES, DEVICES = 2, 8
 
 
