@@ -77,6 +77,7 @@ def test_the_default_config_of_every_version_is_read(stem):
     config.model.attention = config.model.layer_loop = "auto"
     config.eval.rerank_by = "itm+itc"
     config.data.workers = -1  # there was no automatic number
+    config.model.remat = "auto"  # it was none everywhere
     assert config_lib.differences(config, config_lib.default(), changeable=()) == ""
 
 
