@@ -173,10 +173,7 @@ class Jax:
         key = _key(fields)
         if key not in self._compiled:
             self._compiled[key] = futures.Future()
-            try:
-                self._compiled[key].set_result(self._compile(fields))
-            except Exception as error:
-                self._compiled[key].set_exception(error)
+            _settle(self._compiled[key], lambda: self._compile(fields))
         step = self._compiled[key].result()
         self._batches = make_batches(self._config(fields))
         self._place = functools.partial(_placed, sharding=step.program.batch_sharding)
@@ -260,10 +257,7 @@ class Jax:
             first = key not in self._executables
             future = self._executables.setdefault(key, futures.Future())
         if first:
-            try:
-                future.set_result(lowered.compile(compiler_options=dict(options) or None))
-            except Exception as error:
-                future.set_exception(error)
+            _settle(future, lambda: lowered.compile(compiler_options=dict(options) or None))
         return future.result()
 
     def matrix_peak(self) -> dict[str, Any]:
@@ -289,6 +283,14 @@ class Jax:
 
 def _key(fields: Mapping[str, Any]) -> str:
     return repr(sorted(fields.items()))
+
+
+def _settle(future: futures.Future[Any], make: Callable[[], Any]) -> None:
+    """Gives a future what `make` returns, or raises to those who wait for it."""
+    try:
+        future.set_result(make())
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _placed(batch: dict[str, np.ndarray], *, sharding: Any) -> dict[str, Any]:

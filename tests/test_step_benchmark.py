@@ -176,6 +176,32 @@ def test_another_model_than_the_reference_has_is_refused(field, value, legal):
     assert str(error.value) == f"config.{field}={received!r}; the PyTorch reference has {legal}"
 
 
+def test_variants_that_are_one_program_are_compiled_once():
+    from contenders import Jax, Setup
+
+    compiled = []
+
+    class Lowered:
+        def __init__(self, text):
+            self.as_text = lambda: text
+
+        def compile(self, *, compiler_options):
+            compiled.append((self.as_text(), compiler_options))
+            if self.as_text() == "broken":
+                raise RuntimeError("no room")
+            return object()
+
+    jax = Jax(Setup(size="tiny", image_size=32, batch_size=4, dtype="float32", steps=1))
+    one = jax._executable(Lowered("a"), {})
+    assert jax._executable(Lowered("a"), {}) is one
+    assert jax._executable(Lowered("b"), {}) is not one
+    assert jax._executable(Lowered("a"), {"option": 1}) is not one
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no room"):
+            jax._executable(Lowered("broken"), {})
+    assert compiled == [("a", None), ("b", None), ("a", {"option": 1}), ("broken", None)]
+
+
 def test_a_profile_is_summed_up_by_kind_of_kernel(tmp_path):
     import kernels
 

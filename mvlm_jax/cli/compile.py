@@ -41,7 +41,7 @@ def main(values: flags.FlagValues) -> None:
     if values.json:
         commands.check_writable(values.json, flag="json")
     topology = describe(values.topology, slices=values.slices)
-    resolve_compute(config, backend=topology.devices[0].platform)
+    resolve_compute(config, backend=topology.devices[0].platform)  # the table names what `auto` stands for there
     if values.fit:
         asked = config
         config, step = fit(asked, topology.devices, capacity=topology.chip.hbm_bytes, report=print)
