@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint._src.metadata import array_metadata_store  # has no public name
 
 from mvlm_jax.errors import RunError, UserError
 from mvlm_jax.stores.mirror import mirror_of
@@ -29,7 +30,11 @@ from mvlm_jax.training.rules import path_of
 from mvlm_jax.training.state import TrainState
 from mvlm_jax.training.stored_steps import StoredSteps
 
-ITEMS = ("params", "optimizer", "ema", "fingerprints")
+STATE = ("params", "optimizer", "ema")
+FINGERPRINTS = "fingerprints"
+# Replicas divide an array among them where each then writes this much. Cutting a smaller one takes longer than writing
+# it: every shape is a program to compile, and every piece a copy from a device.
+MIN_BYTES_OF_A_REPLICA = 2**20
 
 
 def check_path(directory: Path, *, write: bool = True) -> None:
@@ -130,7 +135,9 @@ class Checkpoints:
         return self
 
     def _open(self, options: ocp.CheckpointManagerOptions) -> None:
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=_handlers(options.multiprocessing_options)
+        )
 
     def _open_store(self, *, writes: bool) -> None:
         mirror = mirror_of(self._directory)
@@ -197,14 +204,10 @@ class Checkpoints:
         if self._stored_steps is not None and jax.process_count() > 1:
             items = on_process_0(items)
         if self._manager is not None:
+            args = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
+            args |= {FINGERPRINTS: ocp.args.JsonSave(written)}
             with self._writing():
-                self._manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                        fingerprints=ocp.args.JsonSave(written),
-                    ),
-                )
+                self._manager.save(step, args=ocp.args.Composite(**args))
         if self._stored_steps is not None:
             self._stored_steps.publish(step, **self._keep)
 
@@ -348,16 +351,14 @@ class Checkpoints:
 
     def _read_items(self, step: int, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
         args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        args |= {FINGERPRINTS: ocp.args.JsonRestore()}
         restored, failure = {}, ""
         try:
-            self._fetch(step, *abstract, "fingerprints")
+            self._fetch(step, *abstract, FINGERPRINTS)
             with _reader() as reader:
-                read = reader.restore(
-                    self._directory / str(step),
-                    args=ocp.args.Composite(**args, fingerprints=ocp.args.JsonRestore()),
-                )
+                read = reader.restore(self._directory / str(step), args=ocp.args.Composite(**args))
             restored = {name: read[name] for name in abstract}
-            written = {name: read.fingerprints[name] for name in abstract}
+            written = {name: read[FINGERPRINTS][name] for name in abstract}
         except (jax.errors.JaxRuntimeError, MemoryError, RunError, UserError):
             raise  # no memory for it here, or no way to the store, which says nothing about the checkpoint
         except Exception as error:  # broken bytes make Orbax and TensorStore raise anything
@@ -454,6 +455,22 @@ def _sharded_as(params: PyTree, shapes: PyTree) -> PyTree:
     return unflatten_dict(
         {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path]) for path, leaf in leaves.items()}
     )
+
+
+def _handlers(processes: ocp.options.MultiprocessingOptions) -> dict[str, ocp.CheckpointHandler]:
+    """Of a manager's items."""
+    arrays = ocp.type_handlers.ArrayHandler(
+        array_metadata_store=array_metadata_store.Store(),
+        min_slice_bytes_for_replica_parallel=MIN_BYTES_OF_A_REPLICA,
+    )
+    types = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
+    states: dict[str, ocp.CheckpointHandler] = {
+        name: ocp.PyTreeCheckpointHandler(type_handler_registry=types, multiprocessing_options=processes)
+        for name in STATE
+    }
+    return states | {FINGERPRINTS: ocp.JsonCheckpointHandler(multiprocessing_options=processes)}
 
 
 def _reader() -> ocp.Checkpointer:
