@@ -78,7 +78,7 @@ def test_a_task_stopped_on_two_processes_ends_on_one_as_if_never_stopped(stopped
     monkeypatch.setattr(LabelledTask, "predictions", predictions)
     with Checkpoints.for_reading(directory / task / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [STOP]
-    assert train.run(flags(task, data_dir=directory / "data", workdir=directory / task, mesh=FSDP_TENSOR)) == 0
+    assert train.run(flags(task, data_dir=directory / "data", workdir=directory / task, mesh=DATA)) == 0
     alone = directory / f"{task}_alone"
     assert train.run(flags(task, data_dir=directory / "data", workdir=alone, mesh=DATA)) == 0
     resumed, _, last = made
