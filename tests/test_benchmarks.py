@@ -24,7 +24,7 @@ from mvlm_jax.training.metrics_log import MetricsLog
 BENCHMARKS = ROOT / "benchmarks"
 RUN_HERE = {
     *("curve", "doctor", "downstream", "frozen", "heat_maps", "index", "input_pipeline", "retrieval_memory"),
-    "scaling",
+    *("saving", "scaling"),
 }
 # With torch, or with a file of tests of its own.
 RUN_ELSEWHERE = {
@@ -76,6 +76,16 @@ def test_a_workdir_without_losses_is_no_curve(tmp_path, monkeypatch, capsys):
     assert benchmark("curve", monkeypatch).main(arguments) == 1
     assert "metrics.jsonl holds no losses" in capsys.readouterr().err
     assert not (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.slow
+def test_both_ways_of_saving_a_step_are_timed(monkeypatch, capsys):
+    assert benchmark("saving", monkeypatch).main(["--rounds=1", "--width=16"]) == 0
+    _, *rows, ratio = capsys.readouterr().out.splitlines()
+    times = [list(map(float, row.split()[-3:])) for row in rows]
+    assert len(times) == 2
+    assert all(later < written for _, later, written in times)
+    assert float(ratio.split()[4]) > 0
 
 
 @pytest.mark.slow
