@@ -19,8 +19,6 @@ from unittest import mock
 
 import numpy as np
 
-WAYS = {"small arrays whole": None, "every array divided": 0}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,27 +55,25 @@ def measure(directory: Path, *, rounds: int, width: int | None) -> dict[str, lis
     if width is not None:
         for part in (config.image_encoder, config.text_encoder, config.cross):
             part.width = width
+
+    def zeros(leaf):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
     shapes = describe_step(config, jax.devices()).program.state
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    ways = {"small arrays whole": saving.MIN_BYTES_OF_A_REPLICA, "every array divided": 0}
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for step in range(1, rounds + 2):
-        for way, least in WAYS.items():
-            least = saving.MIN_BYTES_OF_A_REPLICA if least is None else least
+        for way, least in ways.items():
             with mock.patch.object(saving, "MIN_BYTES_OF_A_REPLICA", least):
                 opened = saving.Checkpoints(directory / way, keep_last=1, keep_every=0)
             # As after a step of training, whose arrays no copy on the host has been made of.
-            state = jax.block_until_ready(jax.tree.map(_zeros, shapes))
+            state = jax.block_until_ready(jax.tree.map(zeros, shapes))
             with opened as checkpoints:
                 began = time.perf_counter()
                 checkpoints.save(step, state)
                 saved = time.perf_counter() - began
             seconds[way].append((saved, time.perf_counter() - began))
     return seconds
-
-
-def _zeros(leaf):
-    import jax
-
-    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
 
 
 if __name__ == "__main__":

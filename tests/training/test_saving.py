@@ -5,10 +5,9 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from mvlm_jax.training.checkpoints import MIN_BYTES_OF_A_REPLICA, Checkpoints
-from mvlm_jax.training.mesh import make_mesh
+from mvlm_jax.training.mesh import make_mesh, replicated
 from mvlm_jax.training.nonfinite import Skipped
 from mvlm_jax.training.state import TrainState
 
@@ -18,10 +17,9 @@ COUNT = 4
 def test_replicas_divide_only_an_array_of_which_each_writes_enough(tmp_path):
     mesh = make_mesh(data=COUNT, fsdp=1, tensor=1, devices=jax.devices()[:COUNT])
     enough = COUNT * MIN_BYTES_OF_A_REPLICA // np.dtype("float32").itemsize
-    everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
     params = {"large": jnp.arange(enough, dtype=jnp.float32), "small": jnp.ones(enough // 2), "bias": jnp.zeros(8)}
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), skipped=Skipped.none())
-    state = jax.device_put(state, everywhere)
+    state = jax.device_put(state, replicated(mesh))
     with Checkpoints(tmp_path / "checkpoints", keep_last=1, keep_every=0) as checkpoints:
         checkpoints.save(1, state)
     (listed,) = (tmp_path / "checkpoints" / "1" / "params" / "array_metadatas").iterdir()
