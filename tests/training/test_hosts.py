@@ -17,7 +17,7 @@ from mvlm_jax.training.heartbeat import HEARTBEAT_TIMEOUT_SECONDS
 from mvlm_jax.training.workdir import ORIGIN
 
 HOST = socket.gethostname()
-FSDP, ALL_AXES = (1, 8, 1), (2, 2, 2)
+DATA, FSDP, ALL_AXES = (8, 1, 1), (1, 8, 1), (2, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def first(shapes_dir, tmp_path_factory):
     (directory / "process0" / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n")
     of_one = {"text_encoder.kind": "bert", "text.tokenizer": "words.txt"}
     jobs = [
-        {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "whole", mesh=FSDP)},
+        {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "whole", mesh=DATA)},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "stopped", mesh=FSDP), "stop_after": 7},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none", **of_one)},
         {"flags": flags_of(data_dir=shapes_dir, workdir=directory / "none"), "more": {1: ["--config.seed=5"]}},
